@@ -1,0 +1,1 @@
+"""Explanations for any deployed ONNX model."""

@@ -1,0 +1,372 @@
+"""`Var`, a tensor one can calculate with, and `Emitter`, which records the calculation as ONNX nodes.
+
+Everything that generates graph code (gradients, rules, programs) writes ordinary expressions on `Var`; names,
+deduplication of equal nodes and constants, and the lowering of layer operators to ONNX ones happen here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from onnxplain.ir import Graph, Node, Shape, Value
+
+_BOOL = {"Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Xor", "Not", "IsNaN", "IsInf"}
+_INT64 = {"Shape", "Size", "ArgMax", "ArgMin", "NonZero"}
+_BROADCAST = _BOOL | {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mod", "Where", "PRelu"}
+_SAME_SHAPE = {
+    *("Abs", "Neg", "Exp", "Log", "Sqrt", "Reciprocal", "Sign", "Erf", "Relu", "Sigmoid", "Tanh", "Softplus", "Cast"),
+    *("Identity", "Clip", "Softmax", "LogSoftmax", "Floor", "Ceil", "Round", "Sin", "Cos", "CumSum", "Trilu"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Var:
+    """A tensor in the graph that ``emitter`` is writing.
+
+    ``shape`` is what is known when the graph is written (None: not even the rank), ``value`` the array if constant.
+    """
+
+    emitter: Emitter
+    name: str
+    dtype: np.dtype[Any]
+    shape: Shape | None = None
+    value: np.ndarray[Any, Any] | None = None
+
+    def _binary(self, op: str, other: Any, swap: bool = False) -> Var:
+        pair = (other, self) if swap else (self, other)
+        return self.emitter.op(op, *(a if isinstance(a, Var) else self.like(a) for a in pair))
+
+    def like(self, value: Any) -> Var:
+        """Constant of this Var's dtype."""
+        return self.emitter.const(np.asarray(value, dtype=self.dtype))
+
+    def __add__(self, other: Any) -> Var:
+        return self._binary("Add", other)
+
+    def __radd__(self, other: Any) -> Var:
+        return self._binary("Add", other, swap=True)
+
+    def __sub__(self, other: Any) -> Var:
+        return self._binary("Sub", other)
+
+    def __rsub__(self, other: Any) -> Var:
+        return self._binary("Sub", other, swap=True)
+
+    def __mul__(self, other: Any) -> Var:
+        return self._binary("Mul", other)
+
+    def __rmul__(self, other: Any) -> Var:
+        return self._binary("Mul", other, swap=True)
+
+    def __truediv__(self, other: Any) -> Var:
+        return self._binary("Div", other)
+
+    def __rtruediv__(self, other: Any) -> Var:
+        return self._binary("Div", other, swap=True)
+
+    def __pow__(self, other: Any) -> Var:
+        return self._binary("Pow", other)
+
+    def __neg__(self) -> Var:
+        return self.emitter.op("Neg", self)
+
+    def __abs__(self) -> Var:
+        return self.emitter.op("Abs", self)
+
+    def __gt__(self, other: Any) -> Var:
+        return self._binary("Greater", other)
+
+    def __lt__(self, other: Any) -> Var:
+        return self._binary("Less", other)
+
+    def __ge__(self, other: Any) -> Var:
+        return self._binary("GreaterOrEqual", other)
+
+    def __le__(self, other: Any) -> Var:
+        return self._binary("LessOrEqual", other)
+
+    def equal(self, other: Any) -> Var:
+        """Elementwise equality (``==`` keeps its Python meaning: the same Var)."""
+        return self._binary("Equal", other)
+
+    def __and__(self, other: Var) -> Var:
+        return self._binary("And", other)
+
+    def __or__(self, other: Var) -> Var:
+        return self._binary("Or", other)
+
+    def __invert__(self) -> Var:
+        return self.emitter.op("Not", self)
+
+    def cast(self, dtype: Any) -> Var:
+        """The same numbers in another dtype; itself where the dtype is that already."""
+        wanted = np.dtype(dtype)
+        return self if wanted == self.dtype else self.emitter.op("Cast", self, dtype=wanted, to=wanted)
+
+    @property
+    def rank(self) -> int:
+        """Number of axes; asking for it where it is unknown is an error of the caller."""
+        if self.shape is None:
+            raise AssertionError(f"the rank of {self.name} is not known")
+        return len(self.shape)
+
+    @property
+    def static_shape(self) -> tuple[int, ...] | None:
+        """The shape as integers, or None where any dimension is free or unknown."""
+        if self.shape is None or not all(isinstance(d, int) for d in self.shape):
+            return None
+        return tuple(d for d in self.shape if isinstance(d, int))
+
+    def sizes(self, start: int = 0, end: int | None = None) -> Var:
+        """Dimensions ``start:end`` as a 1-D int64 Var: a constant where they are known, else read at run time."""
+        if self.shape is not None and all(isinstance(d, int) for d in self.shape[start:end]):
+            return self.emitter.const(np.array(self.shape[start:end], dtype=np.int64))
+        limits = {"start": start} if end is None else {"start": start, "end": end}
+        return self.emitter.op("Shape", self, **limits)
+
+    def size(self, axis: int) -> Var:
+        """One dimension as an int64 Var of shape (1,)."""
+        axis %= self.rank
+        return self.sizes(axis, axis + 1)
+
+    def reshape(self, shape: Var | Sequence[int], known: Shape | None = None) -> Var:
+        """Reshape; ``shape`` may hold -1 and, as in ONNX, 0 for "as before". ``known`` is what the caller knows of it."""
+        if not isinstance(shape, Var):
+            known = known or (tuple(shape) if all(d > 0 for d in shape) else None)
+            shape = self.emitter.ints(shape)
+        return self.emitter.op("Reshape", self, shape, known=known, allowzero=0)
+
+    def reshape_like(self, other: Var) -> Var:
+        """Reshape to the shape of ``other``."""
+        return self.reshape(other.sizes(), known=other.shape)
+
+    def transpose(self, perm: Sequence[int]) -> Var:
+        """Permute the axes; the identity permutation emits nothing."""
+        if list(perm) == list(range(len(perm))):
+            return self
+        known = None if self.shape is None else tuple(self.shape[p] for p in perm)
+        return self.emitter.op("Transpose", self, known=known, perm=list(perm))
+
+    def sum(self, axes: Sequence[int] | Var | None = None, keepdims: bool = False) -> Var:
+        """ReduceSum over ``axes`` (None: over all)."""
+        if axes is not None and not isinstance(axes, Var) and not axes:
+            return self
+        where = () if axes is None else (axes if isinstance(axes, Var) else self.emitter.ints(axes),)
+        known: Shape | None = None
+        if self.shape is not None and not isinstance(axes, Var):
+            reduced = {a % self.rank for a in (range(self.rank) if axes is None else axes)}
+            dims = [(1 if i in reduced else d) for i, d in enumerate(self.shape) if keepdims or i not in reduced]
+            known = tuple(dims)
+        return self.emitter.op("ReduceSum", self, *where, known=known, keepdims=int(keepdims), noop_with_empty_axes=0)
+
+    def mask(self, condition: Var) -> Var:
+        """The elements where ``condition`` holds, 0 elsewhere (cheaper than Where on both providers)."""
+        return self * condition.cast(self.dtype)
+
+    def __str__(self) -> str:
+        return str(Value(self.name, self.dtype, self.shape))
+
+
+def where(condition: Var, chosen: Any, other: Any) -> Var:
+    """Elementwise choice; one of the two may be a number."""
+    like = chosen if isinstance(chosen, Var) else other
+    pair = (v if isinstance(v, Var) else like.like(v) for v in (chosen, other))
+    return condition.emitter.op("Where", condition, *pair)
+
+
+def concat(parts: Sequence[Var], axis: int = 0) -> Var:
+    """Concat; constants are joined at once, a single part is returned as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    arrays = [p.value for p in parts if p.value is not None]
+    if len(arrays) == len(parts):
+        return parts[0].emitter.const(np.concatenate(arrays, axis=axis))
+    return parts[0].emitter.op("Concat", *parts, axis=axis)
+
+
+def broadcast_shape(*shapes: Shape | None) -> Shape | None:
+    """The shape that elementwise operators give operands of these shapes; None where the ranks are unknown."""
+    known = [s for s in shapes if s is not None]
+    if len(known) < len(shapes):
+        return None
+    rank = max((len(s) for s in known), default=0)
+    columns = zip(*((1,) * (rank - len(s)) + tuple(s) for s in known), strict=True)
+    return tuple(_broadcast_dim(set(column)) for column in columns)
+
+
+def _broadcast_dim(dims: set[int | str | None]) -> int | str | None:
+    dims = dims - {1} or {1}
+    if len(dims) == 1:
+        return next(iter(dims))
+    return next((d for d in dims if isinstance(d, int)), None)
+
+
+class Emitter:
+    """Writes nodes. Equal nodes (same operator, inputs, attributes) are written once.
+
+    Parameters
+    ----------
+    graph
+        The graph to continue: its names are kept, its nodes come first. None starts an empty one.
+    """
+
+    def __init__(self, graph: Graph | None = None) -> None:
+        self.nodes: list[Node] = list(graph.nodes) if graph else []
+        self.constants: dict[str, np.ndarray[Any, Any]] = dict(graph.constants) if graph else {}
+        self.values: dict[str, Value] = dict(graph.values) if graph else {}
+        self.scope = ""
+        self._taken: set[str] = set(self.values) | set(self.constants)
+        self._counts: dict[str, int] = {}
+        self._written: dict[Any, tuple[Var, ...]] = {}
+        self._pool: dict[Any, Var] = {}
+        for node in self.nodes:
+            key = (node.domain, node.op, node.inputs, _frozen(node.attrs), len(node.outputs))
+            if all(o in self.values for o in node.outputs):
+                self._written.setdefault(key, tuple(self.var(o) for o in node.outputs))
+
+    @contextmanager
+    def within(self, scope: str) -> Iterator[None]:
+        """Names written inside start with ``scope``."""
+        outer, self.scope = self.scope, scope
+        yield
+        self.scope = outer
+
+    def var(self, name: str) -> Var:
+        """The Var of a value or constant that is already there."""
+        if name in self.constants:
+            array = self.constants[name]
+            return Var(self, name, array.dtype, array.shape, array)
+        value = self.values[name]
+        return Var(self, name, value.dtype, value.shape)
+
+    def fresh(self, hint: str) -> str:
+        """A name that nothing has yet."""
+        stem = f"{self.scope}/{hint}" if self.scope else hint
+        while True:
+            count = self._counts[stem] = self._counts.get(stem, -1) + 1
+            name = f"{stem}_{count}" if count else stem
+            if name not in self._taken:
+                self._taken.add(name)
+                return name
+
+    def input(self, name: str, dtype: Any, shape: Shape | None) -> Var:
+        """A new value that the graph gets from outside; the caller lists it among the graph's inputs."""
+        name = self.fresh(name)
+        self.values[name] = Value(name, np.dtype(dtype), shape)
+        return self.var(name)
+
+    def const(self, array: Any, name: str = "const") -> Var:
+        """A constant; equal small ones are kept once."""
+        array = np.asarray(array)
+        key = (array.dtype.name, array.shape, array.tobytes()) if array.size <= 4096 else None
+        if key is not None and key in self._pool:
+            return self._pool[key]
+        outer, self.scope = self.scope, ""
+        name = self.fresh(name)
+        self.scope = outer
+        self.constants[name] = array
+        var = Var(self, name, array.dtype, array.shape, array)
+        if key is not None:
+            self._pool[key] = var
+        return var
+
+    def ints(self, values: Sequence[int]) -> Var:
+        """A 1-D int64 constant."""
+        return self.const(np.array(values, dtype=np.int64))
+
+    def op(self, op: str, *inputs: Var | None, dtype: Any = None, known: Shape | None = None, **attrs: Any) -> Var:
+        """Write one node with one output.
+
+        Parameters
+        ----------
+        op
+            ONNX operator.
+        inputs
+            None stands for a missing optional input.
+        dtype, known
+            Of the output, where they do not follow from the operator's name (``known`` is its shape).
+        attrs
+            ONNX attributes. Types (Cast's ``to``) are numpy dtypes.
+        """
+        return self.ops(op, *inputs, outputs=1, dtypes=[dtype], shapes=[known], **attrs)[0]
+
+    def ops(
+        self,
+        op: str,
+        *inputs: Var | None,
+        outputs: int,
+        dtypes: Sequence[Any] | None = None,
+        shapes: Sequence[Shape | None] | None = None,
+        names: Sequence[str] | None = None,
+        domain: str = "",
+        **attrs: Any,
+    ) -> tuple[Var, ...]:
+        """Write one node with several outputs. See `op`; ``names`` asks for given names of the outputs."""
+        present = [i for i in inputs if i is not None]
+        key = (domain, op, tuple(i.name if i else "" for i in inputs), _frozen(attrs), outputs)
+        if key in self._written and not names:
+            return self._written[key]
+        results = []
+        for k in range(outputs):
+            name = names[k] if names else self.fresh(op)
+            kind = (dtypes[k] if dtypes else None) or _dtype(op, present)
+            shape = (shapes[k] if shapes else None) or _shape(op, present)
+            self.values[name] = Value(name, np.dtype(kind), shape)
+            self._taken.add(name)
+            results.append(self.var(name))
+        while present and inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
+        self.nodes.append(
+            Node(op, tuple(i.name if i else "" for i in inputs), tuple(r.name for r in results), attrs, domain=domain)
+        )
+        self._written[key] = tuple(results)
+        return tuple(results)
+
+    def refine(self, var: Var, shape: Shape | None) -> Var:
+        """The same Var with what the caller knows of its shape."""
+        self.values[var.name] = Value(var.name, var.dtype, shape)
+        return replace(var, shape=shape)
+
+    def graph(self, inputs: Sequence[Var], outputs: Mapping[str, Var], name: str = "graph") -> Graph:
+        """Finish: the graph that computes ``outputs`` (name -> Var), without what they do not need.
+
+        Outputs that already have the right name keep their node; others are renamed by an Identity.
+        """
+        for wanted, var in outputs.items():
+            if var.name != wanted:
+                self.ops("Identity", var, outputs=1, names=[wanted], dtypes=[var.dtype], shapes=[var.shape])
+        return Graph(
+            tuple(self.values[i.name] for i in inputs), (), tuple(self.nodes), self.constants, self.values, name
+        ).pruned(list(outputs))
+
+
+def _dtype(op: str, inputs: Sequence[Var]) -> np.dtype[Any]:
+    if op in _BOOL:
+        return np.dtype(bool)
+    if op in _INT64:
+        return np.dtype(np.int64)
+    return inputs[1 if op == "Where" else 0].dtype
+
+
+def _shape(op: str, inputs: Sequence[Var]) -> Shape | None:
+    if op in _BROADCAST:
+        return broadcast_shape(*(i.shape for i in inputs))
+    return inputs[0].shape if op in _SAME_SHAPE and inputs else None
+
+
+def _frozen(attrs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Attributes as a dictionary key; graphs and arrays by identity and content."""
+
+    def frozen(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return (value.dtype.name, value.shape, value.tobytes())
+        if isinstance(value, list | tuple):
+            return tuple(frozen(v) for v in value)
+        return id(value) if isinstance(value, Graph) else value
+
+    return tuple(sorted((k, frozen(v)) for k, v in attrs.items()))

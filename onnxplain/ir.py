@@ -1,0 +1,165 @@
+"""The layer IR: frozen values that describe a model, free of protobuf.
+
+A `Graph` is canonical when it comes out of `onnxplain.canonize`: operators have the meaning of `OPSET`, every attribute
+with a default is present, constants are arrays, nodes are in topological order, and every value has a dtype and a rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+OPSET = 21  # the ai.onnx version that every operator in a canonical graph, and in every emitted one, follows
+IR_VERSION = 10
+
+Dim = int | str | None  # a size; the name of a size that is free; or None, unknown
+Shape = tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A named tensor: dtype, and a shape whose dimensions are sizes, names or None. ``shape=None``: unknown rank."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: Shape | None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether a cotangent can flow through the value (bfloat16 counts as float; numpy calls it a void)."""
+        return is_float(self.dtype)
+
+    def __str__(self) -> str:
+        dims = "?" if self.shape is None else " x ".join("?" if d is None else str(d) for d in self.shape)
+        return f"{self.name}: {self.dtype} [{dims}]"
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether the dtype is a floating-point one, bfloat16 included."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator call. A missing optional input is ``""``; an attribute that is a subgraph is a `Graph`."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+    domain: str = ""
+
+    @property
+    def label(self) -> str:
+        """The node as error messages call it: operator and name."""
+        operator = f"{self.domain}.{self.op}" if self.domain else self.op
+        return f"{operator} '{self.name or self.outputs[0]}'"
+
+    @property
+    def subgraphs(self) -> list[Graph]:
+        """The graphs among the attributes (bodies of If, Loop, Scan)."""
+        return [a for a in self.attrs.values() if isinstance(a, Graph)]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Every value the node reads: its inputs, and what its subgraphs capture from outside."""
+        captured = (name for body in self.subgraphs for name in body.captured)
+        return (*(i for i in self.inputs if i), *captured)
+
+    def __str__(self) -> str:
+        attrs = ", ".join(f"{k}={'<graph>' if isinstance(v, Graph) else v}" for k, v in self.attrs.items())
+        return f"{', '.join(self.outputs)} = {self.op}({', '.join(self.inputs)}{' | ' + attrs if attrs else ''})"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model or the body of a control-flow node.
+
+    Attributes
+    ----------
+    inputs, outputs
+        The graph's interface; an input never is a constant.
+    nodes
+        In topological order.
+    constants
+        Name -> array (weights and small constants alike).
+    values
+        Name -> `Value` for inputs and everything a node computes; constants may be absent.
+    """
+
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    nodes: tuple[Node, ...]
+    constants: Mapping[str, np.ndarray[Any, Any]]
+    values: Mapping[str, Value]
+    name: str = "graph"
+
+    @cached_property
+    def producer(self) -> dict[str, Node]:
+        """Value name -> the node that computes it."""
+        return {output: node for node in self.nodes for output in node.outputs if output}
+
+    @cached_property
+    def users(self) -> dict[str, list[Node]]:
+        """Value name -> the nodes that read it."""
+        users: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.reads):
+                users.setdefault(name, []).append(node)
+        return users
+
+    @cached_property
+    def captured(self) -> tuple[str, ...]:
+        """Names that the graph reads but neither takes as input, nor holds, nor computes."""
+        own = {v.name for v in self.inputs} | set(self.constants) | set(self.producer)
+        reads = [name for node in self.nodes for name in node.reads] + [v.name for v in self.outputs]
+        return tuple(dict.fromkeys(name for name in reads if name not in own))
+
+    def value(self, name: str) -> Value:
+        """The named value; constants get one made from their array."""
+        if name in self.values:
+            return self.values[name]
+        array = self.constants[name]
+        return Value(name, array.dtype, array.shape)
+
+    def replace(self, **changes: Any) -> Graph:
+        """Copy of the graph with some fields changed."""
+        return replace(self, **changes)
+
+    def reachable_from(self, names: Iterable[str]) -> set[str]:
+        """Names of all values that depend on one of ``names``, those included."""
+        reached = set(names)
+        for node in self.nodes:
+            if not reached.isdisjoint(node.reads):
+                reached.update(o for o in node.outputs if o)
+        return reached
+
+    def needed_for(self, names: Iterable[str]) -> set[str]:
+        """Names of all values that one of ``names`` depends on, those included."""
+        needed = set(names)
+        for node in reversed(self.nodes):
+            if not needed.isdisjoint(node.outputs):
+                needed.update(node.reads)
+        return needed
+
+    def pruned(self, outputs: Sequence[str]) -> Graph:
+        """The part of the graph that computes ``outputs``, which become its outputs. All inputs stay."""
+        needed = self.needed_for(outputs)
+        nodes = tuple(n for n in self.nodes if not needed.isdisjoint(n.outputs))
+        kept = {v.name for v in self.inputs} | {o for n in nodes for o in n.outputs}
+        return self.replace(
+            outputs=tuple(self.value(o) for o in outputs),
+            nodes=nodes,
+            constants={k: v for k, v in self.constants.items() if k in needed},
+            values={k: v for k, v in self.values.items() if k in kept},
+        )
+
+    def __str__(self) -> str:
+        lines = [f"graph {self.name}({', '.join(map(str, self.inputs))})"]
+        lines += [f"  {node}" for node in self.nodes]
+        return "\n".join([*lines, f"  return {', '.join(map(str, self.outputs))}"])

@@ -1,0 +1,165 @@
+"""What a row of the operator table is: an operator, its kind, and its vector-Jacobian product (VJP).
+
+A VJP is a function ``(call, *cotangents) -> one cotangent per input``: ``call`` is the node with its tensors, each cotangent
+belongs to one output (None where nothing arrives). It returns a sequence as long as it likes; inputs beyond its end, and
+those given None, get no cotangent. It need not sum over broadcast axes (declare ``broadcast=True``) nor over several users
+of a value: the walk (`onnxplain.backward`) does both. Attributes are complete (`onnxplain.reader` fills in defaults), shapes
+may be free: take sizes from ``Var.sizes()``, which is a constant where it can be.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from onnxplain.emit import Emitter, Var
+from onnxplain.ir import Node
+
+
+class Kind(enum.Flag):
+    """The role of a node, as rules see it. A Flag, so that ``Kind.CONV | Kind.DENSE`` matches either."""
+
+    CONV = enum.auto()  # convolution with weights that do not depend on the explained input
+    DENSE = enum.auto()  # matrix product with such weights
+    ACTIVATION = enum.auto()  # nonlinear, elementwise, one active input
+    MAX_POOL = enum.auto()  # picks one of several elements
+    AVG_POOL = enum.auto()  # weighted mean or sum of several elements, weights without parameters
+    SUM = enum.auto()  # sum or difference of several active inputs
+    AFFINE = enum.auto()  # elementwise scale and shift by constants (inference BatchNormalization too)
+    PRODUCT = enum.auto()  # product or quotient of active inputs: attention, gates
+    SOFTMAX = enum.auto()
+    NORMALIZATION = enum.auto()  # divides by statistics of its own input
+    MOVEMENT = enum.auto()  # moves elements, changes none
+
+
+Cotangent = Var | None
+Vjp = Callable[..., Sequence[Cotangent]]
+KindOf = Kind | Callable[["Call"], Kind]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A node bound to its tensors in the graph being written.
+
+    Attributes
+    ----------
+    node
+        The IR node.
+    inputs, outputs
+        Its tensors; a missing optional input is None.
+    active
+        Per input: does it depend on what is being explained? Only those need a cotangent.
+    """
+
+    emitter: Emitter
+    node: Node
+    inputs: tuple[Var | None, ...]
+    outputs: tuple[Var, ...]
+    active: tuple[bool, ...]
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        """The node's attributes, defaults included."""
+        return self.node.attrs
+
+    @property
+    def x(self) -> Var:
+        """The first input."""
+        x = self.inputs[0]
+        assert x is not None
+        return x
+
+    @property
+    def y(self) -> Var:
+        """The first output."""
+        return self.outputs[0]
+
+    def input(self, index: int) -> Var | None:
+        """An input by position; None where it is missing."""
+        return self.inputs[index] if index < len(self.inputs) else None
+
+    def op(self, op: str, *inputs: Var | None, **keywords: Any) -> Var:
+        """Write one ONNX node; see `onnxplain.emit.Emitter.op`."""
+        return self.emitter.op(op, *inputs, **keywords)
+
+    def ints(self, values: Sequence[int]) -> Var:
+        """A 1-D int64 constant."""
+        return self.emitter.ints(values)
+
+    def bind(self, inputs: Sequence[Var | None]) -> Call:
+        """The same operator on other inputs of the same shapes, with its outputs computed there."""
+        outputs = self.emitter.ops(
+            self.node.op,
+            *inputs,
+            outputs=len(self.outputs),
+            dtypes=[o.dtype for o in self.outputs],
+            shapes=[o.shape for o in self.outputs],
+            domain=self.node.domain,
+            **self.attrs,
+        )
+        return replace(self, inputs=tuple(inputs), outputs=outputs)
+
+
+@dataclass(frozen=True)
+class OpRow:
+    """One operator: its VJP, its kind, and whether its inputs broadcast against each other."""
+
+    op: str
+    vjp: Vjp
+    kind: KindOf
+    broadcast: bool = False
+
+    def kind_of(self, call: Call) -> Kind:
+        """The kind of one node (it may depend on which inputs are active)."""
+        return self.kind(call) if callable(self.kind) else self.kind
+
+
+class OpTable(dict[str, OpRow]):
+    """Operator name -> `OpRow`; refuses duplicates."""
+
+    def __init__(self, kind: KindOf) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def vjp(self, *ops: str, kind: KindOf | None = None, broadcast: bool = False) -> Callable[[Vjp], Vjp]:
+        """Register the decorated function as the VJP of ``ops``."""
+
+        def register(function: Vjp) -> Vjp:
+            for op in ops:
+                if op in self:
+                    raise KeyError(f"{op} has two rows")
+                self[op] = OpRow(op, function, kind or self.kind, broadcast)
+            return function
+
+        return register
+
+    def unary(self, **rows: Callable[..., Var]) -> None:
+        """Register elementwise functions of one input: ``Op=lambda ct, x, y: cotangent of x``.
+
+        A row may take attributes as keywords: ``Elu=lambda ct, x, y, *, alpha: ...``.
+        """
+        for op, row in rows.items():
+            self.vjp(op)(_unary(row))
+
+
+def _unary(row: Callable[..., Var]) -> Vjp:
+    names = row.__kwdefaults__ or {}
+    code = row.__code__
+    keywords = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+
+    def vjp(call: Call, ct: Var) -> Sequence[Cotangent]:
+        return [row(ct, call.x, call.y, **{k: call.attrs.get(k, names.get(k)) for k in keywords})]
+
+    return vjp
+
+
+def merge(*tables: Mapping[str, OpRow]) -> dict[str, OpRow]:
+    """One table out of several; an operator may be in one of them only."""
+    merged: dict[str, OpRow] = {}
+    for table in tables:
+        if twice := merged.keys() & table.keys():
+            raise KeyError(f"operators with two rows: {sorted(twice)}")
+        merged.update(table)
+    return merged

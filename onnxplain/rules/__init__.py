@@ -1,0 +1,1 @@
+"""Rules: how a node redistributes what arrives at its output."""

@@ -1,0 +1,148 @@
+"""Independent references: tiny models, finite differences in float64, and the comparison that DESIGN-level tolerances use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx.reference import ReferenceEvaluator
+
+from onnxplain.backward import backward
+from onnxplain.emit import Emitter
+from onnxplain.ir import IR_VERSION, OPSET, Graph
+from onnxplain.reader import to_graph
+from onnxplain.rules.base import Gradient
+from onnxplain.writer import to_proto
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator call to differentiate.
+
+    Float arrays among ``inputs`` are differentiated unless their index is in ``constant``; everything else, and those, become
+    initializers. None is a missing optional input. ``used`` lists the outputs that get a cotangent (default: the float ones).
+    """
+
+    op: str
+    inputs: Sequence[np.ndarray[Any, Any] | None]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    constant: Sequence[int] = ()
+    outputs: int = 1
+    used: Sequence[int] | None = None
+    tolerance: float = 2e-4  # float32 rounding; a planted 0.1 % error is five times as large
+
+    def __str__(self) -> str:
+        shapes = ",".join("-" if i is None else "x".join(map(str, i.shape)) or "scalar" for i in self.inputs)
+        attrs = ",".join(f"{k}={v}" for k, v in self.attrs.items() if not isinstance(v, np.ndarray))
+        return f"{self.op}-{shapes}-{attrs}"
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    """The random generator of the tests."""
+    return np.random.default_rng(seed)
+
+
+def relative_error(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    """||a - b|| / ||b||, in float64."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    assert a.shape == b.shape, (a.shape, b.shape)
+    norm = float(np.linalg.norm(b))
+    return float(np.linalg.norm(a - b)) / norm if norm else float(np.linalg.norm(a))
+
+
+def single_node(case: Case, free: bool, double: bool = False) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
+    """A model of one node, and the arrays to feed. ``free``: every dimension has a name instead of a size."""
+    names = [f"x{i}" if a is not None else "" for i, a in enumerate(case.inputs)]
+    feeds, inputs, constants = {}, [], []
+    for i, (name, array) in enumerate(zip(names, case.inputs, strict=True)):
+        if array is None:
+            continue
+        array = np.asarray(array)
+        array = array.astype(np.float64 if double else np.float32) if array.dtype.kind == "f" else array
+        if array.dtype.kind == "f" and i not in case.constant:
+            feeds[name] = array
+            dims = [f"{name}_{a}" for a in range(array.ndim)] if free else array.shape
+            kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+            inputs.append(onnx.helper.make_tensor_value_info(name, kind, dims))
+        else:
+            constants.append(onnx.numpy_helper.from_array(array, name))
+    outputs = [f"y{i}" for i in range(case.outputs)]
+    node = onnx.helper.make_node(case.op, names, outputs, name=case.op, **case.attrs)
+    infos = [onnx.ValueInfoProto(name=o) for o in outputs]
+    graph = onnx.helper.make_graph([node], "case", inputs, infos, constants)
+    imports = [onnx.helper.make_opsetid("", OPSET)]
+    model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
+    return onnx.shape_inference.infer_shapes(model, data_prop=True), feeds
+
+
+def gradient_graph(graph: Graph, cotangents: Mapping[str, np.ndarray[Any, Any]], wanted: Sequence[str]) -> Graph:
+    """The graph of ``sum(cotangent * output)``'s gradient with respect to ``wanted``; cotangents are graph inputs."""
+    emitter = Emitter(graph)
+    seeds = {
+        name: emitter.input(f"ct_{name}", array.dtype, graph.value(name).shape) for name, array in cotangents.items()
+    }
+    result = backward(graph, emitter, seeds, wanted, lambda call: Gradient())
+    outputs = {f"d_{name}": var for name, var in result.items() if var is not None}
+    inputs = [emitter.var(v.name) for v in graph.inputs] + list(seeds.values())
+    return emitter.graph(inputs, outputs)
+
+
+def run_ort(graph: Graph, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    """Run a graph in ONNX Runtime on the CPU."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(to_proto(graph).SerializeToString(), options, ["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+def finite_differences(case: Case, cotangents: Mapping[str, np.ndarray[Any, Any]], step: float = 1e-5) -> dict[str, Any]:
+    """Gradient of ``sum(cotangent * output)`` by central differences of the float64 reference evaluator."""
+    model, feeds = single_node(case, free=False, double=True)
+    evaluator = ReferenceEvaluator(model)
+    names = list(cotangents)
+
+    def loss(point: Mapping[str, np.ndarray[Any, Any]]) -> float:
+        outputs = evaluator.run(names, dict(point))
+        return float(sum(np.sum(o * cotangents[n]) for n, o in zip(names, outputs, strict=True)))
+
+    gradients = {}
+    for name, array in feeds.items():
+        gradient = np.zeros(array.shape)
+        for index in np.ndindex(array.shape):
+            ends = []
+            for sign in (1, -1):
+                moved = array.copy()
+                moved[index] += sign * step
+                ends.append(loss({**feeds, name: moved}))
+            gradient[index] = (ends[0] - ends[1]) / (2 * step)
+        gradients[name] = gradient
+    return gradients
+
+
+def vjp_errors(case: Case, free: bool) -> dict[str, float]:
+    """Relative error of each input's gradient: the VJP in ONNX Runtime against finite differences."""
+    model, feeds = single_node(case, free)
+    outputs = ReferenceEvaluator(single_node(case, False, double=True)[0]).run(
+        None, {k: v.astype(np.float64) for k, v in feeds.items()}
+    )
+    used = case.used if case.used is not None else [i for i, o in enumerate(outputs) if o.dtype.kind == "f"]
+    random = rng(1)
+    cotangents = {f"y{i}": random.normal(size=outputs[i].shape).astype(np.float32) for i in used}
+    graph = gradient_graph(to_graph(model, Path()), cotangents, list(feeds))
+    results = run_ort(graph, {**feeds, **{f"ct_{k}": v for k, v in cotangents.items()}})
+    expected = finite_differences(case, cotangents)
+    zeros = {name: np.zeros(array.shape, np.float32) for name, array in feeds.items()}
+    return {name: relative_error(results.get(f"d_{name}", zeros[name]), expected[name]) for name in feeds}
+
+
+def check_vjp(case: Case) -> None:
+    """Assert that a VJP is right, with sizes known when the graph is written and with sizes known at run time only."""
+    for free in (False, True):
+        for name, error in vjp_errors(case, free).items():
+            assert error <= case.tolerance, f"{case} ({'free' if free else 'static'} shapes): {name} is off by {error:.1e}"
