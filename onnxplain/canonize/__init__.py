@@ -1,0 +1,62 @@
+"""Any model becomes one canonical `Graph`: opset 21, folded, inlined, batch free where possible.
+
+The passes, in order:
+
+1. `prepare`: inputs that are weights become constants, free dimensions get names, declared shapes are forgotten.
+2. `opset`: every operator gets its opset-21 meaning; functions newer than that are expanded.
+3. `fold`: ONNX Runtime folds constants and shape arithmetic and inlines functions, with its own semantics.
+4. `batch`: what depends on the batch size only is worked out, so that the graph holds for every batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from onnxplain.canonize import batch, fold, opset, prepare
+from onnxplain.ir import Graph
+from onnxplain.reader import Source
+
+BATCH = prepare.BATCH
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """A canonical graph, the batch size it is bound to (None: any), and what was changed to get there."""
+
+    graph: Graph
+    fixed_batch: int | None
+    changes: tuple[str, ...] = field(default=())
+
+
+def canonize(source: Source, sizes: Mapping[str, int] | None = None) -> Canonical:
+    """Bring a model into canonical form.
+
+    Parameters
+    ----------
+    source
+        The parsed model.
+    sizes
+        Sizes for free dimensions other than the batch (names as in `prepare.named_inputs`); the others stay free.
+
+    Raises
+    ------
+    ModelError
+        ONNX Runtime cannot load the model.
+    """
+    prepared = prepare.prepare(source)
+    changes = list(prepared.changes)
+    model = opset.raise_opset(prepared.model, changes)
+    before = len(model.graph.node)
+    specialised = dict(sizes or {})
+    if prepared.fixed_batch is None:
+        graph = batch.any_batch(model, source.folder, specialised, changes)
+        fixed = None
+    else:
+        graph, fixed = batch.freed(model, source.folder, specialised, prepared.fixed_batch, changes)
+    if len(graph.nodes) != before:
+        changes.append(f"folded by ONNX Runtime: {before} nodes became {len(graph.nodes)}")
+    return Canonical(graph, fixed, tuple(changes))
+
+
+__all__ = ["BATCH", "Canonical", "canonize", "fold"]
