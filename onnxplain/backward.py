@@ -11,9 +11,11 @@ from onnxplain.ops import OPS, ZERO_GRADIENT, Call
 from onnxplain.ops.table import Cotangent
 from onnxplain.rules.base import Rule
 
+Assign = Callable[[Sequence[Call]], Sequence[Rule]]
+
 
 def backward(
-    graph: Graph, emitter: Emitter, seeds: Mapping[str, Var], wanted: Sequence[str], rule_for: Callable[[Call], Rule]
+    graph: Graph, emitter: Emitter, seeds: Mapping[str, Var], wanted: Sequence[str], assign: Assign
 ) -> dict[str, Var | None]:
     """Write the backward graph behind a forward one.
 
@@ -25,8 +27,8 @@ def backward(
         Output name -> the cotangent to start from, of the output's shape.
     wanted
         Names of the values to explain: inputs or internal tensors.
-    rule_for
-        Node -> its rule. `plan` collects the calls, so that all rules can be looked up before anything is written.
+    assign
+        Nodes on the path (output first) -> the rule of each. All rules are known before anything is written.
 
     Returns
     -------
@@ -39,7 +41,7 @@ def backward(
         Operators without a gradient on the path, all of them named.
     """
     calls = plan(graph, emitter, list(seeds), wanted)
-    rules = [rule_for(call) for call in calls]
+    rules = assign(calls)
     arrived: dict[str, Var] = dict(seeds)
     for call, rule in zip(calls, rules, strict=True):
         cotangents = [arrived.get(o) for o in call.node.outputs]

@@ -86,7 +86,7 @@ def gradient_graph(graph: Graph, cotangents: Mapping[str, np.ndarray[Any, Any]],
     seeds = {
         name: emitter.input(f"ct_{name}", array.dtype, graph.value(name).shape) for name, array in cotangents.items()
     }
-    result = backward(graph, emitter, seeds, wanted, lambda call: Gradient())
+    result = backward(graph, emitter, seeds, wanted, lambda calls: [Gradient()] * len(calls))
     outputs = {f"d_{name}": var for name, var in result.items() if var is not None}
     inputs = [emitter.var(v.name) for v in graph.inputs] + list(seeds.values())
     return emitter.graph(inputs, outputs)

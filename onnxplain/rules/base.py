@@ -1,11 +1,12 @@
-"""What a rule is, and the one that needs no literature: the operator's own gradient."""
+"""What a rule is, the operator's own gradient as a rule, and linear layers as maps whose parameters can be edited."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from onnxplain.emit import Var, where
 from onnxplain.ops import OPS, Call
 from onnxplain.ops.table import Cotangent
 
@@ -30,3 +31,96 @@ class Gradient:
         """See `Rule`."""
         return OPS[call.node.op].vjp(call, *cotangents)
 
+
+@dataclass(frozen=True)
+class LinearMap:
+    """A convolution or matrix product as the map ``f(x) = W x + b``, whose W and b can be replaced.
+
+    ``data`` is the index of the input that holds x; W is the other factor, b (if any) the third input.
+    """
+
+    call: Call
+    data: int
+
+    @classmethod
+    def of(cls, call: Call) -> LinearMap:
+        """The map of a node of kind CONV or DENSE."""
+        alpha, beta = call.attrs.get("alpha", 1.0), call.attrs.get("beta", 1.0)
+        if call.node.op == "Gemm" and (alpha, beta) != (1.0, 1.0):
+            a, b, *c = call.inputs  # scales go into the parameters, or sign-dependent rules would miss them
+            inputs = [a * alpha if call.active[1] else a, b if call.active[1] else b * alpha]  # type: ignore[operator]
+            node = replace(call.node, attrs={**call.attrs, "alpha": 1.0, "beta": 1.0})
+            call = replace(call, node=node, inputs=(*inputs, *(bias and bias * beta for bias in c)))
+        return cls(call, call.active.index(True))
+
+    @property
+    def x(self) -> Var:
+        """The layer's input."""
+        x = self.call.inputs[self.data]
+        assert x is not None
+        return x
+
+    @property
+    def bias(self) -> Var | None:
+        """The layer's bias."""
+        return self.call.input(2)
+
+    def __call__(self, x: Var) -> Var:
+        """``W x + b``."""
+        inputs = list(self.call.inputs)
+        inputs[self.data] = x
+        bound = self.call.bind(inputs)
+        if x.shape == self.x.shape:
+            return bound.y
+        return replace(bound.y, shape=x.shape[:1] + bound.y.shape[1:] if x.shape and bound.y.shape else None)
+
+    def vjp(self, cotangent: Var) -> Var:
+        """``W^T cotangent``."""
+        ct = OPS[self.call.node.op].vjp(self.call, cotangent)[self.data]
+        assert ct is not None
+        return ct
+
+    def map(self, weight: Callable[[Var], Var], bias: Callable[[Var], Var] | None = None) -> LinearMap:
+        """The map with ``weight(W)`` and ``bias(b)``; no bias where ``bias`` is None."""
+        inputs = list(self.call.inputs)
+        factor = inputs[1 - self.data]
+        assert factor is not None
+        inputs[1 - self.data] = weight(factor)
+        if len(inputs) > 2:
+            b = inputs[2]
+            inputs[2] = bias(b) if bias and b is not None else None
+        return replace(self, call=replace(self.call, inputs=tuple(inputs)))
+
+    def relevances(self, relevance: Var) -> list[Cotangent]:
+        """One entry per input of the node: ``relevance`` at the data, None elsewhere."""
+        return [relevance if i == self.data else None for i in range(len(self.call.inputs))]
+
+
+def proportional(call: Call, relevance: Cotangent, epsilon: float, parts: int = 1) -> list[Cotangent]:
+    """R_i = x_i J_i^T (R / (parts S(y))): gradient x input of the operator alone, for each of its active inputs."""
+    assert relevance is not None
+    denominator = stabilize(call.y, epsilon)
+    cts = Gradient()(call, relevance / (denominator * float(parts) if parts > 1 else denominator))
+    return [x * ct if ct is not None and x is not None else None for x, ct in zip(call.inputs, cts, strict=False)]
+
+
+def positive(x: Var) -> Var:
+    """max(x, 0)."""
+    return x.emitter.op("Relu", x)
+
+
+def negative(x: Var) -> Var:
+    """min(x, 0)."""
+    return x - positive(x)
+
+
+def keep(x: Var) -> Var:
+    """X itself: a parameter that a rule leaves alone."""
+    return x
+
+
+def stabilize(z: Var, epsilon: float) -> Var:
+    """``z + epsilon sign(z)`` with sign(0) = +1; with epsilon = 0, zeros become ones so that 0 / 0 is 0."""
+    if epsilon == 0:
+        return where(z.equal(0.0), 1.0, z)
+    return z + where(z >= 0.0, z.like(epsilon), z.like(-epsilon))
