@@ -204,13 +204,10 @@ RULES: dict[str, Callable[..., Rule]] = {
 
 
 def everywhere(name: str, **parameters: object) -> Composite:
-    """One rule in every linear layer. ``z_box`` holds for the first only, where its bounds belong; then z+."""
+    """One rule in every linear layer."""
     if name not in RULES:
         raise OptionError(f"there is no rule {name!r}", did_you_mean(name, RULES))
-    rule = RULES[name](**parameters)
-    if name == "z_box":
-        return _with_first("z_box", _lrp("", Row(LINEAR, AlphaBeta(1.0, 0.0))), LINEAR, rule)
-    return _lrp(name, Row(LINEAR, rule))
+    return _lrp(name, Row(LINEAR, RULES[name](**parameters)))
 
 
 def with_fallback(composite: Composite, fallback: str | None) -> Composite:

@@ -1,0 +1,179 @@
+"""`METHODS`: every method by name. A method is data: composite, seed, distribution, readout, and what it promises."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxplain import composites, readouts
+from onnxplain.composites import COMPOSITES, RULES, Composite
+from onnxplain.distributions import Baseline, Distribution, Line, Point, Windows
+from onnxplain.errors import OptionError, did_you_mean
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """One way to explain.
+
+    Attributes
+    ----------
+    name
+        The method's name.
+    composite
+        Which rule where in the reverse walk; None: forward passes only.
+    distribution
+        At which points.
+    readout
+        (cotangent, x, baseline) -> attribution; after averaging over the points.
+    value_seed
+        Start the walk from the score itself (relevance) instead of from 1 (gradient).
+    promise
+        What the attributions sum to: "completeness" (f(x) - f(baseline)), "conservation" (f(x)), or nothing.
+    """
+
+    name: str
+    composite: Composite | None
+    distribution: Distribution = Point()
+    readout: Callable[[Any, Any, Any], Any] = readouts.plain
+    value_seed: bool = False
+    promise: str | None = None
+
+
+def gradient() -> Method:
+    """Derivative of the score by each input element (Simonyan et al. 2014; signed)."""
+    return Method("gradient", composites.gradient())
+
+
+def gradient_x_input() -> Method:
+    """Derivative times input (Shrikumar et al. 2016)."""
+    return Method("gradient_x_input", composites.gradient(), readout=readouts.times_input)
+
+
+def sensitivity(norm: str = "square") -> Method:
+    """Squared derivative (Montavon et al. 2018); norm=absolute gives its absolute value (captum's Saliency)."""
+    norms = {"square": readouts.squared, "absolute": readouts.absolute}
+    if norm not in norms:
+        raise OptionError(f"there is no norm {norm!r}", did_you_mean(norm, norms))
+    return Method("sensitivity", composites.gradient(), readout=norms[norm])
+
+
+def integrated_gradients(steps: int = 64, baseline: Baseline = 0.0, quadrature: str = "gauss_legendre") -> Method:
+    """Mean gradient on the line from a baseline, times the way (Sundararajan et al. 2017)."""
+    line = Line(steps, baseline, quadrature)
+    return Method("integrated_gradients", composites.gradient(), line, readouts.times_delta, promise="completeness")
+
+
+def guided_backprop(clip: bool = False) -> Method:
+    """Gradient that keeps only positive parts at every Relu (Springenberg et al. 2015); clip=true: at ReLU6, too."""
+    return Method("guided_backprop", composites.guided_backprop(clip))
+
+
+def deconvnet(clip: bool = False) -> Method:
+    """Positive parts of the signal at every Relu, wherever it was active (Zeiler and Fergus 2014)."""
+    return Method("deconvnet", composites.deconvnet(clip))
+
+
+def lrp(
+    rule: str | None = None,
+    composite: str | Composite | None = None,
+    *,
+    epsilon: float | None = None,
+    gamma: float | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
+    low: Baseline | None = None,
+    high: Baseline | None = None,
+    fallback: str | None = None,
+) -> Method:
+    """Layer-wise relevance propagation (Bach et al. 2015): rule= everywhere, or composite= (default epsilon_plus_flat)."""
+    given = {"epsilon": epsilon, "gamma": gamma, "alpha": alpha, "beta": beta, "low": low, "high": high}
+    parameters = {k: v for k, v in given.items() if v is not None}
+    if rule is not None and composite is not None:
+        raise OptionError("lrp takes a rule or a composite, not both")
+    if isinstance(composite, Composite):
+        if parameters:
+            raise OptionError(f"a Composite has its parameters already: {', '.join(parameters)}")
+        chosen = composite
+    elif rule is not None:
+        if rule not in RULES:
+            raise OptionError(f"there is no rule {rule!r}", did_you_mean(rule, RULES))
+        _check_parameters(f"rule {rule!r}", RULES[rule], parameters)
+        chosen = composites.everywhere(rule, **parameters)
+    else:
+        name = composite or "epsilon_plus_flat"
+        if name not in COMPOSITES:
+            raise OptionError(f"there is no composite {name!r}", did_you_mean(name, COMPOSITES))
+        _check_parameters(f"composite {name!r}", COMPOSITES[name], parameters)
+        chosen = COMPOSITES[name](**parameters)
+    return Method("lrp", composites.with_fallback(chosen, fallback), value_seed=True, promise="conservation")
+
+
+def _check_parameters(what: str, function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    known = inspect.signature(function).parameters
+    for name, value in given.items():
+        if name not in known:
+            raise OptionError(f"{what} has no parameter '{name}'", did_you_mean(name, known))
+        if not np.isfinite(np.asarray(value, dtype=float)).all() or (name in ("epsilon", "gamma") and float(value) < 0):
+            raise OptionError(f"{name} of {what} must be a finite number" + (", at least 0" if name in ("epsilon", "gamma") else ""))
+    missing = [n for n, p in known.items() if p.default is p.empty and n not in given]
+    if missing:
+        hint = "They bound the model's input in its own (normalised) units, e.g. low=(0 - mean) / std, high=(1 - mean) / std."
+        raise OptionError(f"{what} needs {' and '.join(missing)}", hint if "low" in missing else "")
+
+
+def occlusion(
+    window: int | tuple[int, ...] = 32, stride: int | tuple[int, ...] | None = None, baseline: Baseline = 0.0
+) -> Method:
+    """Loss of score when a window is replaced by a baseline (Zeiler and Fergus 2014), mean over the windows that cover an element."""
+    return Method("occlusion", None, Windows(window, stride, baseline))
+
+
+METHODS: dict[str, Callable[..., Method]] = {
+    f.__name__: f
+    for f in (
+        gradient,
+        gradient_x_input,
+        sensitivity,
+        integrated_gradients,
+        guided_backprop,
+        deconvnet,
+        lrp,
+        occlusion,
+    )
+}
+
+
+def make(name: str, options: Mapping[str, Any]) -> Method:
+    """The method ``name`` with ``options``.
+
+    Raises
+    ------
+    OptionError
+        Unknown method or option, or a bad value; the valid ones are named.
+    """
+    if not isinstance(name, str) or name not in METHODS:
+        raise OptionError(f"there is no method {name!r}", did_you_mean(str(name), METHODS))
+    known = inspect.signature(METHODS[name]).parameters
+    for option in options:
+        if option not in known:
+            raise OptionError(f"method '{name}' has no option '{option}'", did_you_mean(option, known))
+    try:
+        return METHODS[name](**options)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, OptionError):
+            raise
+        raise OptionError(f"a bad option for method '{name}': {error}") from None
+
+
+def summary(name: str) -> str:
+    """One line about a method."""
+    return (METHODS[name].__doc__ or "").strip().splitlines()[0]
+
+
+def forward_only() -> list[str]:
+    """Methods that need no gradients, and so work on every model that runs."""
+    return [name for name in METHODS if METHODS[name]().composite is None]
