@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from onnxplain.emit import Emitter, Var
+from onnxplain.emit import Emitter, Var, sum_to
 from onnxplain.errors import UnsupportedOperatorError
 from onnxplain.ir import Graph, Node
 from onnxplain.ops import OPS, ZERO_GRADIENT, Call
@@ -50,7 +50,7 @@ def backward(
         with emitter.within(f"{call.node.outputs[0]}/backward"):
             for name, active, ct in zip(call.node.inputs, call.active, rule(call, *cotangents), strict=False):
                 if active and ct is not None:
-                    ct = unbroadcast(ct, call.y, emitter.var(name)) if OPS[call.node.op].broadcast else ct
+                    ct = sum_to(ct, call.y.shape, emitter.var(name)) if OPS[call.node.op].broadcast else ct
                     ct = emitter.refine(ct, graph.value(name).shape)
                     arrived[name] = arrived[name] + ct if name in arrived else ct
     return {name: arrived.get(name) for name in wanted}
@@ -85,19 +85,3 @@ def active_values(graph: Graph, wanted: Iterable[str]) -> set[str]:
         if (node.domain or node.op not in ZERO_GRADIENT) and not active.isdisjoint(node.reads):
             active.update(o for o in node.outputs if o and graph.value(o).is_float)
     return active
-
-
-def unbroadcast(ct: Var, y: Var, x: Var) -> Var:
-    """Sum ``ct``, which has the shape of ``y``, over the axes along which ``x`` was broadcast to it."""
-    assert x.shape is not None and y.shape is not None
-    added = len(y.shape) - len(x.shape)
-    pairs = list(zip(y.shape[added:], x.shape, strict=True))
-    if all(b == 1 or (a == b and a is not None) for a, b in pairs):
-        kept = [added + i for i, (a, b) in enumerate(pairs) if b == 1 and a != 1]
-        return ct.sum(kept, keepdims=True).sum(range(added))
-    # Some sizes are known at run time only: sum over every axis where x has size 1.
-    emitter = ct.emitter
-    ones = emitter.op("Equal", x.sizes(), emitter.ints([1]))
-    axes = emitter.op("Compress", emitter.ints(range(added, len(y.shape))), ones, axis=0)
-    summed = emitter.op("ReduceSum", ct, axes, keepdims=1, noop_with_empty_axes=1)
-    return summed.sum(range(added)).reshape_like(x)

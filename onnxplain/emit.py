@@ -206,6 +206,23 @@ def _broadcast_dim(dims: set[int | str | None]) -> int | str | None:
     return next((d for d in dims if isinstance(d, int)), None)
 
 
+def sum_to(ct: Var, shape: Shape | None, x: Var) -> Var:
+    """Undo a broadcast: sum ``ct``, which has this shape, over the axes along which ``x`` was broadcast to it."""
+    assert x.shape is not None
+    assert shape is not None
+    added = len(shape) - len(x.shape)
+    pairs = list(zip(shape[added:], x.shape, strict=True))
+    if all(b == 1 or (a == b and a is not None) for a, b in pairs):
+        kept = [added + i for i, (a, b) in enumerate(pairs) if b == 1 and a != 1]
+        return ct.sum(kept, keepdims=True).sum(range(added))
+    # Some sizes are known at run time only: sum over every axis where x has size 1.
+    emitter = ct.emitter
+    ones = emitter.op("Equal", x.sizes(), emitter.ints([1]))
+    axes = emitter.op("Compress", emitter.ints(range(added, len(shape))), ones, axis=0)
+    summed = emitter.op("ReduceSum", ct, axes, keepdims=1, noop_with_empty_axes=1)
+    return summed.sum(range(added)).reshape_like(x)
+
+
 class Emitter:
     """Writes nodes. Equal nodes (same operator, inputs, attributes) are written once.
 
@@ -315,7 +332,8 @@ class Emitter:
         for k in range(outputs):
             name = names[k] if names else self.fresh(op)
             kind = (dtypes[k] if dtypes else None) or _dtype(op, present)
-            shape = (shapes[k] if shapes else None) or _shape(op, present)
+            shape = shapes[k] if shapes else None
+            shape = _shape(op, present) if shape is None else shape
             self.values[name] = Value(name, np.dtype(kind), shape)
             self._taken.add(name)
             results.append(self.var(name))
