@@ -1,1 +1,53 @@
-"""Explanations for any deployed ONNX model."""
+"""Explanations for any deployed ONNX model, without its source, on ONNX Runtime.
+
+>>> import onnxplain as ox
+>>> result = ox.explain("model.onnx", x, "integrated_gradients", target=281)  # doctest: +SKIP
+>>> result.save("cat.png", image=photo)  # doctest: +SKIP
+"""
+
+from onnxplain.runtime import providers as _providers
+
+_providers.onnxruntime()  # says which extra to install where ONNX Runtime is missing
+
+from onnxplain.api import Explainer, Model, explain, load  # noqa: E402 - after the check above
+from onnxplain.composites import COMPOSITES, Composite, Row  # noqa: E402
+from onnxplain.errors import (  # noqa: E402
+    InputError,
+    ModelError,
+    NoRuleError,
+    OnnxplainError,
+    OptionError,
+    OutputError,
+    ProviderError,
+    TargetError,
+    UnsupportedModelError,
+    UnsupportedOperatorError,
+)
+from onnxplain.methods import METHODS  # noqa: E402
+from onnxplain.ops.table import Kind  # noqa: E402
+from onnxplain.result import Attribution  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "COMPOSITES",
+    "METHODS",
+    "Attribution",
+    "Composite",
+    "Explainer",
+    "InputError",
+    "Kind",
+    "Model",
+    "ModelError",
+    "NoRuleError",
+    "OnnxplainError",
+    "OptionError",
+    "OutputError",
+    "ProviderError",
+    "Row",
+    "TargetError",
+    "UnsupportedModelError",
+    "UnsupportedOperatorError",
+    "explain",
+    "load",
+]

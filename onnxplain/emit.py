@@ -230,15 +230,20 @@ class Emitter:
     ----------
     graph
         The graph to continue: its names are kept, its nodes come first. None starts an empty one.
+    outer
+        Set for the body of a control-flow node: the emitter around it, whose values the body may read by `var`.
     """
 
-    def __init__(self, graph: Graph | None = None) -> None:
+    def __init__(self, graph: Graph | None = None, outer: Emitter | None = None) -> None:
         self.nodes: list[Node] = list(graph.nodes) if graph else []
         self.constants: dict[str, np.ndarray[Any, Any]] = dict(graph.constants) if graph else {}
         self.values: dict[str, Value] = dict(graph.values) if graph else {}
         self.scope = ""
-        self._taken: set[str] = set(self.values) | set(self.constants)
-        self._counts: dict[str, int] = {}
+        self._outer = outer
+        # A body must not reuse a name from outside, so both draw on one register of names.
+        self._taken: set[str] = outer._taken if outer else set()
+        self._taken.update(self.values, self.constants)
+        self._counts: dict[str, int] = outer._counts if outer else {}
         self._written: dict[Any, tuple[Var, ...]] = {}
         self._pool: dict[Any, Var] = {}
         for node in self.nodes:
@@ -258,6 +263,8 @@ class Emitter:
         if name in self.constants:
             array = self.constants[name]
             return Var(self, name, array.dtype, array.shape, array)
+        if name not in self.values and self._outer is not None:
+            return replace(self._outer.var(name), emitter=self)
         value = self.values[name]
         return Var(self, name, value.dtype, value.shape)
 
@@ -350,6 +357,35 @@ class Emitter:
         self.values[var.name] = Value(var.name, var.dtype, shape)
         return replace(var, shape=shape)
 
+    def inline(self, graph: Graph, given: Mapping[str, Var], outputs: Sequence[str]) -> list[Var]:
+        """Write the nodes of another graph here, under new names.
+
+        Parameters
+        ----------
+        graph
+            A constant of it that is visible here already (the same array under the same name) is shared.
+        given
+            Input name of ``graph`` -> what it stands for here.
+        outputs
+            Which of its values to return.
+        """
+        names = {name: var.name for name, var in given.items()}
+        for name, array in graph.constants.items():
+            if self._visible(name) is not array:
+                names[name] = self.fresh(name)
+                self.constants[names[name]] = array
+        for node in graph.nodes:
+            for output in filter(None, node.outputs):
+                names[output] = self.fresh(output)
+                value = graph.value(output)
+                self.values[names[output]] = replace(value, name=names[output])
+            self.nodes.append(_renamed(node, names))
+        return [self.var(names[name]) for name in outputs]
+
+    def _visible(self, name: str) -> np.ndarray[Any, Any] | None:
+        outside = self._outer._visible(name) if self._outer else None
+        return self.constants.get(name, outside)
+
     def graph(self, inputs: Sequence[Var], outputs: Mapping[str, Var], name: str = "graph") -> Graph:
         """Finish: the graph that computes ``outputs`` (name -> Var), without what they do not need.
 
@@ -375,6 +411,20 @@ def _shape(op: str, inputs: Sequence[Var]) -> Shape | None:
     if op in _BROADCAST:
         return broadcast_shape(*(i.shape for i in inputs))
     return inputs[0].shape if op in _SAME_SHAPE and inputs else None
+
+
+def _renamed(node: Node, names: Mapping[str, str]) -> Node:
+    """The node with other names for what it reads and writes, in its subgraphs too."""
+
+    def body(graph: Graph) -> Graph:
+        return replace(graph, nodes=tuple(_renamed(n, names) for n in graph.nodes))
+
+    return replace(
+        node,
+        inputs=tuple(names.get(i, i) for i in node.inputs),
+        outputs=tuple(names.get(o, o) for o in node.outputs),
+        attrs={k: body(v) if isinstance(v, Graph) else v for k, v in node.attrs.items()},
+    )
 
 
 def _frozen(attrs: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -140,8 +140,8 @@ def _plan(graph: Graph, emitter: Emitter, question: Question):  # type: ignore[n
     return calls
 
 
-def compile_program(graph: Graph, method: Method, question: Question) -> Program:
-    """Write the program of one method.
+def compile_program(graph: Graph, method: Method, question: Question, model_outputs: bool = False) -> Program:
+    """Write the program of one method; ``model_outputs`` asks for the model's own outputs as well.
 
     The readout is part of the graph for methods that look at one point; for the others it follows the averaging.
 
@@ -164,7 +164,8 @@ def compile_program(graph: Graph, method: Method, question: Question) -> Program
             attributions = {n: method.readout(ct, emitter.var(n), None) for n, ct in attributions.items()}
     named = {name: emitter.fresh(f"attribution_{name}" if len(attributions) > 1 else "attribution") for name in attributions}
     score, resolved = emitter.fresh(SCORE), emitter.fresh(RESOLVED)
-    outputs = {named[n]: v for n, v in attributions.items()} | {score: selection.score, resolved: selection.target}
+    outputs = {v.name: emitter.var(v.name) for v in graph.outputs} if model_outputs else {}
+    outputs |= {named[n]: v for n, v in attributions.items()} | {score: selection.score, resolved: selection.target}
     inputs = [emitter.var(v.name) for v in graph.inputs]
     return Program(emitter.graph([*inputs, target], outputs), question, named, target.name, score, resolved)
 

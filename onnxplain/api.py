@@ -1,0 +1,305 @@
+"""The pipeline: load a model, compile an `Explainer`, call it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxplain import checks, execution, export, methods, quantities, writer
+from onnxplain.canonize import BATCH, Canonical, canonize
+from onnxplain.canonize.prepare import named_inputs
+from onnxplain.errors import OptionError, OutputError
+from onnxplain.ir import Value
+from onnxplain.methods import Method
+from onnxplain.program import Assignment, Program, Question, ask, compile_program, report
+from onnxplain.quantities import Target
+from onnxplain.reader import Source, read
+from onnxplain.result import Attribution, Single
+from onnxplain.runtime.batching import DEFAULT_MEMORY, chunk_size, parse_memory
+from onnxplain.runtime.providers import Choice, Provider, choose
+from onnxplain.runtime.session import Session
+
+Array = np.ndarray[Any, Any]
+Inputs = Array | Mapping[str, Array]
+ModelLike = "Model | str | os.PathLike[str] | bytes | onnx.ModelProto"
+
+
+class Model:
+    """A loaded model; made by `load`.
+
+    Attributes
+    ----------
+    source
+        What was read.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._lock = threading.Lock()
+        self._canonical: dict[tuple[tuple[str, int], ...], Canonical] = {}
+
+    @cached_property
+    def inputs(self) -> list[Value]:
+        """The inputs; free dimensions have names, ``"batch"`` is that of a free first axis."""
+        return named_inputs(self.source.proto)
+
+    @property
+    def outputs(self) -> list[Value]:
+        """The outputs, with shapes as far as they follow from the inputs'."""
+        return list(self.canonical().graph.outputs)
+
+    @property
+    def tensors(self) -> list[Value]:
+        """Every floating-point tensor that can be a slice (``at=``), in the order of calculation."""
+        graph = self.canonical().graph
+        return [graph.values[o] for n in graph.nodes for o in n.outputs if o in graph.values and graph.values[o].is_float]
+
+    @property
+    def free_sizes(self) -> list[str]:
+        """Names of the free dimensions other than the batch."""
+        return sorted({d for v in self.inputs for d in v.shape or () if isinstance(d, str) and d != BATCH})
+
+    def canonical(self, sizes: Mapping[str, int] | None = None) -> Canonical:
+        """The canonical graph, for given sizes of the free dimensions or for any; made once and kept."""
+        key = tuple(sorted((sizes or {}).items()))
+        with self._lock:
+            if key not in self._canonical:
+                self._canonical[key] = canonize(self.source, sizes)
+            return self._canonical[key]
+
+    def __str__(self) -> str:
+        canonical = self.canonical()
+        operators: dict[str, int] = {}
+        for node in canonical.graph.nodes:
+            operators[node.op] = operators.get(node.op, 0) + 1
+        counted = ", ".join(f"{n} {op}" for op, n in sorted(operators.items(), key=lambda item: (-item[1], item[0])))
+        weights = sum(a.size for a in canonical.graph.constants.values())
+        lines = [f"{self.source.path or 'model'}: {len(canonical.graph.nodes)} nodes, {weights:,} weights"]
+        lines += [f"  input  {v}" for v in self.inputs] + [f"  output {v}" for v in canonical.graph.outputs]
+        lines += [f"  nodes  {counted}"] + [f"  changed: {change}" for change in canonical.changes]
+        return "\n".join(lines)
+
+
+def load(model: Model | str | os.PathLike[str] | bytes | onnx.ModelProto) -> Model:
+    """Load a model.
+
+    Parameters
+    ----------
+    model
+        Path of an .onnx file (opset 7 to 26, external data allowed), its bytes, or a ModelProto.
+
+    Returns
+    -------
+    Model
+        ``str(model)`` is a readable summary; ``model.inputs``, ``.outputs`` and ``.tensors`` describe it.
+
+    Raises
+    ------
+    ModelError
+        Not a usable ONNX model.
+    """
+    return model if isinstance(model, Model) else Model(read(model))
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """Everything made for one set of input sizes."""
+
+    canonical: Canonical
+    question: Question
+    program: Program
+    runner: execution.Runner
+
+
+class Explainer:
+    """A model and a method, compiled once and called many times, from any number of threads.
+
+    Parameters
+    ----------
+    model
+        What `load` returns or takes.
+    method
+        Name of a method (`onnxplain.METHODS`).
+    output
+        Name of the output to explain; default: the first floating-point one.
+    wrt
+        Names of the inputs that get an attribution; default: all floating-point ones.
+    at
+        Name of an internal tensor that gets the attribution instead.
+    probability
+        Explain the value after a final Softmax or Sigmoid instead of the one before.
+    providers
+        ONNX Runtime execution providers in order of preference; default: CUDA where available, else the CPU.
+    memory
+        Bound on the memory that one run's activations take: bytes, or a text such as "512 MiB". Larger batches, and the
+        points of methods that sample, are split into runs that fit.
+    **options
+        The method's options.
+
+    Raises
+    ------
+    OptionError, InputError, ModelError, ProviderError
+        What was asked for cannot be done; checked here, before any input is seen, wherever the model's sizes allow.
+    """
+
+    def __init__(
+        self,
+        model: Model | str | os.PathLike[str] | bytes | onnx.ModelProto,
+        method: str,
+        *,
+        output: str | None = None,
+        wrt: Sequence[str] | str | None = None,
+        at: str | None = None,
+        probability: bool = False,
+        providers: Sequence[Provider] | None = None,
+        memory: int | float | str = DEFAULT_MEMORY,
+        **options: Any,
+    ) -> None:
+        self.method: Method = methods.make(method, options)
+        self.memory = parse_memory(memory)
+        self.providers: Choice = choose(providers)
+        self.model = load(model)
+        if at is not None and not isinstance(self.method.distribution, methods.Point):
+            raise OptionError(f"at= needs a method that looks at one point; '{method}' looks at many")
+        self._asked = {"output": output, "wrt": wrt, "at": at, "probability": probability}
+        self._lock = threading.Lock()
+        self._compiled: dict[tuple[tuple[str, int], ...], _Compiled] = {}
+        if not self.model.free_sizes:
+            self.report()
+
+    def __call__(
+        self, x: Inputs, target: Target = None, progress: Callable[[int, int], None] | None = None
+    ) -> Attribution:
+        """Explain a batch.
+
+        Parameters
+        ----------
+        x
+            ndarray of shape (N, ...), or a mapping of input name -> ndarray; dtypes as the model declares them.
+        target
+            None: the predicted class of each sample; an int: one class for all; an array of N ints: one each; a tuple: an index
+            into the output without its batch axis.
+        progress
+            Called with (done, total) after each run. An exception that it raises ends the work.
+
+        Returns
+        -------
+        Attribution
+
+        Raises
+        ------
+        InputError
+            Wrong names, rank, shape, dtype, NaN or infinity.
+        TargetError
+            No such target.
+        """
+        batched = self._batched
+        feeds, samples, sizes = checks.check_inputs(x, self.model.inputs, batched)
+        compiled = self._compile(sizes)
+        value = compiled.canonical.graph.value(compiled.question.explained)
+        flat = quantities.resolve(target, value, samples)
+        answer = execution.run(compiled.runner, self.method, feeds, flat, progress)
+        parts = {name: Single(name, values) for name, values in answer.attributions.items()}
+        return Attribution(
+            self.method.name, quantities.unravel(answer.target, value), answer.score, answer.residual, parts
+        )
+
+    def report(self) -> list[Assignment]:
+        """Node -> kind -> rule of the reverse walk, in its order; empty for methods without one.
+
+        Raises
+        ------
+        UnsupportedOperatorError, NoRuleError
+            All nodes that stand in the way.
+        """
+        graph = self.model.canonical().graph
+        question = ask(graph, **self._asked)
+        return report(graph, self.method.composite, question) if self.method.composite else []
+
+    def export(self, path: str | os.PathLike[str], target: Target | str = "input") -> None:
+        """Save the explainer as an .onnx file that runs without this package.
+
+        Parameters
+        ----------
+        path
+            Where to; written as a whole or not at all.
+        target
+            "input": the file has an input ``target``, int64 of shape (N,), the position in the flattened output, -1 for the
+            predicted class. None: it always explains the predicted class. An int or tuple: always that element.
+
+        Raises
+        ------
+        OutputError
+            The place cannot be written.
+        """
+        graph, question = self._exported()
+        fixed = quantities.PREDICTED
+        if isinstance(target, str) and target != "input":
+            raise OptionError(f"target is 'input', None, an int or a tuple, not {target!r}")
+        if not isinstance(target, str):
+            fixed = int(quantities.resolve(target, graph.value(question.explained), 1)[0])
+        checks.check_writable(path, {".onnx"})
+        exported = export.explainer_graph(graph, self.method, question, fixed, ask_target=isinstance(target, str))
+        metadata = {**self.model.source.metadata, "onnxplain.method": self.method.name}
+        writer.save(exported, path, metadata)
+
+    def _exported(self):  # type: ignore[no-untyped-def]
+        graph = self.model.canonical().graph
+        return graph, ask(graph, **self._asked)
+
+    @cached_property
+    def _batched(self) -> frozenset[str]:
+        """Inputs whose first axis is the batch: the free ones, or, where none is free, those of the smallest fixed size."""
+        firsts = {v.name: v.shape[0] for v in self.model.inputs if v.shape}
+        free = frozenset(n for n, d in firsts.items() if d == BATCH)
+        return free or frozenset(n for n, d in firsts.items() if d == min(firsts.values()))  # type: ignore[type-var]
+
+    def _compile(self, sizes: Mapping[str, int]) -> _Compiled:
+        key = tuple(sorted(sizes.items()))
+        with self._lock:
+            if key not in self._compiled:
+                self._compiled[key] = self._compile_for(sizes)
+            return self._compiled[key]
+
+    def _compile_for(self, sizes: Mapping[str, int]) -> _Compiled:
+        canonical = self.model.canonical(sizes)
+        question = ask(canonical.graph, **self._asked)
+        program = compile_program(canonical.graph, self.method, question)
+        session = Session(program.graph, self.providers)
+        fixed = canonical.fixed_batch
+        chunk = fixed or chunk_size(program.graph, BATCH, self.memory)
+        return _Compiled(
+            canonical, question, program, execution.Runner(session, program, self._batched, chunk, fixed is not None)
+        )
+
+
+def explain(
+    model: Model | str | os.PathLike[str] | bytes | onnx.ModelProto,
+    x: Inputs,
+    method: str = "gradient",
+    *,
+    target: Target = None,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Attribution:
+    """Explain a model's answer to ``x``: one call for `Explainer` and its use.
+
+    Parameters
+    ----------
+    model, method, options
+        See `Explainer`.
+    x, target, progress
+        See `Explainer.__call__`.
+
+    Returns
+    -------
+    Attribution
+    """
+    return Explainer(model, method, **options)(x, target, progress)

@@ -1,0 +1,104 @@
+"""Checks of what a user hands in, before any work starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxplain.errors import InputError, OutputError, did_you_mean
+from onnxplain.ir import Value
+
+Array = np.ndarray[Any, Any]
+
+
+def check_inputs(
+    x: Array | Mapping[str, Array], inputs: Sequence[Value], batched: Collection[str]
+) -> tuple[dict[str, Array], int, dict[str, int]]:
+    """Check input arrays against what the model declares.
+
+    Parameters
+    ----------
+    x
+        One array for a model of one input, or name -> array.
+    inputs
+        The model's inputs; a dimension is a size, or the name of a free one.
+    batched
+        Names of the inputs whose first axis is the batch, whatever its declared size.
+
+    Returns
+    -------
+    feeds, samples, sizes
+        Arrays by name, the number of samples, and the sizes of the free dimensions (other than the batch).
+
+    Raises
+    ------
+    InputError
+        The first thing that is wrong, with the input's name.
+    """
+    declared = {v.name: v for v in inputs}
+    if not isinstance(x, Mapping):
+        if len(inputs) != 1:
+            raise InputError(f"the model has {len(inputs)} inputs: {', '.join(declared)}", "Give a dict of name -> array.")
+        x = {inputs[0].name: x}
+    for name in x:
+        if name not in declared:
+            raise InputError(f"the model has no input '{name}'", did_you_mean(str(name), declared))
+    if missing := [name for name in declared if name not in x]:
+        raise InputError(f"no array for input {', '.join(missing)}")
+    feeds: dict[str, Array] = {}
+    sizes: dict[str, int] = {}
+    samples: dict[str, int] = {}
+    for name, value in declared.items():
+        array = np.asarray(x[name])
+        _check_array(array, value, name in batched)
+        feeds[name] = array
+        if name in batched:
+            samples[name] = array.shape[0]
+        for dim, size in zip(value.shape or (), array.shape, strict=False):
+            if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
+                raise InputError(f"dimension '{dim}' is {sizes[dim]} in one input and {size} in '{name}'")
+    if len(set(samples.values())) > 1:
+        raise InputError(f"the inputs have different numbers of samples: {samples}")
+    count = next(iter(samples.values()), 1)
+    batch = {v.shape[0] for n, v in declared.items() if n in batched and v.shape}
+    return feeds, count, {name: size for name, size in sizes.items() if name not in batch}
+
+
+def _check_array(array: Array, value: Value, batched: bool) -> None:
+    expected = " x ".join("?" if d is None else str(d) for d in value.shape or ())
+    if array.dtype != value.dtype:
+        raise InputError(
+            f"input '{value.name}' takes {value.dtype}, not {array.dtype}",
+            f"Convert it: x.astype('{value.dtype}'), after scaling it as the model expects.",
+        )
+    if value.shape is not None:
+        if array.ndim != len(value.shape):
+            hint = "Add a batch axis: x[None]." if array.ndim == len(value.shape) - 1 else ""
+            raise InputError(
+                f"input '{value.name}' has {len(value.shape)} axes ({expected}), the array {array.ndim} {array.shape}", hint
+            )
+        for axis, (size, dim) in enumerate(zip(array.shape, value.shape, strict=True)):
+            if isinstance(dim, int) and size != dim and not (batched and axis == 0):
+                raise InputError(f"input '{value.name}' has shape {expected}, the array {array.shape}: axis {axis} differs")
+    if array.size == 0:
+        raise InputError(f"the array for input '{value.name}' is empty: {array.shape}")
+    if value.is_float and not np.isfinite(array.astype(np.float32) if array.dtype.kind == "V" else array).all():
+        where = np.argwhere(~np.isfinite(array.astype(np.float32)))[0]
+        raise InputError(f"the array for input '{value.name}' holds NaN or infinity, first at {tuple(map(int, where))}")
+
+
+def check_writable(path: str | os.PathLike[str], endings: Collection[str]) -> None:
+    """Raise OutputError unless a file with one of the endings can be made at ``path``."""
+    path = Path(path)
+    if path.suffix not in endings:
+        raise OutputError(f"cannot write '{path}': its name must end in {' or '.join(sorted(endings))}")
+    if path.is_dir():
+        raise OutputError(f"cannot write '{path}': it is a folder")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write '{path}': there is no folder '{path.parent}'")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"cannot write '{path}': no permission for the folder '{path.parent}'")

@@ -1,0 +1,1 @@
+"""Running models: sessions, providers, batches. Knows nothing about explanations."""

@@ -1,0 +1,64 @@
+"""How many samples go through a model at once, so that a bound on memory holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnxplain.errors import OptionError
+from onnxplain.ir import Graph
+
+DEFAULT_MEMORY = 1 << 30  # bytes
+LARGEST = 64  # samples; beyond that a larger batch brings nothing on any provider we measured
+
+_UNITS = {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9, "b": 1, "": 1}
+
+
+def parse_memory(memory: int | float | str) -> int:
+    """Bytes from a number or a text such as "512 MiB".
+
+    Raises
+    ------
+    OptionError
+        Not a positive amount of memory.
+    """
+    text = str(memory).strip().lower()
+    number = text.rstrip("bgikm ")
+    unit = text[len(number) :].strip()
+    try:
+        amount = int(float(number) * _UNITS[unit])
+    except (KeyError, ValueError, OverflowError):
+        amount = 0
+    if amount <= 0:
+        raise OptionError(f"memory must be a positive number of bytes, or a text such as '512 MiB', not {memory!r}")
+    return amount
+
+
+def bytes_per_sample(graph: Graph, batch: str) -> int:
+    """Estimate of the memory that one sample's activations take: everything that the graph computes per sample.
+
+    An upper bound for a forward graph, whose activations are freed on the way; close for a backward one, which keeps them.
+    ``batch`` is the name of the batch dimension; a dimension such as "64*batch" counts 64 times.
+    """
+    total = 0
+    for node in graph.nodes:
+        for name in node.outputs:
+            value = graph.values.get(name)
+            if value is None or value.shape is None or not any(batch in str(d) for d in value.shape):
+                continue
+            size = value.dtype.itemsize
+            for dim in value.shape:
+                multiple = dim if isinstance(dim, int) else str(dim).removesuffix(batch).rstrip("*")
+                size *= int(multiple) if str(multiple).isdigit() else 1
+            total += size
+    return total
+
+
+def chunk_size(graph: Graph, batch: str, memory: int) -> int:
+    """Samples per run such that `bytes_per_sample` of them fit into ``memory``."""
+    return max(1, min(LARGEST, memory // max(1, bytes_per_sample(graph, batch))))
+
+
+def chunks(total: int, size: int) -> Iterator[slice]:
+    """Slices of at most ``size`` that cover ``total``."""
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))

@@ -1,0 +1,86 @@
+"""Which execution provider runs a model, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from onnxplain.errors import OnnxplainError, ProviderError, did_you_mean
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+Provider = str | tuple[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The providers to ask for, best first, and the reasons in plain words."""
+
+    providers: tuple[Provider, ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The providers' names."""
+        return [p if isinstance(p, str) else p[0] for p in self.providers]
+
+    def __str__(self) -> str:
+        return "; ".join(self.reasons)
+
+
+def onnxruntime() -> ModuleType:
+    """The onnxruntime module.
+
+    Raises
+    ------
+    OnnxplainError
+        Neither onnxruntime nor onnxruntime-gpu is installed.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise OnnxplainError(
+            "ONNX Runtime is not installed",
+            "pip install 'onnxplain[cpu]', or 'onnxplain[gpu]' for NVIDIA GPUs (not both: they clash).",
+        ) from None
+    return ort  # type: ignore[no-any-return]
+
+
+def choose(wanted: Sequence[Provider] | None = None) -> Choice:
+    """Choose execution providers.
+
+    Parameters
+    ----------
+    wanted
+        Providers in order of preference, as for `onnxruntime.InferenceSession`; those not available are passed over, and the
+        choice says so. None: CUDA where available, else the CPU.
+
+    Raises
+    ------
+    ProviderError
+        An unknown name, or none of those asked for is available.
+    """
+    ort = onnxruntime()
+    available: list[str] = ort.get_available_providers()
+    if wanted is None:
+        if CUDA in available:
+            return Choice((CUDA, CPU), (f"{CUDA}: available, and none was asked for",))
+        return Choice((CPU,), (f"{CPU}: {CUDA} is not available in this ONNX Runtime",))
+    known: list[str] = ort.get_all_providers()
+    kept: list[Provider] = []
+    reasons = []
+    for provider in [wanted] if isinstance(wanted, str) else wanted:
+        name = provider if isinstance(provider, str) else provider[0]
+        if name in available:
+            kept.append(provider)
+            reasons.append(f"{name}: asked for")
+        elif name in known:
+            reasons.append(f"{name} passed over: not in this build of ONNX Runtime")
+        else:
+            raise ProviderError(f"there is no execution provider '{name}'", did_you_mean(name, known))
+    if not kept:
+        hint = "pip install 'onnxplain[gpu]' (after removing onnxruntime) brings CUDA."
+        raise ProviderError(f"no provider that was asked for is available; here are {', '.join(available)}", hint)
+    return Choice(tuple(kept), tuple(reasons))

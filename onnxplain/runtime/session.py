@@ -1,0 +1,84 @@
+"""A loaded model: made once, run from many threads."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxplain import writer
+from onnxplain.errors import ModelError, ProviderError
+from onnxplain.ir import Graph
+from onnxplain.runtime.providers import CPU, CUDA, Choice, onnxruntime
+
+Array = np.ndarray[Any, Any]
+Arrays = dict[str, Array]
+
+SMALL = 16 << 20  # bytes; a session keeps a copy of the bytes it was made of, so larger models go through a file
+
+
+class Session:
+    """A graph loaded into ONNX Runtime.
+
+    Parameters
+    ----------
+    graph
+        What to run.
+    choice
+        Execution providers.
+
+    Attributes
+    ----------
+    provider
+        The provider that leads.
+    """
+
+    def __init__(self, graph: Graph, choice: Choice, threads: int = 0) -> None:
+        ort = onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads
+        # Memory patterns keep a second copy of the activations once a shape has been seen (twice the peak memory).
+        options.enable_mem_pattern = False
+        if CUDA in choice.names and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()
+        try:
+            if writer.size_of(graph) <= SMALL:
+                model = writer.to_proto(graph).SerializeToString()
+                self._session = ort.InferenceSession(model, options, providers=list(choice.providers))
+            else:
+                with tempfile.TemporaryDirectory(prefix="onnxplain-") as scratch:
+                    path = Path(scratch) / "program.onnx"
+                    writer.save(graph, path)
+                    self._session = ort.InferenceSession(str(path), options, providers=list(choice.providers))
+        except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
+            raise ModelError(f"ONNX Runtime cannot load the program: {str(error).strip()}") from None
+        self.provider: str = self._session.get_providers()[0]
+        if choice.names[0] != CPU and self.provider == CPU and CPU not in choice.names:
+            raise ProviderError(f"{choice.names[0]} is installed but did not start (are its CUDA libraries there?)")
+        self.outputs = [v.name for v in graph.outputs]
+        self._dtypes = {v.name: v.dtype for v in graph.outputs}
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Arrays:
+        """Run once; thread-safe.
+
+        Parameters
+        ----------
+        feeds
+            Input name -> array.
+        outputs
+            Names of the outputs to compute; None: all.
+        """
+        names = list(outputs or self.outputs)
+        if self.provider == CPU:
+            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        binding = self._session.io_binding()  # one copy each way, instead of the ones `run` makes on the way to a device
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in names:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
