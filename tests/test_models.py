@@ -13,6 +13,8 @@ import skimage.data
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from onnxplain import images
+
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "models"
 CARD = (MODELS / "README.md").read_text("utf-8")
@@ -34,10 +36,10 @@ def labels(name):
 def preprocess(image, name):
     """Follow the note in plain numpy and OpenCV, so that it means what the card says."""
     steps = note(name)
-    assert (steps["layout"], steps["resize"]) == ("NCHW", "stretch")
+    assert [steps[key] for key in ("layout", "resize", "interpolation")] == ["NCHW", "stretch", "area"]
     flag, conversion = {
         "RGB": (cv2.IMREAD_COLOR, cv2.COLOR_BGR2RGB),
-        "gray": (cv2.IMREAD_GRAYSCALE, None),
+        "GRAY": (cv2.IMREAD_GRAYSCALE, None),
     }[steps["color"]]
     pixels = cv2.imread(str(MODELS / image), flag)
     if conversion is not None:
@@ -55,8 +57,8 @@ def predict(image, name):
 
 def held_out_digits():
     pixels, digits = load_digits(return_X_y=True)
-    _, images, _, truth = train_test_split(pixels, digits, test_size=0.2, stratify=digits, random_state=0)
-    return (images / 16).reshape(-1, 1, 8, 8).astype(np.float32), truth
+    _, held_out, _, truth = train_test_split(pixels, digits, test_size=0.2, stratify=digits, random_state=0)
+    return (held_out / 16).reshape(-1, 1, 8, 8).astype(np.float32), truth
 
 
 def test_card_lists_every_file_with_its_size_and_sha256():
@@ -84,10 +86,23 @@ def test_batch_axis_is_free(name):
     assert image.shape[0] == logits.shape[0] == "batch"
     assert image.shape[2:] == note(name)["size"]
     assert len(labels(name)) == len(set(labels(name))) == logits.shape[1]
-    images = np.random.default_rng(0).standard_normal((3, *image.shape[1:])).astype(np.float32)
-    together = network.run(None, {"image": images})[0]
-    alone = [network.run(None, {"image": one[None]})[0][0] for one in images]
+    noise = np.random.default_rng(0).standard_normal((3, *image.shape[1:])).astype(np.float32)
+    together = network.run(None, {"image": noise})[0]
+    alone = [network.run(None, {"image": one[None]})[0][0] for one in noise]
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [("efficientnet_lite0", "cat.png"), ("efficientnet_lite0", "coffee.png"), ("digits_cnn", "digit_3.png")],
+)
+def test_library_follows_the_note(name, image):
+    found = images.find_note(MODELS / f"{name}.onnx", {})
+    assert found.labels == MODELS / note(name)["labels"]
+    made = images.preprocess(
+        images.read_image(MODELS / image), found.preprocessing, session(name).get_inputs()[0].shape
+    )
+    np.testing.assert_allclose(made, preprocess(image, name), atol=1e-6)
 
 
 @pytest.mark.parametrize(("image", "target"), [("cat.png", 285), ("coffee.png", 967)])
@@ -114,15 +129,15 @@ def test_photos_are_rebuilt_byte_for_byte(tmp_path):
 
 
 def test_digits_accuracy_on_the_held_out_fifth():
-    images, truth = held_out_digits()
-    correct = int((session("digits_cnn").run(None, {"image": images})[0].argmax(1) == truth).sum())
+    pixels, truth = held_out_digits()
+    correct = int((session("digits_cnn").run(None, {"image": pixels})[0].argmax(1) == truth).sum())
     assert correct / len(truth) >= 0.97
     assert f"{correct} of {len(truth)}" in CARD
 
 
 def test_sample_digit_comes_back_as_a_held_out_three():
-    images, truth = held_out_digits()
-    distance = np.abs(images - preprocess("digit_3.png", "digits_cnn")).max((1, 2, 3))
+    pixels, truth = held_out_digits()
+    distance = np.abs(pixels - preprocess("digit_3.png", "digits_cnn")).max((1, 2, 3))
     assert truth[distance.argmin()] == 3
     assert distance.min() <= 0.5 / 255 + 1e-6  # 16 grey levels, rounded to 8 bits
     assert predict("digit_3.png", "digits_cnn").argmax() == 3

@@ -18,11 +18,12 @@ DESCRIPTION = "A small convolutional classifier of 8x8 handwritten digits, train
 NOTE = {
     "layout": "NCHW",
     "size": [8, 8],
-    "color": "gray",
+    "color": "GRAY",
     "scale": 1.0,
     "mean": 0.0,
     "std": 255.0,
     "resize": "stretch",
+    "interpolation": "area",
     "labels": "digits_labels.txt",
 }
 EPOCHS, BATCH = 40, 32

@@ -30,6 +30,7 @@ NOTE = {
     "mean": 127.0,
     "std": 128.0,
     "resize": "stretch",
+    "interpolation": "area",
     "labels": "imagenet_labels.txt",
 }
 APART = {134: "crane (bird)", 517: "crane (machine)", 639: "maillot, tank suit"}  # first names that two classes share
