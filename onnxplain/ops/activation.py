@@ -1,14 +1,115 @@
-"""Elementwise nonlinear functions of one input: cotangent of y -> cotangent of x."""
+"""Elementwise nonlinear functions of one input: cotangent of y -> cotangent of x.
+
+Derivatives at kinks are torch's. Masks are taken from the output where it tells as much as the input: the runtime can
+then keep the operator fused with the layer before it. Every operator written here has a CUDA kernel (some of the table
+have none: Cosh, Tan, Mish), and nothing overflows where the derivative itself does not.
+"""
 
 from __future__ import annotations
 
-from onnxplain.ops.table import Kind, OpTable
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from onnxplain.emit import Var, where
+from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 
 TABLE = OpTable(Kind.ACTIVATION)
 
+
+def fn(op: str, x: Var, *numbers: float, **attrs: Any) -> Var:
+    """Apply an elementwise operator to x and numbers."""
+    return x.emitter.op(op, x, *map(x.like, numbers), known=x.shape, **attrs)
+
+
+def gelu_slope(x: Var, approximate: str) -> Var:
+    if approximate == "tanh":  # y = x (1 + tanh u) / 2,  u = k x + k c x^3,  hence x u' = 3 u - 2 k x
+        x = fn("Clip", x, -10, 10)  # the slope is 0 or 1 beyond, and x^3 cannot overflow
+        kx = x * math.sqrt(2 / math.pi)
+        u = kx * (x * x * 0.044715 + 1)
+        t = fn("Tanh", u)
+        return (t + 1 + (1 - t * t) * (u * 3 - kx * 2)) * 0.5
+    density = fn("Exp", x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
+    return (fn("Erf", x * math.sqrt(0.5)) + 1) * 0.5 + x * density
+
+
+def mish_slope(x: Var) -> Var:
+    """Mish by sigmoids, which never overflow: y = x s (1 + q) / (1 + q^2) with s = sigmoid(x), q = 1 - s."""
+    s = fn("Sigmoid", x)
+    q = 1 - s
+    q2 = q * q
+    d = q2 + 1
+    return s * (q + 1 + x * q2 * 4 / d) / d
+
+
+def hard_swish_slope(x: Var) -> Var:
+    return fn("HardSigmoid", x, alpha=1 / 6, beta=0.5) + (x * (1 / 6)).mask(abs(x) < 3)
+
+
+def elu_slope(x: Var, y: Var, above: float, at_zero: float) -> Var:
+    """``above`` for x > 0, else y + at_zero, which is at_zero exp(x)."""
+    if above == at_zero:  # no kink
+        return fn("Min", y + at_zero, above)
+    return where(x > 0, above, y + at_zero)
+
+
 TABLE.unary(
-    Relu=lambda ct, x, y: ct.mask(y > 0),  # from the output: the runtime can keep Conv and Relu fused
-    Sigmoid=lambda ct, x, y: ct * y * (1 - y),
-    Tanh=lambda ct, x, y: ct * (1 - y * y),
+    Abs=lambda ct, x, y: ct * fn("Sign", x),
+    Acos=lambda ct, x, y: -ct / fn("Sqrt", 1 - x * x),
+    Acosh=lambda ct, x, y: ct / fn("Sqrt", x * x - 1),
+    Asin=lambda ct, x, y: ct / fn("Sqrt", 1 - x * x),
+    Asinh=lambda ct, x, y: ct / fn("Sqrt", x * x + 1),
+    Atan=lambda ct, x, y: ct / (x * x + 1),
+    Atanh=lambda ct, x, y: ct / (1 - x * x),
+    Celu=lambda ct, x, y, *, alpha: ct * fn("Min", y * (1 / alpha) + 1, 1),
+    Cos=lambda ct, x, y: -ct * fn("Sin", x),
+    Cosh=lambda ct, x, y: ct * (y * fn("Tanh", x)),
+    Elu=lambda ct, x, y, *, alpha: ct * elu_slope(x, y, 1, alpha),
+    Erf=lambda ct, x, y: ct * (fn("Exp", -(x * x)) * (2 / math.sqrt(math.pi))),
     Exp=lambda ct, x, y: ct * y,
+    Gelu=lambda ct, x, y, *, approximate: ct * gelu_slope(x, approximate),
+    HardSigmoid=lambda ct, x, y, *, alpha: (ct * alpha).mask((y > 0) & (y < 1)),
+    HardSwish=lambda ct, x, y: ct * hard_swish_slope(x),
+    LeakyRelu=lambda ct, x, y, *, alpha: ct * where((y if alpha >= 0 else x) > 0, ct.like(1), ct.like(alpha)),
+    Log=lambda ct, x, y: ct / x,
+    Mish=lambda ct, x, y: ct * mish_slope(x),
+    Reciprocal=lambda ct, x, y: -ct * (y * y),
+    Relu=lambda ct, x, y: ct.mask(y > 0),
+    Selu=lambda ct, x, y, *, alpha, gamma: ct * elu_slope(x, y, gamma, alpha * gamma),
+    Shrink=lambda ct, x, y, *, lambd: ct.mask((x < -lambd) | (x > lambd)),
+    Sigmoid=lambda ct, x, y: ct * (y * (1 - y)),
+    Sin=lambda ct, x, y: ct * fn("Cos", x),
+    Sinh=lambda ct, x, y: ct * ((fn("Exp", x) + fn("Exp", -x)) * 0.5),
+    Softplus=lambda ct, x, y: ct * fn("Sigmoid", x),
+    Softsign=lambda ct, x, y: ct / ((abs(x) + 1) * (abs(x) + 1)),
+    Sqrt=lambda ct, x, y: ct / (y + y),
+    Tan=lambda ct, x, y: ct * (y * y + 1),
+    Tanh=lambda ct, x, y: ct * (1 - y * y),
+    ThresholdedRelu=lambda ct, x, y, *, alpha: ct.mask(x > alpha),
 )
+
+
+@TABLE.vjp("Neg", kind=Kind.AFFINE)
+def neg(call: Call, ct: Var) -> Sequence[Cotangent]:
+    return [-ct]
+
+
+@TABLE.vjp("PRelu", broadcast=True)
+def prelu(call: Call, ct: Var) -> Sequence[Cotangent]:
+    x, slope = call.x, call.need(1)
+    return [where(x > 0, ct, ct * slope), ct * fn("Min", x, 0) if call.active[1] else None]
+
+
+@TABLE.vjp("Clip", broadcast=True)
+def clip(call: Call, ct: Var) -> Sequence[Cotangent]:
+    """Each element's cotangent goes to the input, or to the bound that it has reached: as in torch's ReLU6."""
+    low, high = call.input(1), call.input(2)
+    above = call.y > low if low else None
+    below = call.y < high if high else None
+    inside = above & below if above and below else above or below
+    cotangents: list[Cotangent] = [ct.mask(inside) if inside else ct, None, None]
+    if above and call.active[1]:
+        cotangents[1] = ct.mask(~above & below if below else ~above)
+    if below and call.active[2]:
+        cotangents[2] = ct.mask(~below)
+    return cotangents
