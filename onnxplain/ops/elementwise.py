@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from onnxplain.emit import Var
-from onnxplain.ops.table import Call, Kind, OpTable
+from collections.abc import Sequence
+
+from onnxplain.emit import Var, where
+from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 
 
 def sum_kind(call: Call) -> Kind:
@@ -16,15 +18,98 @@ def product_kind(call: Call) -> Kind:
     return Kind.PRODUCT if sum(call.active) > 1 else Kind.AFFINE
 
 
+def quotient_kind(call: Call) -> Kind:
+    """As a product, but a constant divided by an active input is an ACTIVATION."""
+    return product_kind(call) if call.active[0] else Kind.ACTIVATION
+
+
+def nonlinear_kind(call: Call) -> Kind:
+    """PRODUCT where several inputs are active, ACTIVATION where one is."""
+    return Kind.PRODUCT if sum(call.active) > 1 else Kind.ACTIVATION
+
+
+def choice_kind(call: Call) -> Kind:
+    """MAX_POOL where several inputs are active, ACTIVATION where one is."""
+    return Kind.MAX_POOL if sum(call.active) > 1 else Kind.ACTIVATION
+
+
 TABLE = OpTable(sum_kind)
 
 
-@TABLE.vjp("Add", broadcast=True)
-def add(call: Call, ct: Var) -> list[Var]:
-    return [ct, ct]
+@TABLE.vjp("Add", "Sum", broadcast=True)
+def add(call: Call, ct: Var) -> Sequence[Cotangent]:
+    return [ct] * len(call.inputs)
+
+
+@TABLE.vjp("Sub", broadcast=True)
+def sub(call: Call, ct: Var) -> Sequence[Cotangent]:
+    return [ct, -ct if call.active[1] else None]
+
+
+@TABLE.vjp("Mean", broadcast=True)
+def mean(call: Call, ct: Var) -> Sequence[Cotangent]:
+    return [ct * (1 / len(call.inputs))] * len(call.inputs)
 
 
 @TABLE.vjp("Mul", kind=product_kind, broadcast=True)
-def mul(call: Call, ct: Var) -> list[Var]:
-    a, b = call.inputs
-    return [ct * b, ct * a]
+def mul(call: Call, ct: Var) -> Sequence[Cotangent]:
+    a, b = call.x, call.need(1)
+    return [ct * b if call.active[0] else None, ct * a if call.active[1] else None]
+
+
+@TABLE.vjp("Div", kind=quotient_kind, broadcast=True)
+def div(call: Call, ct: Var) -> Sequence[Cotangent]:
+    share = ct / call.need(1)
+    return [share, -share * call.y if call.active[1] else None]
+
+
+@TABLE.vjp("Mod", kind=nonlinear_kind, broadcast=True)
+def mod(call: Call, ct: Var) -> Sequence[Cotangent]:
+    """Float inputs mean fmod: y = a - n b, with a whole number n."""
+    a, b = call.x, call.need(1)
+    return [ct, ct * ((call.y - a) / b) if call.active[1] else None]
+
+
+@TABLE.vjp("Pow", kind=nonlinear_kind, broadcast=True)
+def power(call: Call, ct: Var) -> Sequence[Cotangent]:
+    base, exponent = call.x, call.need(1)
+    by_base = by_exponent = None
+    if call.active[0]:
+        by_base = ct * power_slope(base, exponent, call.y)
+    if call.active[1]:
+        # As in torch: 0 at base 0, and NaN at negative bases, whose powers exist at whole exponents only.
+        log = call.op("Log", where(base.equal(0), 1, base))
+        by_exponent = (ct * call.y * log).cast(exponent.dtype)
+    return [by_base, by_exponent]
+
+
+def power_slope(x: Var, p: Var, y: Var) -> Var:
+    """Differentiate y = x^p by x: p x^(p-1). A second Pow costs about ten products, so it is the last resort."""
+    same = p.value is not None and p.value.size and (p.value == p.value.flat[0]).all()
+    c = float(p.value.flat[0]) if p.value is not None and same else None
+    if c == 2:
+        return x * 2
+    if c == 3:
+        return x * x * 3
+    if c == 0.5:
+        return 0.5 / y
+    if c == -1:
+        return -(y * y)
+    if c is not None and not 0 <= c <= 1:
+        return y * c / where(x.equal(0), 1, x)  # at x = 0, y is what the derivative is: 0 or infinite
+    p = p.cast(x.dtype)
+    return p * x ** (where(p.equal(0), 1, p) - 1)  # x^0 is constant, at x = 0 too
+
+
+@TABLE.vjp("Max", "Min", kind=choice_kind, broadcast=True)
+def extreme(call: Call, ct: Var) -> Sequence[Cotangent]:
+    """All inputs that reach the extreme share the cotangent equally (torch.maximum does so with two)."""
+    hits = [i.equal(call.y).cast(ct.dtype) for i in call.inputs if i]
+    share = ct / sum(hits[1:], hits[0])
+    return [share * hit if active else None for hit, active in zip(hits, call.active, strict=True)]
+
+
+@TABLE.vjp("Where", kind=Kind.MOVEMENT, broadcast=True)
+def choose(call: Call, ct: Var) -> Sequence[Cotangent]:
+    condition = call.x
+    return [None, ct.mask(condition) if call.active[1] else None, ct.mask(~condition) if call.active[2] else None]
