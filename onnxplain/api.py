@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxplain import checks, execution, export, methods, quantities, writer
+from onnxplain import checks, execution, export, files, methods, quantities, writer
 from onnxplain.canonize import BATCH, Canonical, canonize
 from onnxplain.canonize.prepare import named_inputs
-from onnxplain.errors import OptionError, OutputError
+from onnxplain.errors import OptionError
 from onnxplain.ir import Value
 from onnxplain.methods import Method
 from onnxplain.program import Assignment, Program, Question, ask, compile_program, report
@@ -28,7 +28,6 @@ from onnxplain.runtime.session import Session
 
 Array = np.ndarray[Any, Any]
 Inputs = Array | Mapping[str, Array]
-ModelLike = "Model | str | os.PathLike[str] | bytes | onnx.ModelProto"
 
 
 class Model:
@@ -211,6 +210,11 @@ class Explainer:
             self.method.name, quantities.unravel(answer.target, value), answer.score, answer.residual, parts
         )
 
+    @property
+    def provider(self) -> str | None:
+        """The execution provider that runs it, once it has run; ``providers`` says why."""
+        return next((c.runner.session.provider for c in self._compiled.values()), None)
+
     def report(self) -> list[Assignment]:
         """Node -> kind -> rule of the reverse walk, in its order; empty for methods without one.
 
@@ -245,7 +249,7 @@ class Explainer:
             raise OptionError(f"target is 'input', None, an int or a tuple, not {target!r}")
         if not isinstance(target, str):
             fixed = int(quantities.resolve(target, graph.value(question.explained), 1)[0])
-        checks.check_writable(path, {".onnx"})
+        files.check_writable(path, {".onnx"})
         exported = export.explainer_graph(graph, self.method, question, fixed, ask_target=isinstance(target, str))
         metadata = {**self.model.source.metadata, "onnxplain.method": self.method.name}
         writer.save(exported, path, metadata)

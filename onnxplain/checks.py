@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxplain.errors import InputError, OutputError, did_you_mean
+from onnxplain.errors import InputError, did_you_mean
 from onnxplain.ir import Value
 
 Array = np.ndarray[Any, Any]
@@ -89,16 +87,3 @@ def _check_array(array: Array, value: Value, batched: bool) -> None:
     if value.is_float and not np.isfinite(array.astype(np.float32) if array.dtype.kind == "V" else array).all():
         where = np.argwhere(~np.isfinite(array.astype(np.float32)))[0]
         raise InputError(f"the array for input '{value.name}' holds NaN or infinity, first at {tuple(map(int, where))}")
-
-
-def check_writable(path: str | os.PathLike[str], endings: Collection[str]) -> None:
-    """Raise OutputError unless a file with one of the endings can be made at ``path``."""
-    path = Path(path)
-    if path.suffix not in endings:
-        raise OutputError(f"cannot write '{path}': its name must end in {' or '.join(sorted(endings))}")
-    if path.is_dir():
-        raise OutputError(f"cannot write '{path}': it is a folder")
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write '{path}': there is no folder '{path.parent}'")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"cannot write '{path}': no permission for the folder '{path.parent}'")

@@ -17,6 +17,7 @@ from onnxplain.ir import Graph, Node, Shape, Value
 
 _BOOL = {"Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Xor", "Not", "IsNaN", "IsInf"}
 _INT64 = {"Shape", "Size", "ArgMax", "ArgMin", "NonZero"}
+_SIZE_ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}  # done at once where sizes are known
 _BROADCAST = _BOOL | {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mod", "Where", "PRelu"}
 _SAME_SHAPE = {
     *("Abs", "Neg", "Exp", "Log", "Sqrt", "Reciprocal", "Sign", "Erf", "Relu", "Sigmoid", "Tanh", "Softplus", "Cast"),
@@ -36,10 +37,14 @@ class Var:
     dtype: np.dtype[Any]
     shape: Shape | None = None
     value: np.ndarray[Any, Any] | None = None
+    __array_ufunc__ = None  # array + Var is Var.__radd__, not an array of Vars
 
     def _binary(self, op: str, other: Any, swap: bool = False) -> Var:
         pair = (other, self) if swap else (self, other)
-        return self.emitter.op(op, *(a if isinstance(a, Var) else self.like(a) for a in pair))
+        left, right = (a if isinstance(a, Var) else self.like(a) for a in pair)
+        if op in _SIZE_ARITHMETIC and left.dtype == np.int64 and left.value is not None and right.value is not None:
+            return self.emitter.const(_SIZE_ARITHMETIC[op](left.value, right.value))
+        return self.emitter.op(op, left, right)
 
     def like(self, value: Any) -> Var:
         """Constant of this Var's dtype."""

@@ -91,7 +91,7 @@ class Attribution:
         sample
             Which sample of the batch to draw.
         options
-            Options of `onnxplain.heatmap.heatmap`.
+            Options of `onnxplain.heatmap.picture`.
 
         Raises
         ------
@@ -103,8 +103,7 @@ class Attribution:
         if Path(path).suffix == ".npy":
             heatmap.save(path, self.values)
             return
-        drawn = self.heatmap(sample, **options)
-        heatmap.save(path, heatmap.render(drawn) if image is None else heatmap.overlay(drawn, image))
+        heatmap.save(path, heatmap.picture(self.values[sample], image, **options))
 
     def __str__(self) -> str:
         shapes = ", ".join(f"{n} {'x'.join(map(str, p.values.shape))}" for n, p in self._parts.items())
