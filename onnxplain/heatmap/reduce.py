@@ -1,0 +1,107 @@
+"""An attribution becomes a heatmap: one number per pixel, in [-1, 1]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from onnxplain.errors import InputError, OptionError, did_you_mean
+from onnxplain.heatmap import kernels
+
+POOLINGS = {
+    "sum": kernels.SUM,
+    "abs_sum": kernels.ABS_SUM,
+    "mean": kernels.MEAN,
+    "max": kernels.MAX,
+    "norm": kernels.NORM,
+}
+LAYOUTS = ("auto", "CHW", "HWC")
+
+
+def heatmap(
+    values: npt.ArrayLike, *, layout: str = "auto", pooling: str = "sum", percentile: float = 99.5, smooth: float = 0.0
+) -> npt.NDArray[np.float32]:
+    """Pool the channels, smooth, and divide by a percentile of the magnitudes: ``clip(v / P(|v|), -1, 1)``.
+
+    Zero stays zero and signs stay signs: the scale is the same on both sides of zero, so equal strengths look equal.
+    A map of zeros stays a map of zeros.
+
+    Parameters
+    ----------
+    values : ndarray of shape (C, H, W), (H, W, C), (H, W) or (F,)
+        The attribution of one sample. A vector becomes a map of one row.
+    layout
+        "CHW" or "HWC", where the channels of a three-dimensional attribution are. "auto": HWC if only the last axis
+        can hold the channels of an image, being 1, 3 or 4 long.
+    pooling
+        "sum" keeps what the channels sum to (and so completeness), "mean" is the same divided by C. Without sign:
+        "abs_sum", "max" (largest magnitude, Simonyan et al. 2014) and "norm" (Euclidean).
+    percentile
+        Which percentile of the magnitudes becomes 1, in (0, 100]; what is stronger is clipped. 100 clips nothing.
+    smooth
+        Standard deviation, in pixels of the attribution, of a Gaussian blur before scaling; 0 for none.
+
+    Returns
+    -------
+    ndarray of float32, shape (H, W)
+
+    Raises
+    ------
+    InputError
+        The array has another rank, is empty, or holds NaN or infinity.
+    OptionError
+        An unknown layout or pooling, or a number out of range.
+    """
+    if not 0 < percentile <= 100:
+        raise OptionError(f"percentile must be above 0 and at most 100, not {percentile!r}")
+    if not 0 <= smooth < np.inf:
+        raise OptionError(f"smooth must be a standard deviation in pixels, 0 or more, not {smooth!r}")
+    return normalize(blur(pool(values, layout, pooling), smooth), percentile)
+
+
+def pool(values: npt.ArrayLike, layout: str = "auto", pooling: str = "sum") -> npt.NDArray[np.float64]:
+    """Reduce the channels of an attribution: one number per pixel; a map without channels has one channel."""
+    if pooling not in POOLINGS:
+        raise OptionError(f"unknown pooling {pooling!r}", did_you_mean(str(pooling), POOLINGS))
+    array = channels_first(values, layout)
+    if array.dtype not in (np.float32, np.float64):
+        array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise InputError(f"{np.count_nonzero(~np.isfinite(array))} of the attribution's values are NaN or infinite")
+    return kernels.pool(array, POOLINGS[pooling])
+
+
+def channels_first(values: npt.ArrayLike, layout: str) -> npt.NDArray[Any]:
+    """View an attribution of one sample as (C, H, W)."""
+    if layout not in LAYOUTS:
+        raise OptionError(f"unknown layout {layout!r}", did_you_mean(str(layout), LAYOUTS))
+    array = np.asarray(values)
+    if array.ndim not in (1, 2, 3) or not array.size:
+        raise InputError(
+            f"cannot draw an attribution of shape {array.shape}",
+            "Give one sample, without its batch axis: (C, H, W), (H, W, C), (H, W) or (F,).",
+        )
+    if array.ndim < 3:
+        return array.reshape(1, -1, array.shape[-1])
+    if layout == "auto":
+        layout = "HWC" if array.shape[2] in (1, 3, 4) and array.shape[0] not in (1, 3, 4) else "CHW"
+    return np.moveaxis(array, 2, 0) if layout == "HWC" else array
+
+
+def blur(values: npt.NDArray[np.float64], sigma: float) -> npt.NDArray[np.float64]:
+    """Gaussian blur; the borders are mirrored, so that the sum of a map hardly changes."""
+    if sigma == 0:
+        return values
+    blurred = cv2.GaussianBlur(values, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
+    return np.asarray(blurred, np.float64).reshape(values.shape)
+
+
+def normalize(values: npt.NDArray[np.float64], percentile: float) -> npt.NDArray[np.float32]:
+    """Scale by a percentile of the magnitudes and clip to [-1, 1]."""
+    strength = np.abs(values)
+    # In a map with few values that are not zero the percentile itself may be zero.
+    limit = np.percentile(strength, percentile) or strength.max() or 1.0
+    return np.clip(values / limit, -1, 1).astype(np.float32)

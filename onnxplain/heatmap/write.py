@@ -1,0 +1,71 @@
+"""Pictures and arrays become files, all of a file or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from onnxplain.errors import OutputError
+
+IMAGES = {".png": [], ".jpg": [cv2.IMWRITE_JPEG_QUALITY, 95], ".jpeg": [cv2.IMWRITE_JPEG_QUALITY, 95]}
+
+
+def save(path: str | os.PathLike[str], array: npt.ArrayLike) -> None:
+    """Write an RGB image as ``.png`` or ``.jpg``, or any array as ``.npy``; a file appears complete or not at all.
+
+    Parameters
+    ----------
+    path
+        Its ending says the format. An existing file is replaced.
+    array : ndarray of uint8, shape (H, W, 3)
+        For ``.npy`` an array of numbers of any shape.
+
+    Raises
+    ------
+    OutputError
+        The ending is unknown, the array is no image, or the place cannot be written.
+    """
+    path = Path(path)
+    content = _encoded(path, np.asarray(array))
+    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        if not path.parent.is_dir():
+            raise OutputError(f"cannot write '{path}': there is no folder '{path.parent}'") from None
+        raise OutputError(f"cannot write '{path}': {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _encoded(path: Path, array: npt.NDArray[Any]) -> bytes:
+    ending = path.suffix.lower()
+    if ending == ".npy":
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        return buffer.getvalue()
+    if ending not in IMAGES:
+        raise OutputError(f"cannot write '{path}': unknown ending {ending!r}", f"Known: {', '.join(IMAGES)}, .npy.")
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise OutputError(
+            f"cannot write '{path}': a picture is uint8 of shape (H, W, 3), not {array.dtype} {array.shape}"
+        )
+    try:
+        done, encoded = cv2.imencode(ending, array[:, :, ::-1], IMAGES[ending])
+    except cv2.error:
+        done = False
+    if not done:  # OpenCV 4 raises and 5 does not; an image that passed the checks above can only be too large
+        height, width = array.shape[:2]
+        raise OutputError(f"cannot write '{path}': {width} x {height} pixels are too many for {ending}")
+    return encoded.tobytes()
