@@ -1,0 +1,160 @@
+"""Normalisation by statistics, and softmax. Statistics are computed in float32 where the tensors are shorter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxplain.emit import Var, where
+from onnxplain.errors import UnsupportedOperatorError
+from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
+
+TABLE = OpTable(Kind.NORMALIZATION)
+
+
+def wide(x: Var) -> Var:
+    """Raise short floats to float32."""
+    return x.cast(np.float32) if x.dtype.itemsize < 4 else x
+
+
+def mean(x: Var, axes: Sequence[int]) -> Var:
+    assert x.shape is not None
+    known = tuple(1 if i in axes else d for i, d in enumerate(x.shape))
+    return x.emitter.op("ReduceMean", x, x.emitter.ints(axes), known=known, keepdims=1)
+
+
+def inverse_root(x: Var) -> Var:
+    return 1 / x.emitter.op("Sqrt", x)
+
+
+def statistics(x: Var, axes: Sequence[int], epsilon: float) -> tuple[Var, Var]:
+    """Subtract the mean over ``axes`` from x; the second result is 1 / the standard deviation."""
+    centered = x - mean(x, axes)
+    return centered, inverse_root(mean(centered * centered, axes) + epsilon)
+
+
+def standardization_vjp(ct: Var, centered: Var, inverse: Var, axes: Sequence[int]) -> Var:
+    """VJP of z = centered * inverse: what is left of ct without its mean and its part along z, times inverse."""
+    along = inverse * inverse * mean(ct * centered, axes)
+    return (ct - mean(ct, axes) - centered * along) * inverse
+
+
+def column(parameter: Var, x: Var) -> Var:
+    """Shape a vector, one number per channel (axis 1) of x, so that it broadcasts to x."""
+    return parameter.reshape([-1, *[1] * (x.rank - 2)])
+
+
+def fit(call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
+    """Cotangents in the dtypes of their inputs."""
+    return [ct.cast(i.dtype) if ct and i else None for ct, i in zip(cotangents, call.inputs, strict=False)]
+
+
+@TABLE.vjp("BatchNormalization", kind=Kind.AFFINE)
+def batch_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
+    if call.attrs["training_mode"]:
+        raise UnsupportedOperatorError(
+            f"{call.node.label} is in training mode: its output depends on the other samples of the batch",
+            "Export the model in inference mode.",
+        )
+    scale, _, average, variance = (wide(i) for i in call.inputs[1:] if i)
+    inverse = inverse_root(variance + call.attrs["epsilon"])
+    factor = scale * inverse
+    by_x = ct * column(factor, call.x).cast(ct.dtype)
+    if not any(call.active[1:]):
+        return [by_x]
+    axes = [a for a in range(call.x.rank) if a != 1]
+    total = wide(ct).sum(axes)
+    spread = (wide(ct) * (wide(call.x) - column(average, call.x))).sum(axes)
+    by_variance = spread * factor * inverse * inverse * -0.5
+    return fit(call, by_x, spread * inverse, total, -total * factor, by_variance)
+
+
+@TABLE.vjp("LayerNormalization", broadcast=True)
+def layer_normalization(call: Call, ct: Cotangent, *others: Cotangent) -> Sequence[Cotangent]:
+    if ct is None or any(others):
+        raise UnsupportedOperatorError(f"no gradient is known for the outputs Mean and InvStdDev of {call.node.label}")
+    x, scale = wide(call.x), wide(call.need(1))
+    axes = range(call.attrs["axis"] % x.rank, x.rank)
+    if len(call.outputs) == 3:
+        average, inverse = (o.cast(x.dtype) for o in call.outputs[1:])
+        centered = x - average
+    else:
+        centered, inverse = statistics(x, axes, call.attrs["epsilon"])
+    ct = wide(ct)
+    by_x = standardization_vjp(ct * scale, centered, inverse, axes)
+    return fit(call, by_x, ct * (centered * inverse) if call.active[1] else None, ct)
+
+
+@TABLE.vjp("GroupNormalization", "InstanceNormalization")
+def channel_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
+    """Normalises each group of channels, an instance normalisation each channel, over all positions."""
+    x, scale = wide(call.x), wide(call.need(1))
+    assert x.shape is not None
+    groups = call.attrs.get("num_groups", 0)  # to Reshape, 0 means: as many as there are channels
+    known = (x.shape[0], groups or x.shape[1], None)
+    centered, inverse = statistics(x.reshape([0, groups, -1], known), [2], call.attrs["epsilon"])
+    ct = wide(ct)
+    scaled = (ct * column(scale, x)).reshape([0, groups, -1], known)
+    by_x = standardization_vjp(scaled, centered, inverse, [2]).reshape_like(x)
+    if not any(call.active[1:]):
+        return fit(call, by_x)
+    axes = [a for a in range(x.rank) if a != 1]
+    return fit(call, by_x, (ct * (centered * inverse).reshape_like(x)).sum(axes), ct.sum(axes))
+
+
+@TABLE.vjp("MeanVarianceNormalization")
+def mean_variance_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
+    x = wide(call.x)
+    axes = [a % x.rank for a in call.attrs["axes"]]
+    centered, inverse = statistics(x, axes, 1e-18)  # the operator adds 1e-9 to the standard deviation
+    return fit(call, standardization_vjp(wide(ct), centered, inverse, axes))
+
+
+@TABLE.vjp("LRN")
+def local_response_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
+    """Differentiate y = x d^-beta, d = bias + alpha/size (sum of x^2 over ``size`` neighbouring channels)."""
+    size, beta = call.attrs["size"], call.attrs["beta"]
+    rate = call.attrs["alpha"] / size
+    x, y, ct = wide(call.x), wide(call.y), wide(ct)
+    before = (size - 1) // 2
+    d = neighbours(x * x, before, size) * rate + call.attrs["bias"]
+    power = call.op("Exp", call.op("Log", d) * -beta)  # Pow with a fractional exponent is slow
+    reach = neighbours(ct * y / d, size - 1 - before, size)  # of whose neighbourhood x is a part
+    return fit(call, ct * power - x * reach * (2 * rate * beta))
+
+
+def neighbours(x: Var, before: int, size: int) -> Var:
+    """Sum over ``size`` neighbouring channels, the first of them ``before`` channels ahead."""
+    emitter = x.emitter
+    channels = emitter.ints([1])
+    padded = emitter.op("Pad", x, emitter.ints([before, size - 1 - before]), None, channels, mode="constant")
+    ends = [k - size + 1 or np.iinfo(np.int64).max for k in range(size)]
+    parts = [
+        emitter.op("Slice", padded, emitter.ints([k]), emitter.ints([end]), channels, known=x.shape)
+        for k, end in enumerate(ends)
+    ]
+    return sum(parts[1:], parts[0])
+
+
+@TABLE.vjp("LpNormalization")
+def lp_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
+    """Remove the part of ct along y = x / norm. A vector of zeros stays one, and gets no gradient."""
+    x, y, p, axis = call.x, call.y, call.attrs["p"], call.attrs["axis"]
+    assert x.shape is not None
+    known = tuple(1 if i == axis % x.rank else d for i, d in enumerate(x.shape))
+    norm = call.op(f"ReduceL{p}", x, call.ints([axis]), known=known, keepdims=1)
+    along = (ct * y).sum([axis], keepdims=True)
+    direction = y if p == 2 else call.op("Sign", x)
+    return [(ct - direction * along) * where(norm > 0, 1 / norm, 0)]
+
+
+@TABLE.vjp("Softmax", kind=Kind.SOFTMAX)
+def softmax(call: Call, ct: Var) -> Sequence[Cotangent]:
+    y = call.y
+    return [y * (ct - (ct * y).sum([call.attrs["axis"]], keepdims=True))]
+
+
+@TABLE.vjp("LogSoftmax", kind=Kind.SOFTMAX)
+def log_softmax(call: Call, ct: Var) -> Sequence[Cotangent]:
+    return [ct - call.op("Exp", call.y) * ct.sum([call.attrs["axis"]], keepdims=True)]
