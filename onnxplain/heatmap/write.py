@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxplain.errors import OutputError
+from onnxplain.files import replacing
 
 IMAGES = {".png": [], ".jpg": [cv2.IMWRITE_JPEG_QUALITY, 95], ".jpeg": [cv2.IMWRITE_JPEG_QUALITY, 95]}
 
@@ -35,18 +34,8 @@ def save(path: str | os.PathLike[str], array: npt.ArrayLike) -> None:
     """
     path = Path(path)
     content = _encoded(path, np.asarray(array))
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        if not path.parent.is_dir():
-            raise OutputError(f"cannot write '{path}': there is no folder '{path.parent}'") from None
-        raise OutputError(f"cannot write '{path}': {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _encoded(path: Path, array: npt.NDArray[Any]) -> bytes:

@@ -94,7 +94,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(
     def replace(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(write.os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt):
         save(path, RGB)
     assert path.read_text() == "old"
