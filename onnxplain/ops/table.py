@@ -76,6 +76,12 @@ class Call:
         """The first output."""
         return self.outputs[0]
 
+    def need(self, index: int) -> Var:
+        """A required input by position."""
+        value = self.inputs[index]
+        assert value is not None
+        return value
+
     def input(self, index: int) -> Var | None:
         """An input by position; None where it is missing."""
         return self.inputs[index] if index < len(self.inputs) else None

@@ -1,0 +1,242 @@
+"""Operators that move, copy or drop elements and change none: their cotangents move back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxplain.emit import Var, concat, where
+from onnxplain.errors import UnsupportedOperatorError
+from onnxplain.ops.index import add_at, pad, positions, unpick, zeros
+from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
+
+TABLE = OpTable(Kind.MOVEMENT)
+
+
+@TABLE.vjp("Identity")
+def identity(call: Call, ct: Var) -> list[Var]:
+    return [ct]
+
+
+@TABLE.vjp("Cast", "CastLike")
+def cast(call: Call, ct: Var) -> list[Var]:
+    return [ct.cast(call.x.dtype)]
+
+
+@TABLE.vjp("Dropout")
+def dropout(call: Call, ct: Var, *_: Cotangent) -> list[Var]:
+    training = call.input(2)
+    if training is not None and (training.value is None or training.value.any()):
+        raise UnsupportedOperatorError(f"{call.node.label} drops at random (training_mode): it has no fixed gradient")
+    return [ct]
+
+
+@TABLE.vjp("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+def reshape(call: Call, ct: Var) -> list[Var]:
+    return [ct.reshape_like(call.x)]
+
+
+@TABLE.vjp("Transpose")
+def transpose(call: Call, ct: Var) -> list[Var]:
+    perm = call.attrs.get("perm") or range(call.x.rank)[::-1]
+    return [ct.transpose(np.argsort(perm).tolist())]
+
+
+@TABLE.vjp("Expand", broadcast=True)
+def expand(call: Call, ct: Var) -> list[Var]:
+    return [ct]
+
+
+@TABLE.vjp("Tile")
+def tile(call: Call, ct: Var) -> list[Var]:
+    """Reshape to (r0, d0, r1, d1, ...) and sum over the repeats; axes known not to be repeated have no r."""
+    repeats = call.need(1)
+    counts = _numbers(repeats, ())
+    sizes: list[Var] = []
+    summed: list[int] = []
+    for axis in range(call.x.rank):
+        if counts is None or counts[axis] != 1:
+            summed.append(len(sizes))
+            given = None if counts is None else call.ints([counts[axis]])
+            sizes.append(given or call.op("Slice", repeats, call.ints([axis]), call.ints([axis + 1])))
+        sizes.append(call.x.size(axis))
+    if not summed:
+        return [ct]
+    shape = concat(sizes)
+    known = None if shape.value is None else tuple(shape.value.tolist())
+    return [ct.reshape(shape, known=known or (None,) * len(sizes)).sum(summed)]
+
+
+@TABLE.vjp("Concat")
+def concat_(call: Call, ct: Var) -> Sequence[Var]:
+    parts = [part for part in call.inputs if part is not None]
+    axis = call.attrs["axis"]
+    if len(parts) == 1:
+        return [ct]
+    sizes = concat([part.size(axis) for part in parts])
+    return call.emitter.ops("Split", ct, sizes, outputs=len(parts), shapes=[part.shape for part in parts], axis=axis)
+
+
+@TABLE.vjp("Split")
+def split(call: Call, *cts: Cotangent) -> list[Var]:
+    pairs = zip(call.outputs, cts, strict=True)
+    arrived = [zeros(y.sizes(), y.dtype, y.shape) if ct is None else ct for y, ct in pairs]
+    return [concat(arrived, axis=call.attrs["axis"])]
+
+
+@TABLE.vjp("Slice")
+def slice_(call: Call, ct: Var) -> list[Var]:
+    padded = _padded_slice(call, ct)
+    if padded is not None:
+        return [padded]
+    rows = call.op("Slice", positions(call.x, call.x.rank), *call.inputs[1:])
+    return [unpick(ct, rows, call.x, call.x.rank)]
+
+
+def _padded_slice(call: Call, ct: Var) -> Var | None:
+    """Write the cotangent as a Pad, which is cheap, if the arguments are constant or all steps are one."""
+    x, starts, ends = call.x, call.need(1), call.need(2)
+    count = starts.shape[0] if starts.shape else None
+    axes = _numbers(call.input(3), range(count) if isinstance(count, int) else ())
+    steps = _numbers(call.input(4), [1] * x.rank)
+    if axes is None or steps is None or len(axes) != count:
+        return None
+    before, after = [call.ints([0])] * x.rank, [call.ints([0])] * x.rank
+    flipped: list[int] = []
+    strided: dict[int, tuple[int, int]] = {}
+    for k, (axis, step) in enumerate(zip([a % x.rank for a in axes], steps, strict=False)):
+        size = x.size(axis)
+        if size.value is not None and starts.value is not None and ends.value is not None:
+            length = int(size.value[0])
+            # ONNX clamps a start before the first element to that one; Python, going down, takes nothing then.
+            taken = range(length)[max(int(starts.value[k]), -length) : int(ends.value[k]) : step]
+            first = min(taken, default=0)
+            before[axis] = call.ints([first])
+            after[axis] = call.ints([length - first - len(taken) * abs(step)])
+            if step < 0:
+                flipped.append(axis)
+            if abs(step) > 1:
+                strided[axis] = len(taken), abs(step)
+        elif step == 1:
+            start = call.op("Slice", starts, call.ints([k]), call.ints([k + 1])).cast(np.int64)
+            before[axis] = call.op("Max", where(start < 0, size + start, start), call.ints([0]))
+            after[axis] = size - ct.size(axis) - before[axis]
+        else:
+            return None
+    if flipped:
+        last, down = call.ints([-1] * len(flipped)), call.ints([np.iinfo(np.int64).min] * len(flipped))
+        ct = call.op("Slice", ct, last, down, call.ints(flipped), last, known=ct.shape)
+    return pad(_spread(ct, strided), before, after, x.shape)
+
+
+def _spread(ct: Var, strided: dict[int, tuple[int, int]]) -> Var:
+    """Put stride - 1 zeros behind every element, for axis -> (size, stride): a new axis, padded, then merged."""
+    if not strided:
+        return ct
+    axes = sorted(strided)
+    added = [axis + 1 + k for k, axis in enumerate(axes)]
+    rank = ct.rank + len(axes)
+    widths = np.zeros(2 * rank, np.int64)
+    widths[[rank + axis for axis in added]] = [strided[axis][1] - 1 for axis in axes]
+    emitter = ct.emitter
+    spread = emitter.op("Pad", emitter.op("Unsqueeze", ct, emitter.ints(added)), emitter.const(widths), mode="constant")
+    sizes = [emitter.ints([math.prod(strided[a])]) if a in strided else ct.size(a) for a in range(ct.rank)]
+    return spread.reshape(concat(sizes), known=(None,) * ct.rank)
+
+
+@TABLE.vjp("Pad")
+def pad_(call: Call, ct: Var) -> Sequence[Cotangent]:
+    x, pads, axes, mode = call.x, call.need(1), call.input(3), call.attrs["mode"]
+    if mode == "constant":
+        back = -pads if pads.value is None else call.emitter.const(-pads.value)
+        inner = call.op("Pad", ct, back, None, axes, mode=mode, known=x.shape)
+        value = call.input(2)
+        return [inner, None, (ct.sum() - inner.sum()).reshape_like(value) if value and call.active[2] else None]
+    widths, padded = _numbers(pads, ()), _numbers(axes, range(x.rank))
+    if widths is not None and padded is not None:
+        pairs = zip(padded, widths[: len(padded)], widths[len(padded) :], strict=True)
+        moved = {axis % x.rank: (begin, end) for axis, begin, end in pairs if begin or end}
+        sizes = {axis: int(known[0]) for axis in moved if (known := x.size(axis).value) is not None}
+        if len(sizes) == len(moved):
+            for axis, size in sizes.items():
+                ct = _unpad(ct, axis, size, *moved[axis], mode)
+            return [ct]
+    # On CUDA there is a Pad for float64 but none for integers; float64 counts exactly up to 2**53.
+    counted = positions(x, x.rank).cast(np.float64)
+    rows = call.op("Pad", counted, pads, None, axes, mode=mode).cast(np.int64)
+    return [unpick(ct, rows, x, x.rank)]
+
+
+def _unpad(ct: Var, axis: int, size: int, begin: int, end: int, mode: str) -> Var:
+    """Undo Pad by reflection, repetition or wrapping on one axis: the middle, plus the borders where they came from."""
+    left, right = max(begin, 0), max(end, 0)
+    source = np.pad(np.arange(size)[max(-begin, 0) : size - max(-end, 0)], (left, right), mode)  # type: ignore[call-overload]
+    border = np.r_[:left, source.size - right : source.size]
+    emitter = ct.emitter
+    before, after = ([emitter.ints([-w * (a == axis)]) for a in range(ct.rank)] for w in (begin, end))
+    middle = pad(ct, before, after, None if ct.shape is None else (*ct.shape[:axis], size, *ct.shape[axis + 1 :]))
+    if not border.size:
+        return middle
+    updates = emitter.op("Gather", ct, emitter.const(border), axis=axis)
+    column = source[border].reshape([-1] + [1] * (ct.rank - axis - 1))
+    return add_at(middle, emitter.op("Expand", emitter.const(column), updates.sizes()), updates, axis)
+
+
+@TABLE.vjp("CenterCropPad")
+def center_crop_pad(call: Call, ct: Var) -> list[Var]:
+    axes = call.attrs.get("axes")
+    sizes = call.x.sizes() if axes is None else concat([call.x.size(axis) for axis in axes])
+    return [call.op("CenterCropPad", ct, sizes, known=call.x.shape, **call.attrs)]
+
+
+@TABLE.vjp("DepthToSpace")
+def depth_to_space(call: Call, ct: Var) -> list[Var]:
+    block = call.attrs["blocksize"]
+    if call.attrs["mode"] == "DCR":
+        return [call.op("SpaceToDepth", ct, known=call.x.shape, blocksize=block)]
+    x, y, edge = call.x, call.y, call.ints([block])
+    blocks = concat([x.size(0), y.size(1), x.size(2), edge, x.size(3), edge])
+    return [ct.reshape(blocks).transpose([0, 1, 3, 5, 2, 4]).reshape_like(x)]
+
+
+@TABLE.vjp("SpaceToDepth")
+def space_to_depth(call: Call, ct: Var) -> list[Var]:
+    return [call.op("DepthToSpace", ct, known=call.x.shape, blocksize=call.attrs["blocksize"], mode="DCR")]
+
+
+@TABLE.vjp("Trilu", "ReverseSequence")
+def again(call: Call, ct: Var) -> list[Var]:
+    """Apply the operator again: a reversal undoes itself, a triangle keeps what it kept."""
+    return [call.op(call.node.op, ct, *call.inputs[1:], known=call.x.shape, **call.attrs)]
+
+
+@TABLE.vjp("Col2Im")
+def col2im(call: Call, ct: Var) -> list[Var]:
+    """Every element of a column goes to one place of the padded image: Gather with a constant index."""
+    image, block = _numbers(call.input(1), ()), _numbers(call.input(2), ())
+    if image is None or block is None:
+        raise UnsupportedOperatorError(f"{call.node.label} gets its sizes at run time: no gradient is known for that")
+    axes = len(image)
+    pads = call.attrs.get("pads") or [0] * 2 * axes
+    strides, dilations = (call.attrs.get(name) or [1] * axes for name in ("strides", "dilations"))
+    index = np.zeros([1] * 2 * axes, np.int64)  # block axes, then the axes along which blocks are laid
+    for axis in range(axes):
+        size = image[axis] + pads[axis] + pads[axes + axis]
+        inside = np.arange(block[axis]) * dilations[axis]
+        starts = np.arange(0, size - inside[-1], strides[axis])
+        shape = [1] * 2 * axes
+        shape[axis], shape[axes + axis] = inside.size, starts.size
+        index = index * size + (inside[:, None] + starts).reshape(shape)
+    begins, ends = ([call.ints([0])] * 2 + [call.ints([p]) for p in side] for side in (pads[:axes], pads[axes:]))
+    flat = (pad(ct, begins, ends, None) if any(pads) else ct).reshape([0, 0, -1])
+    columns = call.op("Gather", flat, call.emitter.const(index.reshape(math.prod(block), -1)), axis=2)
+    return [columns.reshape_like(call.x)]
+
+
+def _numbers(var: Var | None, default: Sequence[int]) -> list[int] | None:
+    """Read the integers in an input: the default if it is missing, None if they are known at run time only."""
+    if var is None:
+        return list(default)
+    return None if var.value is None else [int(v) for v in var.value]
