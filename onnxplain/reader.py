@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,26 +17,39 @@ from google.protobuf.message import DecodeError
 
 from onnxplain.errors import ModelError, UnsupportedModelError
 from onnxplain.ir import Graph, Node, Shape, Value
+from onnxplain.wire import LARGE, is_external, split, stub
+
+Weights = Mapping[str, np.ndarray[Any, Any]]
 
 OLDEST_OPSET, NEWEST_OPSET = 7, 26
+
+_PACKED = {v for k, v in onnx.TensorProto.DataType.items() if k.endswith(("INT4", "INT2", "E2M1"))}
+
+_NOT_ONNX = {  # how files begin that are mistaken for ONNX models
+    b"PK\x03\x04": "a zip archive, perhaps a PyTorch or Keras model; export it to ONNX first",
+    b"\x89HDF": "an HDF5 file, perhaps a Keras model; convert it with tf2onnx first",
+    b"version https://git-lfs": "a Git LFS pointer, not the model; fetch it with 'git lfs pull'",
+    b"\x1f\x8b": "compressed with gzip; unpack it first",
+    b"<": "text with markup, perhaps the error page of a download",
+}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A parsed model: weights that lie in external files are still there.
+    """A parsed model.
 
     Attributes
     ----------
     proto
-        The model; nobody changes it.
-    folder
-        Where external data is looked for.
+        The model with stubs in place of its large tensors; nobody changes it.
+    weights
+        The large tensors by name. Those from external files are mapped into memory, not read.
     path
         The file it came from, if any.
     """
 
     proto: onnx.ModelProto
-    folder: Path
+    weights: Weights
     path: Path | None
 
     @property
@@ -52,44 +68,52 @@ def read(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
     """
     path: Path | None = None
     if isinstance(model, onnx.ModelProto):
-        proto, what = model, "the ModelProto"
+        data, what = model.SerializeToString(), "the ModelProto"
     elif isinstance(model, bytes | bytearray | memoryview):
-        proto, what = _parse(bytes(model), "the bytes"), "the bytes"
+        data, what = bytes(model), "the bytes"
     else:
         path = Path(model)
         what = f"'{path}'"
         try:
-            proto = _parse(path.read_bytes(), what)
+            data = path.read_bytes()
         except FileNotFoundError:
             raise ModelError(f"there is no file {what}") from None
         except OSError as error:
             raise ModelError(f"cannot read {what}: {error.strerror}") from None
-    if not proto.graph.node or not proto.opset_import:
-        raise ModelError(f"{what} is not an ONNX model: it has no graph", "Is it a file of another format?")
+    proto, weights = _parse(data, what)
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=NEWEST_OPSET)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise UnsupportedModelError(
             f"{what} uses opset {opset}; supported are {OLDEST_OPSET} to {NEWEST_OPSET}",
             "Convert it with onnx.version_converter.convert_version(model, 21).",
         )
-    source = Source(proto, path.parent if path else Path.cwd(), path)
-    _check_external_data(source)
-    return source
+    _load_external(proto.graph, path, weights)
+    return Source(proto, weights, path)
 
 
-def _parse(data: bytes, what: str) -> onnx.ModelProto:
-    proto = onnx.ModelProto()
+def _parse(data: bytes, what: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
+    if not data:
+        raise ModelError(f"{what} is not an ONNX model: it is empty", "Was it downloaded or copied completely?")
+    kind = next((kind for start, kind in _NOT_ONNX.items() if data.startswith(start)), None)
+    if data[4:8] == b"ORTM":
+        kind = "ONNX Runtime's own format; use the .onnx file it was made from"
+    if kind is not None:
+        raise ModelError(f"{what} is not an ONNX model: it is {kind}")
     try:
-        proto.ParseFromString(data)
-    except DecodeError:
+        light, weights = split(data)
+        proto = onnx.ModelProto.FromString(light)
+    except (ValueError, DecodeError) as error:
         raise ModelError(
-            f"{what} is not an ONNX model, or is cut off: protobuf cannot parse its {len(data)} bytes",
+            f"{what} is not an ONNX model, or is cut off: protobuf cannot parse its {len(data)} bytes ({error})",
             "Compare its size or checksum with the original.",
         ) from None
-    return proto
+    if not proto.graph.node or not proto.opset_import:
+        missing = "nodes" if proto.opset_import else "operator set version"
+        raise ModelError(f"{what} is not an ONNX model: it has no {missing}", "Is it a file of another format?")
+    return proto, weights
 
 
-def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """Every tensor stored in a graph, in its Constant nodes and in its subgraphs."""
     yield from graph.initializer
     for node in graph.node:
@@ -97,58 +121,76 @@ def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from tensors(body)
+                yield from _tensors(body)
 
 
-def is_external(tensor: onnx.TensorProto) -> bool:
-    """Whether the tensor's data lies in a file of its own."""
-    return tensor.data_location == onnx.TensorProto.EXTERNAL
-
-
-def external_location(tensor: onnx.TensorProto) -> tuple[str, int, int | None]:
-    """File name, offset and length (None: to the end) of a tensor's external data."""
-    entries = {e.key: e.value for e in tensor.external_data}
-    length = entries.get("length")
-    return entries.get("location", ""), int(entries.get("offset") or 0), int(length) if length else None
-
-
-def _check_external_data(source: Source) -> None:
-    missing: dict[str, str] = {}
-    for tensor in filter(is_external, tensors(source.proto.graph)):
-        location, offset, length = external_location(tensor)
-        file = source.folder / location
-        if not file.is_file():
-            missing[location] = "not found"
-        elif file.stat().st_size < offset + (length or 0):
-            missing[location] = "too short"
-    if missing:
-        files = ", ".join(f"'{name}' ({why})" for name, why in missing.items())
+def _load_external(graph: onnx.GraphProto, path: Path | None, weights: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Fetch the tensors that lie in external files: large ones of the main graph into ``weights``, others in place."""
+    folder = path.parent if path else Path.cwd()
+    problems: dict[str, str] = {}
+    for position, tensor in enumerate(_tensors(graph)):
+        main = position < len(graph.initializer)
+        if not is_external(tensor) or (main and tensor.name in weights):
+            continue
+        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+        try:
+            array = external_array(tensor, folder)
+        except ValueError as error:
+            problems[location] = str(error)
+            continue
+        if main and array.nbytes > LARGE:
+            weights[tensor.name] = array
+            tensor.CopyFrom(stub(tensor.name, tensor.data_type, tensor.dims))
+        else:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
+    if problems:
+        files = ", ".join(f"'{name}' ({why})" for name, why in problems.items())
         raise ModelError(
             f"the model keeps weights in external files that are not usable: {files}",
-            f"Put them into '{source.folder}', next to the model."
-            if source.path
+            f"Put them into '{folder}', next to the model."
+            if path
             else "Load the model from its path, next to its external files.",
         )
 
 
-def array_of(tensor: onnx.TensorProto, folder: Path) -> np.ndarray[Any, Any]:
-    """A tensor's data; external data is mapped into memory, not read."""
-    if not is_external(tensor):
+def external_array(tensor: onnx.TensorProto, folder: Path, mapped: bool = True) -> np.ndarray[Any, Any]:
+    """Map a tensor's data in its file in ``folder`` into memory, or read it; ValueError says what hinders that."""
+    entries = {e.key: e.value for e in tensor.external_data}
+    file = (folder / entries.get("location", "")).resolve()
+    if not file.is_relative_to(folder.resolve()):
+        raise ValueError("outside of the model's folder")
+    if not file.is_file():
+        raise ValueError("not found")
+    if tensor.data_type in _PACKED:
+        tensor = copy.deepcopy(tensor)
+        onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
         return onnx.numpy_helper.to_array(tensor)
-    location, offset, _ = external_location(tensor)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    if not int(np.prod(tensor.dims)):
-        return np.zeros(tuple(tensor.dims), dtype)
-    return np.memmap(folder / location, dtype, "r", offset, tuple(tensor.dims))
+    shape, offset = tuple(tensor.dims), int(entries.get("offset") or 0)
+    count = math.prod(shape)
+    size = count * dtype.itemsize
+    if int(entries.get("length") or size) != size:
+        raise ValueError(f"'{tensor.name}' has {entries['length']} bytes there instead of {size}")
+    if file.stat().st_size < offset + size:
+        raise ValueError("too short")
+    if not count:
+        return np.zeros(shape, dtype)
+    if mapped:
+        return np.memmap(file, dtype, "r", offset, shape)
+    return np.fromfile(file, dtype, count, offset=offset).reshape(shape)
 
 
-def to_graph(proto: onnx.ModelProto, folder: Path) -> Graph:
-    """Convert a canonical ModelProto with inferred shapes to the IR.
+def to_graph(proto: onnx.ModelProto, weights: Weights = MappingProxyType({})) -> Graph:
+    """Convert a canonical ModelProto with inferred shapes to the IR; ``weights`` holds the data of its stubs.
 
-    Every attribute gets its default from the operator's schema, so code that looks at nodes needs no knowledge of defaults.
+    Every attribute gets its default from the operator's schema, so code that looks at nodes need not know defaults.
     """
     versions = {o.domain: o.version for o in proto.opset_import}
-    return _graph(proto.graph, lambda t: array_of(t, folder), versions)
+
+    def load(tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
+        return weights[tensor.name] if is_external(tensor) else onnx.numpy_helper.to_array(tensor)
+
+    return _graph(proto.graph, load, versions)
 
 
 def _graph(
@@ -163,7 +205,8 @@ def _graph(
             nodes.append(_node(proto, load, versions))
     inputs = tuple(_value(v) for v in graph.input if v.name not in constants)
     outputs = tuple(_value(v) for v in graph.output)
-    values = {v.name: v for v in (*map(_value, graph.value_info), *outputs, *inputs) if v.name not in constants}
+    computed = {name for node in nodes for name in node.outputs} | {v.name for v in inputs}
+    values = {v.name: v for v in (*map(_value, graph.value_info), *outputs, *inputs) if v.name in computed}
     return Graph(inputs, outputs, tuple(nodes), constants, values, graph.name or "graph")
 
 
@@ -206,10 +249,13 @@ def _default_attributes(op: str, domain: str, version: int) -> Iterator[tuple[st
 
 def _value(info: onnx.ValueInfoProto) -> Value:
     tensor = info.type.tensor_type
-    shape: Shape | None = None
-    if tensor.HasField("shape"):
-        shape = tuple(
-            d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim
-        )
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else np.dtype(object)
-    return Value(info.name, dtype, shape)
+    return Value(info.name, dtype, shape_of(info))
+
+
+def shape_of(info: onnx.ValueInfoProto) -> Shape | None:
+    """Read the declared shape of a value."""
+    tensor = info.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim)

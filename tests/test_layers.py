@@ -19,6 +19,7 @@ LAYERS = [
     "ir",
     "emit",
     "preprocessing",
+    "wire",
     "reader",
     "writer",
     "canonize",
@@ -45,7 +46,7 @@ LAYERS = [
 ]
 
 FENCES = {
-    "onnx": {"reader", "writer", "canonize", "api"},  # api: for the type of what `load` takes
+    "onnx": {"wire", "reader", "writer", "canonize", "api"},  # api: for the type of what `load` takes
     "onnxruntime": {"runtime", "canonize"},
     "cv2": {"heatmap", "images"},
     "numba": {"heatmap"},

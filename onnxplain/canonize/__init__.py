@@ -44,19 +44,16 @@ def canonize(source: Source, sizes: Mapping[str, int] | None = None) -> Canonica
     ModelError
         ONNX Runtime cannot load the model.
     """
-    prepared = prepare.prepare(source)
+    prepared = prepare.prepare(source, sizes or {})
     changes = list(prepared.changes)
-    model = opset.raise_opset(prepared.model, changes)
-    before = len(model.graph.node)
-    specialised = dict(sizes or {})
-    if prepared.fixed_batch is None:
-        graph = batch.any_batch(model, source.folder, specialised, changes)
-        fixed = None
-    else:
-        graph, fixed = batch.freed(model, source.folder, specialised, prepared.fixed_batch, changes)
+    light = fold.Light(opset.raise_opset(prepared.model, changes), prepared.weights)
+    before = len(light.proto.graph.node)
+    light = fold.fold(light, hidden=fold.unfoldable(light))
+    fixed = prepared.fixed_batch
+    graph = batch.any_batch(light, changes) if fixed is None else fold.shaped(light)
     if len(graph.nodes) != before:
         changes.append(f"folded by ONNX Runtime: {before} nodes became {len(graph.nodes)}")
     return Canonical(graph, fixed, tuple(changes))
 
 
-__all__ = ["BATCH", "Canonical", "canonize", "fold"]
+__all__ = ["BATCH", "Canonical", "canonize"]

@@ -3,67 +3,157 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import onnxruntime as ort
 
-from onnxplain.canonize.opset import without_weights
+from onnxplain.canonize.prepare import set_shape
 from onnxplain.errors import ModelError
 from onnxplain.ir import Graph, Node
-from onnxplain.reader import to_graph
-from onnxplain.writer import INLINE_LIMIT
+from onnxplain.reader import Weights, external_array, shape_of, to_graph
+from onnxplain.wire import LARGE, is_external, stub
+
+_LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+_AFFINE = {"Add", "Sub", "Mul", "Div"}  # with a constant, fused into the layer before, as BatchNormalization is
+_MOVING = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"}  # fusion looks through these
 
 
-def fold(model: onnx.ModelProto, folder: Path, sizes: Mapping[str, int]) -> Graph:
-    """The graph that ONNX Runtime makes of ``model`` before it runs it, at its basic optimisation level.
+@dataclass(frozen=True)
+class Light:
+    """A model with stubs for its large tensors, and these."""
+
+    proto: onnx.ModelProto
+    weights: Weights
+
+
+def fold(model: Light, hidden: Collection[str]) -> Light:
+    """Let ONNX Runtime rewrite a model as it does before it runs it, at its basic optimisation level.
 
     Parameters
     ----------
     model
         An opset-21 model.
-    folder
-        Where its external data lies.
-    sizes
-        Dimension name -> size; dimensions that are not named here stay free.
+    hidden
+        Weights that ONNX Runtime does not get to see: it takes them for inputs. That saves copies of them.
 
     Raises
     ------
     ModelError
         ONNX Runtime does not accept the model.
     """
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
-    for name, size in sizes.items():
-        options.add_free_dimension_override_by_name(name, size)
+    shown = {k: v for k, v in model.weights.items() if k not in hidden}
     with tempfile.TemporaryDirectory(prefix="onnxplain-") as scratch:
-        saved = Path(scratch) / "folded.onnx"
-        options.optimized_model_filepath = str(saved)
-        if model.ByteSize() > INLINE_LIMIT or _has_large_files(model, folder):
-            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "folded.data")
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.log_severity_level = 4
+        options.optimized_model_filepath = str(Path(scratch) / "folded.onnx")
+        prefix = "session.optimized_model_external_initializers"
+        options.add_session_config_entry(f"{prefix}_file_name", "folded.data")
+        options.add_session_config_entry(f"{prefix}_min_size_in_bytes", str(LARGE))
+        options.add_session_config_entry("session.disable_prepacking", "1")  # nothing is going to be run
+        options.add_external_initializers(list(shown), [ort.OrtValue.ortvalue_from_numpy(a) for a in shown.values()])
         try:
-            ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            ort.InferenceSession(_hide(model, hidden).SerializeToString(), options, ["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
             raise ModelError(f"ONNX Runtime cannot load the model: {str(error).strip()}") from None
-        folded = onnx.load(saved)
-    return without_identities(with_shapes(folded))
+        folded = onnx.load(options.optimized_model_filepath, load_external_data=False)
+        weights = {k: v for k, v in model.weights.items() if k in hidden}
+        for tensor in filter(is_external, folded.graph.initializer):
+            weights[tensor.name] = external_array(tensor, Path(scratch), mapped=False)
+    return Light(_show(folded, weights), weights)
 
 
-def _has_large_files(model: onnx.ModelProto, folder: Path) -> bool:
-    names = {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
-    return sum((folder / name).stat().st_size for name in names) > INLINE_LIMIT
+def _hide(model: Light, hidden: Collection[str]) -> onnx.ModelProto:
+    """Turn the hidden weights into inputs."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    del proto.graph.initializer[:]
+    for tensor in model.proto.graph.initializer:
+        if tensor.name in hidden:
+            info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            proto.graph.input.append(info)
+        else:
+            proto.graph.initializer.append(tensor)
+    return proto
 
 
-def with_shapes(model: onnx.ModelProto) -> Graph:
-    """Convert to the IR, with every shape that onnx can infer."""
-    for output in model.graph.output:
+def _show(proto: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
+    """Turn inputs that are weights back into stubs."""
+    inputs = list(proto.graph.input)
+    del proto.graph.input[:]
+    for info in inputs:
+        if info.name in weights:
+            tensor = info.type.tensor_type
+            dims = [d.dim_value for d in tensor.shape.dim]
+            proto.graph.initializer.append(stub(info.name, tensor.elem_type, dims))
+        else:
+            proto.graph.input.append(info)
+    return proto
+
+
+def unfoldable(model: Light) -> set[str]:
+    """Names of weights that folding cannot change: factors of layers whose output nothing constant scales or shifts."""
+    graph = model.proto.graph
+    users: dict[str, list[onnx.NodeProto]] = {}
+    constants = {t.name for t in graph.initializer}
+    captured: set[str] = set()
+    for node in graph.node:
+        if constants.issuperset(filter(None, node.input)):
+            constants.update(node.output)
+        captured.update(_captured(node))
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+
+    def fused(node: onnx.NodeProto, layer: str) -> bool:
+        if node.op_type in _AFFINE:
+            return layer.startswith("Conv") and not constants.isdisjoint(node.input)
+        if node.op_type in _MOVING:
+            return any(fused(user, layer) for user in users.get(node.output[0], ()))
+        return node.op_type == "BatchNormalization"
+
+    def plain(node: onnx.NodeProto, name: str) -> bool:
+        followers = users.get(node.output[0], ())
+        return (
+            node.op_type in _LAYERS
+            and [i for i, n in enumerate(node.input) if n == name] == [1]
+            and node.input[0] not in constants
+            and not any(fused(user, node.op_type) for user in followers)
+        )
+
+    return {n for n in model.weights if n in users and n not in captured and all(plain(u, n) for u in users[n])}
+
+
+def _captured(node: onnx.NodeProto) -> set[str]:
+    """Names that the subgraphs of a node mention."""
+    bodies = [a.g for a in node.attribute if a.HasField("g")] + [g for a in node.attribute for g in a.graphs]
+    inner = [n for body in bodies for n in body.node]
+    return {name for n in inner for name in (*n.input, *_captured(n))} | {o.name for b in bodies for o in b.output}
+
+
+def with_sizes(model: Light, sizes: Mapping[str, int]) -> Light:
+    """Give sizes to some of the free dimensions."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    del proto.graph.value_info[:]
+    for info in proto.graph.input:
+        shape = shape_of(info)
+        if shape is not None:
+            set_shape(info, tuple(sizes.get(d, d) if isinstance(d, str) else d for d in shape))
+    for output in proto.graph.output:
         output.type.tensor_type.ClearField("shape")
-    with without_weights(model) as stripped:
-        inferred = onnx.shape_inference.infer_shapes(stripped.model, data_prop=True)
-        return to_graph(stripped.restore(inferred), Path())
+    return Light(proto, model.weights)
+
+
+def shaped(model: Light) -> Graph:
+    """Convert to the IR, with every shape that onnx can infer."""
+    for output in model.proto.graph.output:
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(model.proto, data_prop=True)
+    return without_identities(to_graph(inferred, model.weights))
 
 
 def without_identities(graph: Graph) -> Graph:

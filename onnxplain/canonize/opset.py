@@ -9,40 +9,40 @@ import onnx.inliner
 import onnx.version_converter
 
 from onnxplain.errors import UnsupportedModelError
-from onnxplain.ir import IR_VERSION, OPSET
-
-_INLINE_BYTES = 1024  # larger tensors are left out while onnx's C++ passes work: those serialize the model
+from onnxplain.ir import OPSET
 
 
 def raise_opset(model: onnx.ModelProto, changes: list[str]) -> onnx.ModelProto:
-    """Convert ``model`` (which may be changed in place) to opset 21 and IR version 10."""
+    """Convert ``model`` (which may be changed in place, and has stubs for its weights) to opset 21."""
     version = _version(model)
     if version < OPSET:
-        with without_weights(model) as stripped:
-            group_norms = {("", "GroupNormalization")} if 18 <= version else set()
-            expanded = _expand(stripped, group_norms)  # its scale changed shape in opset 21, without an adapter
-            try:
-                converted = onnx.version_converter.convert_version(expanded, OPSET)
-            except Exception as error:  # the C++ converter raises bare RuntimeErrors of several kinds
-                raise UnsupportedModelError(
-                    f"opset {version} cannot be converted to {OPSET}: {str(error).strip().splitlines()[0]}"
-                ) from None
-            model = stripped.restore(converted)
+        # GroupNormalization's scale changed shape in opset 21, and the converter has no adapter for that.
+        group_norms = {("", "GroupNormalization")} if version >= 18 else set()
+        try:
+            model = onnx.version_converter.convert_version(_expand(model, group_norms), OPSET)
+        except Exception as error:  # the C++ converter raises bare RuntimeErrors of several kinds
+            raise UnsupportedModelError(
+                f"opset {version} cannot be converted to {OPSET}: {str(error).strip().splitlines()[0]}"
+            ) from None
     elif version > OPSET:
-        newer = {(n.domain, n.op_type) for n in _nodes(model.graph) if n.domain == "" and _changed(n.op_type, version)}
-        with without_weights(model) as stripped:
-            expanded = _expand(stripped, newer)
-            model = stripped.restore(expanded)
-        left = sorted({n.op_type for n in _nodes(model.graph) if n.domain == "" and _changed(n.op_type, version)})
+        newer = _newer(model, version)
+        model = _expand(model, {("", op) for op in newer})
+        left = _newer(model, version)
         if left:
-            raise UnsupportedModelError(f"operators that opset {OPSET} does not have and no function expresses: {', '.join(left)}")
+            raise UnsupportedModelError(
+                f"operators that opset {OPSET} does not have and no function expresses: {', '.join(sorted(left))}"
+            )
         if newer:
-            changes.append(f"expanded into older operators: {', '.join(sorted(op for _, op in newer))}")
+            changes.append(f"expanded into older operators: {', '.join(sorted(newer))}")
         _set_version(model, OPSET)
     if version != OPSET:
         changes.append(f"opset {version} became {OPSET}")
-    model.ir_version = IR_VERSION
     return model
+
+
+def _newer(model: onnx.ModelProto, version: int) -> set[str]:
+    """Operators in the model that opset 21 does not have, or has with another signature."""
+    return {n.op_type for n in _nodes(model.graph) if n.domain == "" and _changed(n.op_type, version)}
 
 
 def _version(model: onnx.ModelProto) -> int:
@@ -85,38 +85,9 @@ def _changed(op: str, version: int) -> bool:
     return signature(schema) != signature(older)
 
 
-def _expand(stripped: without_weights, ops: set[tuple[str, str]]) -> onnx.ModelProto:
-    present = ops & {(n.domain, n.op_type) for n in _nodes(stripped.model.graph)}
+def _expand(model: onnx.ModelProto, ops: set[tuple[str, str]]) -> onnx.ModelProto:
+    present = ops & {(n.domain, n.op_type) for n in _nodes(model.graph)}
     if not present:
-        return stripped.model
-    inferred = onnx.shape_inference.infer_shapes(stripped.model, data_prop=True)
-    return onnx.inliner.inline_selected_functions(inferred, list(present), inline_schema_functions=True)
-
-
-class without_weights:  # noqa: N801 - reads as a phrase: with without_weights(model) as stripped
-    """Context in which ``model`` has stubs instead of its large initializers, to keep onnx's C++ passes fast and small."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = model
-        self._weights: dict[str, onnx.TensorProto] = {}
-
-    def __enter__(self) -> without_weights:
-        for tensor in self.model.graph.initializer:
-            if len(tensor.raw_data) > _INLINE_BYTES or len(tensor.float_data) > _INLINE_BYTES // 4:
-                kept = self._weights[tensor.name] = onnx.TensorProto()
-                kept.CopyFrom(tensor)
-                stub = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-                stub.data_location = onnx.TensorProto.EXTERNAL
-                stub.external_data.add(key="location", value="stub")
-                tensor.CopyFrom(stub)
-        return self
-
-    def restore(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """Put the weights back, into the converted model."""
-        for tensor in model.graph.initializer:
-            if tensor.name in self._weights:
-                tensor.CopyFrom(self._weights[tensor.name])
         return model
-
-    def __exit__(self, *_: object) -> None:
-        self._weights.clear()
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    return onnx.inliner.inline_selected_functions(inferred, list(present), inline_schema_functions=True)

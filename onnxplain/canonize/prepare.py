@@ -2,59 +2,114 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx
+import onnx.inliner
 
-from onnxplain.errors import UnsupportedModelError
-from onnxplain.ir import Shape
-from onnxplain.reader import Source
+from onnxplain.errors import OptionError, UnsupportedModelError, did_you_mean
+from onnxplain.ir import IR_VERSION, Dim, Shape, Value
+from onnxplain.reader import Source, Weights
+from onnxplain.wire import stub
 
 BATCH = "batch"  # the name that the free first axis of every input gets
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A private copy of the model to work on, and what was found out about its batch axis."""
+    """A private copy of the small model to work on, its weights, and what was found out about its batch axis."""
 
     model: onnx.ModelProto
+    weights: Weights
     fixed_batch: int | None
     changes: tuple[str, ...]
 
 
-def prepare(source: Source) -> Prepared:
-    """Copy the model; name its free dimensions; forget declared shapes other than the inputs', they are often wrong."""
+def prepare(source: Source, sizes: Mapping[str, int]) -> Prepared:
+    """Name or fix the free dimensions; inline functions; forget declared shapes other than the inputs', often wrong.
+
+    Raises
+    ------
+    UnsupportedModelError
+        An input is not a tensor.
+    OptionError
+        ``sizes`` names a dimension that is not free.
+    """
     changes: list[str] = []
     model = onnx.ModelProto()
     model.CopyFrom(source.proto)
-    graph = model.graph
+    model.ir_version = IR_VERSION  # before version 4, every weight had to be an input as well
+    weights = dict(source.weights)
+    _densify(model.graph, weights)
+    _drop_weight_inputs(model.graph, changes)
+    del model.graph.value_info[:]
+    for output in model.graph.output:
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
+    fixed = _name_inputs(model.graph, sizes)
+    if model.functions:
+        names = sorted({f.name for f in model.functions})
+        changes.append(f"inlined functions: {', '.join(names)}")
+        model = onnx.inliner.inline_local_functions(model)
+    return Prepared(model, weights, fixed, tuple(changes))
+
+
+def _densify(graph: onnx.GraphProto, weights: dict[str, np.ndarray[Any, Any]]) -> None:
+    for sparse in graph.sparse_initializer:
+        values, indices = map(onnx.numpy_helper.to_array, (sparse.values, sparse.indices))
+        flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), tuple(sparse.dims))
+        array = np.zeros(tuple(sparse.dims), values.dtype)
+        array.flat[flat] = values
+        weights[sparse.values.name] = array
+        graph.initializer.append(stub(sparse.values.name, sparse.values.data_type, sparse.dims))
+    del graph.sparse_initializer[:]
+
+
+def _drop_weight_inputs(graph: onnx.GraphProto, changes: list[str]) -> None:
     initialized = {t.name for t in graph.initializer}
-    if any(i.name in initialized for i in graph.input):
-        inputs = [i for i in graph.input if i.name not in initialized]
+    inputs = [i for i in graph.input if i.name not in initialized]
+    if len(inputs) < len(graph.input):
         changes.append(f"{len(graph.input) - len(inputs)} weights that were also listed as inputs are constants now")
         del graph.input[:]
         graph.input.extend(inputs)
-    if graph.value_info:
-        del graph.value_info[:]
-    for output in graph.output:
-        if output.type.tensor_type.HasField("shape"):
-            output.type.tensor_type.ClearField("shape")
-    sizes = set()
+
+
+def _name_inputs(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int | None:
+    """Write names and ``sizes`` of the free dimensions into the inputs; return the batch size, if it is fixed."""
+    shapes = {info.name: named_shape(info) for info in graph.input}
+    free = {d for shape in shapes.values() for d in shape or () if isinstance(d, str)}
+    for name in sizes:
+        if name not in free:
+            raise OptionError(f"the model has no free dimension '{name}'", did_you_mean(name, free))
+    firsts: set[Dim] = set()
     for info in graph.input:
-        shape = named_shape(info)
+        shape = shapes[info.name]
         if shape is None:
+            firsts.add(BATCH)
             continue
-        for dim, size in zip(info.type.tensor_type.shape.dim, shape, strict=True):
-            if isinstance(size, str):
-                dim.dim_param = size
-        sizes.update(shape[:1])
-    fixed = [size for size in sizes if isinstance(size, int)]
-    free_batch = BATCH in sizes or not fixed
-    return Prepared(model, None if free_batch else min(fixed), tuple(changes))
+        shape = tuple(sizes.get(d, d) if isinstance(d, str) else d for d in shape)
+        set_shape(info, shape)
+        firsts.update(shape[:1])
+    fixed = [d for d in firsts if isinstance(d, int)]
+    return min(fixed) if fixed and BATCH not in firsts else None
+
+
+def set_shape(info: onnx.ValueInfoProto, shape: Shape) -> None:
+    """Write a shape into the declaration of a value."""
+    del info.type.tensor_type.shape.dim[:]
+    for size in shape:
+        dim = info.type.tensor_type.shape.dim.add()
+        if isinstance(size, int):
+            dim.dim_value = size
+        elif size is not None:
+            dim.dim_param = size
 
 
 def named_shape(info: onnx.ValueInfoProto) -> Shape | None:
-    """The shape of an input: sizes where fixed, ``BATCH`` for a free first axis, unique names for other free axes."""
+    """Name the shape of an input: sizes where fixed, ``BATCH`` for a free first axis, unique names for others."""
     tensor = info.type.tensor_type
     if not tensor.elem_type:
         raise UnsupportedModelError(f"input '{info.name}' is not a tensor (it is a sequence, map or optional)")
@@ -69,3 +124,13 @@ def named_shape(info: onnx.ValueInfoProto) -> Shape | None:
         else:
             dims.append(dim.dim_param if dim.dim_param not in ("", BATCH) else f"{info.name}_dim{axis}")
     return tuple(dims)
+
+
+def named_inputs(model: onnx.ModelProto) -> list[Value]:
+    """List the inputs of a model as its canonical graph will have them, without weights that are also inputs."""
+    initialized = {t.name for t in model.graph.initializer} | {s.values.name for s in model.graph.sparse_initializer}
+    return [
+        Value(info.name, onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type), named_shape(info))
+        for info in model.graph.input
+        if info.name not in initialized
+    ]

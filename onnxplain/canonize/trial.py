@@ -1,0 +1,61 @@
+"""Trial runs of canonical graphs on random inputs, to compare two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from onnxplain.canonize.prepare import BATCH
+from onnxplain.ir import Graph, Value
+from onnxplain.wire import LARGE
+from onnxplain.writer import to_proto
+
+Array = np.ndarray[Any, Any]
+
+_FREE_SIZE = 64  # for free dimensions other than the batch; images often have to be multiples of 32
+_TOLERANCE = 1e-3  # of an output's largest magnitude: float32 rounding in deep networks stays well below
+
+
+class Trial:
+    """A graph that is ready to run; its large constants are fed as inputs, so that nothing copies them."""
+
+    def __init__(self, graph: Graph) -> None:
+        large = {k: v for k, v in graph.constants.items() if v.nbytes > LARGE}
+        inputs = (*graph.inputs, *(Value(k, v.dtype, v.shape) for k, v in large.items()))
+        small = {k: v for k, v in graph.constants.items() if k not in large}
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4
+        proto = to_proto(graph.replace(inputs=inputs, constants=small))
+        self._session = ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
+        self._weights = {k: ort.OrtValue.ortvalue_from_numpy(v) for k, v in large.items()}
+
+    def __call__(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """Run the graph."""
+        values = {k: ort.OrtValue.ortvalue_from_numpy(v) for k, v in feeds.items()}
+        return [v.numpy() for v in self._session.run_with_ort_values(None, {**self._weights, **values})]
+
+
+def random_feeds(inputs: Sequence[Value], batch: int) -> dict[str, Array]:
+    """Make inputs of the declared shapes: normal numbers, zeros and ones where integers are asked for."""
+    random = np.random.default_rng(0)
+    feeds = {}
+    for value in inputs:
+        shape = [d if isinstance(d, int) else batch if d == BATCH else _FREE_SIZE for d in value.shape or ()]
+        array = random.normal(size=shape) if value.is_float else random.integers(0, 2, shape)
+        feeds[value.name] = np.asarray(array).astype(value.dtype)
+    return feeds
+
+
+def close(a: Array, b: Array) -> bool:
+    """Whether two results are the same up to rounding."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.dtype.kind in "biuOSU":
+        return bool(np.array_equal(a, b))
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    scale = np.max(np.abs(a[np.isfinite(a)]), initial=0)
+    return bool(np.allclose(a, b, rtol=0, atol=_TOLERANCE * scale, equal_nan=True))
