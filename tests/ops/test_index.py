@@ -41,6 +41,7 @@ CASES = [
     Case("Gather", [X, ints(1, 2)], {"axis": 2}),
     Case("Gather", [X, ints(-3, -2)], {"axis": 2}),
     Case("Gather", [X, ints(-1, 0)], {"axis": 1}),
+    Case("Gather", [X, ints(1, -2)], {"axis": 1}),  # the same one twice
     Case("Gather", [X, ints(2, 0)], {"axis": 1}),
     Case("Gather", [X, ints(2, 0, 3, 1)], {"axis": 2}),
     Case("Gather", [X, int32(0, 2, -1, 0)], {"axis": 1}),
@@ -84,9 +85,10 @@ def test_vjp(case: Case) -> None:
     check_vjp(case)
 
 
+@pytest.mark.parametrize("counted", [True, False])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_indices_at_run_time(case: Case) -> None:
-    check_run_time(case)
+def test_indices_at_run_time(case: Case, counted: bool) -> None:
+    check_run_time(case, counted)
 
 
 def test_every_row_has_a_case() -> None:
@@ -140,7 +142,7 @@ def test_the_largest_share_evenly() -> None:
         (ints(3, 1, 4), {"Pad", "Gather"}),
         (ints(3, 1, 4, 0, 2), {"Gather"}),
     ],
-    ids=str,
+    ids=lambda value: '-'.join(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_distinct_constant_indices_get_a_cheap_graph(indices: np.ndarray[Any, Any], ops: set[str]) -> None:
     model, feeds = single_node(Case("Gather", [TABLE, indices]), free=False)
