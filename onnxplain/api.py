@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import onnx
 from onnxplain import checks, execution, export, files, methods, quantities, writer
 from onnxplain.canonize import BATCH, Canonical, canonize
 from onnxplain.canonize.prepare import named_inputs
+from onnxplain.distributions import Point
 from onnxplain.errors import OptionError
 from onnxplain.ir import Value
 from onnxplain.methods import Method
@@ -165,9 +166,9 @@ class Explainer:
         self.memory = parse_memory(memory)
         self.providers: Choice = choose(providers)
         self.model = load(model)
-        if at is not None and not isinstance(self.method.distribution, methods.Point):
+        if at is not None and not isinstance(self.method.distribution, Point):
             raise OptionError(f"at= needs a method that looks at one point; '{method}' looks at many")
-        self._asked = {"output": output, "wrt": wrt, "at": at, "probability": probability}
+        self._ask = partial(ask, output=output, wrt=wrt, at=at, probability=probability)
         self._lock = threading.Lock()
         self._compiled: dict[tuple[tuple[str, int], ...], _Compiled] = {}
         if not self.model.free_sizes:
@@ -224,7 +225,7 @@ class Explainer:
             All nodes that stand in the way.
         """
         graph = self.model.canonical().graph
-        question = ask(graph, **self._asked)
+        question = self._ask(graph)
         return report(graph, self.method.composite, question) if self.method.composite else []
 
     def export(self, path: str | os.PathLike[str], target: Target | str = "input") -> None:
@@ -243,7 +244,8 @@ class Explainer:
         OutputError
             The place cannot be written.
         """
-        graph, question = self._exported()
+        graph = self.model.canonical().graph
+        question = self._ask(graph)
         fixed = quantities.PREDICTED
         if isinstance(target, str) and target != "input":
             raise OptionError(f"target is 'input', None, an int or a tuple, not {target!r}")
@@ -253,10 +255,6 @@ class Explainer:
         exported = export.explainer_graph(graph, self.method, question, fixed, ask_target=isinstance(target, str))
         metadata = {**self.model.source.metadata, "onnxplain.method": self.method.name}
         writer.save(exported, path, metadata)
-
-    def _exported(self):  # type: ignore[no-untyped-def]
-        graph = self.model.canonical().graph
-        return graph, ask(graph, **self._asked)
 
     @cached_property
     def _batched(self) -> frozenset[str]:
@@ -274,7 +272,7 @@ class Explainer:
 
     def _compile_for(self, sizes: Mapping[str, int]) -> _Compiled:
         canonical = self.model.canonical(sizes)
-        question = ask(canonical.graph, **self._asked)
+        question = self._ask(canonical.graph)
         program = compile_program(canonical.graph, self.method, question)
         session = Session(program.graph, self.providers)
         fixed = canonical.fixed_batch

@@ -63,7 +63,7 @@ def plan(graph: Graph, emitter: Emitter, outputs: Iterable[str], wanted: Iterabl
     calls: list[Call] = []
     missing: list[Node] = []
     for node in reversed(graph.nodes):
-        if not (needed & active & set(node.outputs)):
+        if active.isdisjoint(node.reads) or not (needed & active & set(node.outputs)):
             continue
         flags = tuple(i in active for i in node.inputs)
         needed.update(n for n in node.reads if n in active)
@@ -71,7 +71,7 @@ def plan(graph: Graph, emitter: Emitter, outputs: Iterable[str], wanted: Iterabl
             missing.append(node)
             continue
         bound = tuple(emitter.var(i) if i else None for i in node.inputs)
-        calls.append(Call(emitter, node, bound, tuple(emitter.var(o) for o in node.outputs), flags))
+        calls.append(Call(emitter, node, bound, tuple(emitter.var(o) if o else None for o in node.outputs), flags))
     if missing:
         names = ", ".join(node.label for node in reversed(missing))
         raise UnsupportedOperatorError(f"no gradient is known for {len(missing)} of the nodes on the path: {names}")

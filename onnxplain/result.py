@@ -100,7 +100,7 @@ class Attribution:
         """
         from onnxplain import heatmap
 
-        if Path(path).suffix == ".npy":
+        if Path(path).suffix.lower() == ".npy":
             heatmap.save(path, self.values)
             return
         heatmap.save(path, heatmap.picture(self.values[sample], image, **options))

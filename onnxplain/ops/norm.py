@@ -76,8 +76,8 @@ def layer_normalization(call: Call, ct: Cotangent, *others: Cotangent) -> Sequen
         raise UnsupportedOperatorError(f"no gradient is known for the outputs Mean and InvStdDev of {call.node.label}")
     x, scale = wide(call.x), wide(call.need(1))
     axes = range(call.attrs["axis"] % x.rank, x.rank)
-    if len(call.outputs) == 3:
-        average, inverse = (o.cast(x.dtype) for o in call.outputs[1:])
+    if len(call.outputs) == 3 and all(call.outputs):
+        average, inverse = (o.cast(x.dtype) for o in call.outputs[1:] if o is not None)
         centered = x - average
     else:
         centered, inverse = statistics(x, axes, call.attrs["epsilon"])

@@ -48,7 +48,7 @@ class Call:
     node
         The IR node.
     inputs, outputs
-        Its tensors; a missing optional input is None.
+        Its tensors; None is a missing optional input, or an output that nobody asks for.
     active
         Per input: does it depend on what is being explained? Only those need a cotangent.
     """
@@ -56,7 +56,7 @@ class Call:
     emitter: Emitter
     node: Node
     inputs: tuple[Var | None, ...]
-    outputs: tuple[Var, ...]
+    outputs: tuple[Var | None, ...]
     active: tuple[bool, ...]
 
     @property
@@ -74,7 +74,9 @@ class Call:
     @property
     def y(self) -> Var:
         """The first output."""
-        return self.outputs[0]
+        y = self.outputs[0]
+        assert y is not None
+        return y
 
     def need(self, index: int) -> Var:
         """A required input by position."""
@@ -100,8 +102,8 @@ class Call:
             self.node.op,
             *inputs,
             outputs=len(self.outputs),
-            dtypes=[o.dtype for o in self.outputs],
-            shapes=[o.shape for o in self.outputs],
+            dtypes=[o.dtype if o else None for o in self.outputs],
+            shapes=[o.shape if o else None for o in self.outputs],
             domain=self.node.domain,
             **self.attrs,
         )

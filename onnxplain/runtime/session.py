@@ -41,8 +41,9 @@ class Session:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
-        # Memory patterns keep a second copy of the activations once a shape has been seen (twice the peak memory).
-        options.enable_mem_pattern = False
+        # Memory patterns keep a second copy of the activations once a shape has been seen (twice the peak memory). Planning
+        # their reuse takes time quadratic in the nodes (most of a load) and saves nothing that the arena does not save, too.
+        options.enable_mem_pattern = options.enable_mem_reuse = False
         if CUDA in choice.names and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()
         try:
