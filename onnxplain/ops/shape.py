@@ -81,7 +81,7 @@ def concat_(call: Call, ct: Var) -> Sequence[Var]:
 
 @TABLE.vjp("Split")
 def split(call: Call, *cts: Cotangent) -> list[Var]:
-    pairs = zip(call.outputs, cts, strict=True)
+    pairs = zip(filter(None, call.outputs), cts, strict=True)  # none of a Split's outputs is optional
     arrived = [zeros(y.sizes(), y.dtype, y.shape) if ct is None else ct for y, ct in pairs]
     return [concat(arrived, axis=call.attrs["axis"])]
 
