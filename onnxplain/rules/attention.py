@@ -36,8 +36,8 @@ class Uniform:
 class SoftmaxTaylor:
     """R_x = x (R - y sum(R)): a first-order Taylor expansion of softmax at x [achtibat]_.
 
-    Masked elements (-inf, or a very large negative number) get no relevance. Does not conserve: the expansion's remainder
-    stays behind, as a bias' share does.
+    Masked elements (-inf, or a very large negative number) get no relevance. Does not conserve: the expansion's
+    remainder stays behind, as a bias' share does.
     """
 
     epsilon: float = 1e-6

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
-from onnxplain.emit import Var, where
-from onnxplain.ops import OPS, Call
+import numpy as np
+
+from onnxplain.emit import Var, concat, where
+from onnxplain.ops import OPS, Call, Kind
 from onnxplain.ops.table import Cotangent
 
 
 class Rule(Protocol):
     """Redistributes what arrives at a node's outputs to its inputs.
 
-    ``rule(call, *cotangents)`` gets one cotangent per output (None where nothing arrives) and returns one per input, with the
-    same freedom as a VJP (see `onnxplain.ops.table`).
+    ``rule(call, *cotangents)`` gets one cotangent per output (None where nothing arrives) and returns one per input,
+    with the same freedom as a VJP (see `onnxplain.ops.table`).
     """
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
@@ -44,14 +46,16 @@ class LinearMap:
 
     @classmethod
     def of(cls, call: Call) -> LinearMap:
-        """The map of a node of kind CONV or DENSE."""
+        """Make the map of a node of kind CONV or DENSE."""
         alpha, beta = call.attrs.get("alpha", 1.0), call.attrs.get("beta", 1.0)
         if call.node.op == "Gemm" and (alpha, beta) != (1.0, 1.0):
-            a, b, *c = call.inputs  # scales go into the parameters, or sign-dependent rules would miss them
-            inputs = [a * alpha if call.active[1] else a, b if call.active[1] else b * alpha]  # type: ignore[operator]
+            # Scales go into the parameters, or rules that ask for signs would miss them.
+            a, b, *c = call.need(0), call.need(1), *(bias and bias * beta for bias in call.inputs[2:])
+            inputs = (a * alpha, b, *c) if call.active[1] else (a, b * alpha, *c)
             node = replace(call.node, attrs={**call.attrs, "alpha": 1.0, "beta": 1.0})
-            call = replace(call, node=node, inputs=(*inputs, *(bias and bias * beta for bias in c)))
-        return cls(call, call.active.index(True))
+            call = replace(call, node=node, inputs=inputs)
+        data = call.active.index(True)
+        return cls(replace(call, active=tuple(i == data for i in range(len(call.inputs)))), data)
 
     @property
     def x(self) -> Var:
@@ -69,10 +73,22 @@ class LinearMap:
         """``W x + b``."""
         inputs = list(self.call.inputs)
         inputs[self.data] = x
-        bound = self.call.bind(inputs)
+        y = self.call.bind(inputs).y
         if x.shape == self.x.shape:
-            return bound.y
-        return replace(bound.y, shape=x.shape[:1] + bound.y.shape[1:] if x.shape and bound.y.shape else None)
+            return y
+        return self.call.emitter.refine(y, x.shape[:1] + y.shape[1:] if x.shape and y.shape else None)
+
+    def everywhere(self, value: float | np.ndarray[Any, Any]) -> Var:
+        """``value`` in the shape of x; of one sample for convolutions, so that the runtime folds what they make of it.
+
+        The rows of matrices are not always samples.
+        """
+        x = self.x
+        constant = x.like(value)
+        if OPS[self.call.node.op].kind_of(self.call) & Kind.CONV:
+            shape = concat([x.emitter.ints([1]), x.sizes(1)])
+            return x.emitter.op("Expand", constant, shape, known=(1, *(x.shape or ())[1:]))
+        return x.emitter.op("Expand", constant, x.sizes(), known=x.shape)
 
     def vjp(self, cotangent: Var) -> Var:
         """``W^T cotangent``."""
@@ -81,7 +97,7 @@ class LinearMap:
         return ct
 
     def map(self, weight: Callable[[Var], Var], bias: Callable[[Var], Var] | None = None) -> LinearMap:
-        """The map with ``weight(W)`` and ``bias(b)``; no bias where ``bias`` is None."""
+        """Replace W by ``weight(W)`` and b by ``bias(b)``; no bias where ``bias`` is None."""
         inputs = list(self.call.inputs)
         factor = inputs[1 - self.data]
         assert factor is not None
@@ -90,6 +106,11 @@ class LinearMap:
             b = inputs[2]
             inputs[2] = bias(b) if bias and b is not None else None
         return replace(self, call=replace(self.call, inputs=tuple(inputs)))
+
+    def unbiased(self) -> LinearMap:
+        """Drop the bias and calculate the output anew."""
+        f = self.map(keep)
+        return replace(f, call=f.call.bind(f.call.inputs))
 
     def relevances(self, relevance: Var) -> list[Cotangent]:
         """One entry per input of the node: ``relevance`` at the data, None elsewhere."""

@@ -1,8 +1,8 @@
 """Layer-wise relevance propagation: rules for linear layers, and the two that everything else needs (`Norm`, `Pass`).
 
 The letters are the papers': x the layer's input, W and b its parameters, z the denominator, s = R / z the quotient.
-W+ = max(W, 0), W- = min(W, 0), x+ and x- likewise; S(z) = z + epsilon sign(z) with sign(0) = +1. All formulas are those of
-zennit 0.5 (Anders et al. 2021, "Software for dataset-wide XAI"), bias included in z, its share of the relevance lost.
+W+ = max(W, 0), W- = min(W, 0), x+ and x- likewise; S(z) = z + epsilon sign(z) with sign(0) = +1. All formulas are those
+of zennit 0.5 (Anders et al. 2021, "Software for dataset-wide XAI"): z includes the bias, whose share of R is lost.
 
 References
 ----------
@@ -21,7 +21,7 @@ from math import isclose
 
 import numpy as np
 
-from onnxplain.emit import Var, concat
+from onnxplain.emit import Var
 from onnxplain.errors import OptionError
 from onnxplain.ops import Call
 from onnxplain.ops.table import Cotangent
@@ -34,9 +34,16 @@ class LinearRule:
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
         """See `onnxplain.rules.base.Rule`."""
         f = LinearMap.of(call)
-        relevance = cotangents[0]
-        assert relevance is not None
-        return f.relevances(self.redistribute(f, f.x, relevance))
+        r = cotangents[0]
+        assert r is not None
+        if sum(call.active) == 1:
+            return f.relevances(self.redistribute(f, f.x, r))
+        # y = W x + c, and c depends on the explained input as well: ONNX Runtime makes a residual connection the C of
+        # a Gemm. First it is a sum of two, then W x a layer without bias.
+        norm, f = Norm(), f.unbiased()
+        relevances = f.relevances(self.redistribute(f, f.x, f.call.y * (r / stabilize(call.y, norm.epsilon))))
+        relevances[2] = norm(call, r)[2]
+        return relevances
 
     def redistribute(self, f: LinearMap, x: Var, r: Var) -> Var:
         """Relevance of the output -> relevance of the input."""
@@ -58,8 +65,8 @@ class Epsilon(LinearRule):
 class Gamma(LinearRule):
     """Positive contributions boosted by gamma [montavon19]_, for inputs of any sign [andeol]_.
 
-    Where z > 0: weights W + gamma W+ for x+ and W + gamma W- for x-, bias b + gamma b+; where z < 0 the roles of the two are
-    swapped (b + gamma b-). Where z = 0 nothing flows.
+    Where z > 0: weights W + gamma W+ for x+ and W + gamma W- for x-, bias b + gamma b+; where z < 0 the roles of the
+    two are swapped (b + gamma b-). Where z = 0 nothing flows.
     """
 
     gamma: float = 0.25
@@ -91,7 +98,9 @@ class AlphaBeta(LinearRule):
 
     def __post_init__(self) -> None:
         if self.beta < 0 or not isclose(self.alpha - self.beta, 1.0, abs_tol=1e-6):
-            raise OptionError(f"alpha_beta needs alpha - beta = 1 and beta >= 0, not alpha={self.alpha}, beta={self.beta}")
+            raise OptionError(
+                f"alpha_beta needs alpha - beta = 1 and beta >= 0, not alpha={self.alpha}, beta={self.beta}"
+            )
 
     def redistribute(self, f: LinearMap, x: Var, r: Var) -> Var:
         """See the class."""
@@ -114,8 +123,8 @@ def _share(f: LinearMap, g: LinearMap, x: Var, r: Var, epsilon: float) -> Var:
 class ZBox(LinearRule):
     """R_i = sum_j (x_i w_ij - l_i w+_ij - h_i w-_ij) R_j / S(z_j) for inputs in the box [low, high] [montavon17]_.
 
-    ``low`` and ``high`` are numbers, or arrays that broadcast to the layer's input, in the units of that input (normalised
-    ones). Zero padding counts as 0 in the bounds, too.
+    ``low`` and ``high`` are numbers, or arrays that broadcast to the layer's input, in the units of that input
+    (normalised ones). Zero padding counts as 0 in the bounds, too.
     """
 
     low: float | np.ndarray = 0.0
@@ -124,7 +133,7 @@ class ZBox(LinearRule):
 
     def redistribute(self, f: LinearMap, x: Var, r: Var) -> Var:
         """See the class."""
-        low, high = _one_sample(x, self.low), _one_sample(x, self.high)
+        low, high = f.everywhere(self.low), f.everywhere(self.high)
         plain, rising, falling = f.map(keep), f.map(positive), f.map(negative)
         s = r / stabilize(plain(x) - rising(low) - falling(high), self.epsilon)
         return x * plain.vjp(s) - low * rising.vjp(s) - high * falling.vjp(s)
@@ -139,7 +148,7 @@ class WSquare(LinearRule):
     def redistribute(self, f: LinearMap, x: Var, r: Var) -> Var:
         """See the class."""
         squared = f.map(lambda w: w * w, lambda b: b * b)
-        return squared.map(keep).vjp(r / stabilize(squared(_one_sample(x, 1.0)), self.epsilon))
+        return squared.map(keep).vjp(r / stabilize(squared(f.everywhere(1.0)), self.epsilon))
 
 
 @dataclass(frozen=True)
@@ -151,16 +160,7 @@ class Flat(LinearRule):
     def redistribute(self, f: LinearMap, x: Var, r: Var) -> Var:
         """See the class."""
         ones = f.map(lambda w: w * 0.0 + 1.0)
-        return ones.vjp(r / stabilize(ones(_one_sample(x, 1.0)), self.epsilon))
-
-
-def _one_sample(x: Var, value: float | np.ndarray) -> Var:
-    """``value`` in the shape of one sample of x: constant where the sizes are, so that the runtime folds what it feeds."""
-    constant = x.emitter.const(np.asarray(value, dtype=x.dtype))
-    if x.rank < 2:
-        return x.emitter.op("Expand", constant, x.sizes(), known=x.shape)
-    shape = concat([x.emitter.ints([1]), x.sizes(1)])
-    return x.emitter.op("Expand", constant, shape, known=(1, *(x.shape or ())[1:]))
+        return ones.vjp(r / stabilize(ones(f.everywhere(1.0)), self.epsilon))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from onnxplain.rules.base import Gradient, positive
 
 @dataclass(frozen=True)
 class GuidedBackprop:
-    """The gradient, and only its positive part: ct [x > 0] [ct > 0] [springenberg]_ (= captum's ReLU of the gradient)."""
+    """The gradient's positive part: ct [x > 0] [ct > 0] [springenberg]_ (= captum's ReLU of the gradient)."""
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
         """See `onnxplain.rules.base.Rule`."""

@@ -1,0 +1,98 @@
+"""Products of activations and softmax (AttnLRP), and the rectifiers' rules, by their formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxplain.rules.attention import SoftmaxTaylor, Uniform
+from onnxplain.rules.relu import Deconvnet, GuidedBackprop
+from tests.reference import Case, relative_error, rng
+from tests.rules.dense import Array, stabilized
+from tests.rules.one import relevances
+
+TOLERANCE = 2e-4  # as for the other rules
+
+
+def normal(*shape: int) -> Array:
+    return rng(sum(shape)).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_a_product_of_two_gives_half_to_each(free: bool) -> None:
+    a, b, r = normal(2, 3), normal(3, 3)[:2], normal(4, 3)[:2]
+    y = a.astype(float) * b
+    for result in relevances(Case("Mul", [a, b]), Uniform(), r, free).values():
+        assert relative_error(result, r / 2 * y / stabilized(y, 1e-6)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_a_matrix_product_of_two(free: bool) -> None:
+    """R_A = A ((R / 2 S(O)) B^T), R_B = B (A^T (R / 2 S(O)))."""
+    a, b = normal(2, 3, 4).astype(float), normal(2, 4, 5).astype(float)
+    o = a @ b
+    r = o * rng(1).uniform(-1, 2, o.shape)
+    s = r / (2 * stabilized(o, 1e-6))
+    results = relevances(Case("MatMul", [a, b]), Uniform(), r, free)
+    assert relative_error(results["x0"], a * (s @ b.swapaxes(1, 2))) <= TOLERANCE
+    assert relative_error(results["x1"], b * (a.swapaxes(1, 2) @ s)) <= TOLERANCE
+    assert np.isclose(sum(x.sum() for x in results.values()), r.sum(), rtol=1e-4)
+
+
+def test_a_product_of_three_gives_a_third_to_each() -> None:
+    factors = [normal(3), normal(4)[:3], normal(5)[:3]]
+    case = Case("Einsum", factors, {"equation": "i,i,i->i"})
+    for result in relevances(case, Uniform(), np.ones(3), False).values():
+        np.testing.assert_allclose(result, np.full(3, 1 / 3), rtol=1e-3)
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_a_quotient_belongs_to_the_dividend(free: bool) -> None:
+    r = normal(2, 3)
+    results = relevances(Case("Div", [normal(2, 3), 1 + normal(2, 1) ** 2]), Uniform(), r, free)
+    assert list(results) == ["x0"]
+    np.testing.assert_array_equal(results["x0"], r)
+
+
+def softmax(x: Array, axis: int) -> Array:
+    e = np.exp(x - x.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_softmax_taylor(axis: int, free: bool) -> None:
+    """R_x = x (R - y sum R)."""
+    x, r = normal(2, 3, 4).astype(float), normal(2, 4, 3).reshape(2, 3, 4)
+    y = softmax(x, axis)
+    expected = x * (r - y * r.sum(axis, keepdims=True))
+    (result,) = relevances(Case("Softmax", [x], {"axis": axis}), SoftmaxTaylor(), r, free).values()
+    assert relative_error(result, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("hidden", [-np.inf, np.finfo(np.float32).min, -1e10])
+def test_masked_elements_get_nothing(hidden: float) -> None:
+    x = normal(2, 4)
+    x[0, 1] = x[1, 3] = hidden
+    r = np.where(x > -1e9, normal(3, 4)[:2], 0)
+    y = softmax(x.astype(float), 1)
+    expected = np.where(x > -1e9, np.where(x > -1e9, x, 0) * (r - y * r.sum(1, keepdims=True)), 0)
+    (result,) = relevances(Case("Softmax", [x], {"axis": 1}), SoftmaxTaylor(), r, True).values()
+    assert relative_error(result, expected) <= TOLERANCE
+    assert (result[0, 1], result[1, 3]) == (0, 0)
+
+
+RECTIFIED = [
+    (Case("Relu", [np.array([-1.0, 0, 1, 2])]), [0, 0, 1, 1]),
+    (Case("Clip", [np.array([-1.0, 1, 2, 7]), np.float32(0), np.float32(6)], constant=(1, 2)), [0, 1, 1, 0]),
+]
+
+
+@pytest.mark.parametrize(("case", "slope"), RECTIFIED, ids=["Relu", "Clip"])
+def test_rectifiers(case: Case, slope: list[int]) -> None:
+    for sign in (1, -1):
+        r = sign * np.array([1.0, -2, 3, -4])
+        (guided,) = relevances(case, GuidedBackprop(), r, True).values()
+        np.testing.assert_array_equal(guided, np.maximum(r, 0) * slope)
+        (deconvnet,) = relevances(case, Deconvnet(), r, True).values()
+        np.testing.assert_array_equal(deconvnet, np.maximum(r, 0))

@@ -1,0 +1,91 @@
+"""Norm and Pass: everything in a relevance walk that is neither a linear layer nor attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from onnxplain.rules.lrp import Norm, Pass
+from tests.reference import Case, relative_error, rng
+from tests.rules.dense import Array, stabilized
+from tests.rules.one import relevances
+
+TOLERANCE = 2e-4  # as for the other rules
+
+
+def normal(*shape: int) -> Array:
+    return rng(sum(shape)).normal(size=shape).astype(np.float32)
+
+
+NORM: list[tuple[Case, Callable[..., torch.Tensor]]] = [
+    (Case("Add", [normal(2, 3), normal(2, 3)]), torch.add),
+    (Case("Add", [normal(2, 3), normal(1, 3)]), torch.add),
+    (Case("Sum", [normal(2, 3), normal(3, 2, 3), normal(3)]), lambda a, b, c: a + b + c),
+    (Case("Sub", [normal(2, 3), normal(3, 3)[:2]]), torch.sub),
+    (Case("Mean", [normal(2, 3), normal(3)]), lambda a, b: (a + b) / 2),
+    (Case("ReduceMean", [normal(2, 3, 4), np.array([1, 2])], {"keepdims": 0}), lambda a: a.mean((1, 2))),
+    (Case("ReduceSum", [normal(2, 3, 4), np.array([1])], {"keepdims": 1}), lambda a: a.sum(1, keepdim=True)),
+    (Case("GlobalAveragePool", [normal(2, 3, 4, 2)]), lambda a: a.mean((2, 3), keepdim=True)),
+    (
+        Case("AveragePool", [normal(2, 2, 5, 6)], {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 0]}),
+        lambda a: F.avg_pool2d(a, (3, 2), 2, (1, 0), count_include_pad=False),
+    ),
+]
+
+
+@pytest.mark.parametrize(("case", "function"), NORM, ids=[str(c) for c, _ in NORM])
+def test_norm(case: Case, function: Callable[..., torch.Tensor]) -> None:
+    """R_i = x_i sum_j J_ji R_j / S(y_j), for every input of the sum."""
+    points = [torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in case.inputs if a.dtype.kind == "f"]
+    y = function(*points)
+    values = y.detach().numpy()
+    r = values * rng(1).uniform(-1, 2, values.shape)
+    gradients = torch.autograd.grad(y, points, torch.tensor(r / stabilized(values, 1e-6)))
+    expected = [(x * g).detach().numpy() for x, g in zip(points, gradients, strict=True)]
+    assert np.isclose(sum(e.sum() for e in expected), r.sum(), rtol=1e-4)
+    for free in (False, True):
+        results = relevances(case, Norm(), r, free)
+        assert len(results) == len(expected)
+        for result, wanted in zip(results.values(), expected, strict=True):
+            assert relative_error(result, wanted) <= TOLERANCE
+
+
+def test_norm_of_zeros_is_finite() -> None:
+    zeros = np.zeros((2, 3), np.float32)
+    for result in relevances(Case("Add", [zeros, zeros]), Norm(), np.ones((2, 3)), True).values():
+        np.testing.assert_array_equal(result, zeros)
+    opposite = relevances(Case("Sub", [zeros + 1, zeros + 1]), Norm(), np.ones((2, 3)), True)
+    np.testing.assert_allclose(sum(opposite.values()), zeros)
+
+
+PASS = [
+    Case("Relu", [normal(2, 3)]),
+    Case("LeakyRelu", [normal(2, 3)], {"alpha": 0.1}),
+    Case("Sigmoid", [normal(2, 3)]),
+    Case("Clip", [normal(2, 3), np.float32(0), np.float32(6)], constant=(1, 2)),
+    Case("Mul", [normal(2, 3), normal(3)], constant=(1,)),
+    Case("Add", [normal(3), normal(2, 3)], constant=(0,)),
+    Case("Sub", [normal(3), normal(2, 3)], constant=(0,)),
+    Case("Div", [normal(2, 3), normal(3)], constant=(1,)),
+    Case("BatchNormalization", [normal(2, 3), *(normal(3) ** 2 for _ in range(4))], constant=(1, 2, 3, 4)),
+    Case("LayerNormalization", [normal(2, 3), normal(3)], constant=(1,)),
+]
+
+
+@pytest.mark.parametrize("case", PASS, ids=str)
+def test_pass(case: Case) -> None:
+    r = normal(2, 3)
+    for free in (False, True):
+        (result,) = relevances(case, Pass(), r, free).values()
+        np.testing.assert_array_equal(result, r)
+
+
+def test_pass_sums_what_was_broadcast() -> None:
+    r = normal(2, 3)
+    for free in (False, True):
+        (result,) = relevances(Case("Add", [normal(1, 3), normal(2, 3)], constant=(1,)), Pass(), r, free).values()
+        np.testing.assert_allclose(result, r.sum(0, keepdims=True), rtol=1e-6)
