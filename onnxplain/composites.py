@@ -1,8 +1,8 @@
 """Composites: which rule at which node. Ordered rows, the first that matches wins; no match is an error, never a guess.
 
-The names and their contents are zennit's (Anders et al. 2021). Rows that zennit leaves to the plain gradient because it knows
-modules only (max pooling, reshaping) say so; products of activations and softmax follow AttnLRP (Achtibat et al. 2024), and
-normalisation layers pass relevance on.
+The names and their contents are zennit's (Anders et al. 2021). Rows that zennit leaves to the plain gradient because it
+knows modules only (max pooling, reshaping) say so; products of activations and softmax follow AttnLRP (Achtibat et al.
+2024), and normalisation layers pass relevance on.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ EVERYTHING = functools.reduce(lambda a, b: a | b, Kind)
 class Row:
     """``rule`` for nodes of one of the kinds (or, if ``match`` is a tuple, for these operators).
 
-    ``first=True``: only for the first linear layer on every way from the explained tensor (in the graph's order, not in that
-    of a module list).
+    ``first=True``: only for linear layers that no other linear layer precedes on any way from the explained tensor (in the
+    graph's order, not in that of a module list).
     """
 
     match: Kind | tuple[str, ...]
@@ -46,7 +46,7 @@ class Row:
 
 
 def kind_of(call: Call) -> Kind:
-    """The kind of a node."""
+    """Look up the kind of a node."""
     return OPS[call.node.op].kind_of(call)
 
 
@@ -69,7 +69,7 @@ class Composite:
     fallback: Rule | None = None
 
     def assign(self, calls: Sequence[Call]) -> list[Rule]:
-        """The rule of each node.
+        """Find the rule of each node.
 
         Parameters
         ----------
@@ -97,7 +97,7 @@ class Composite:
 
 
 def _first_layers(calls: Sequence[Call]) -> set[str]:
-    """Outputs of the linear layers that no other linear layer precedes."""
+    """List the outputs of the linear layers that no other linear layer precedes."""
     behind: set[str] = set()  # values with a linear layer somewhere before them
     first = set()
     for call in reversed(calls):
@@ -132,7 +132,7 @@ def guided_backprop(clip: bool = False) -> Composite:
 
 
 def deconvnet(clip: bool = False) -> Composite:
-    """The deconvnet rule at every Relu (``clip``: also at Clip, such as ReLU6), the gradient elsewhere."""
+    """Deconvnet at every Relu (``clip``: also at Clip, such as ReLU6), the gradient elsewhere."""
     return _rectifiers("deconvnet", Deconvnet(), clip)
 
 
@@ -149,22 +149,22 @@ def epsilon_plus(epsilon: float = 1e-6) -> Composite:
 
 
 def epsilon_plus_flat(epsilon: float = 1e-6) -> Composite:
-    """The same, with the flat rule in the first layer."""
+    """Flat in the first layer, z+ in the other convolutions, epsilon in the other dense layers."""
     return _with_first("epsilon_plus_flat", epsilon_plus(epsilon), LINEAR, Flat())
 
 
 def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Composite:
-    """alpha 2, beta 1 in convolutions, epsilon in dense layers."""
+    """Alpha 2, beta 1 in convolutions, epsilon in dense layers."""
     return _lrp("epsilon_alpha2_beta1", Row(Kind.CONV, AlphaBeta(2.0, 1.0)), Row(Kind.DENSE, Epsilon(epsilon)))
 
 
 def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6) -> Composite:
-    """The same, with the flat rule in the first layer."""
+    """Flat in the first layer, alpha 2, beta 1 in the other convolutions, epsilon in the other dense layers."""
     return _with_first("epsilon_alpha2_beta1_flat", epsilon_alpha2_beta1(epsilon), LINEAR, Flat())
 
 
 def epsilon_gamma_box(low: Bound, high: Bound, epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
-    """The box rule in the first convolution, gamma in the others, epsilon in dense layers."""
+    """z-box in the first convolution, gamma in the others, epsilon in dense layers."""
     rows = Row(Kind.CONV, Gamma(gamma)), Row(Kind.DENSE, Epsilon(epsilon))
     return _with_first("epsilon_gamma_box", _lrp("", *rows), Kind.CONV, ZBox(low, high))
 
@@ -211,7 +211,7 @@ def everywhere(name: str, **parameters: object) -> Composite:
 
 
 def with_fallback(composite: Composite, fallback: str | None) -> Composite:
-    """The composite with ``fallback="gradient"`` or "pass" for the nodes it does not name; None leaves it strict."""
+    """Give a composite the rule "gradient" or "pass" for the nodes it does not name; None leaves it strict."""
     rules: dict[str, Rule] = {"gradient": Gradient(), "pass": Pass()}
     if fallback is None:
         return composite
