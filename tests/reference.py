@@ -40,6 +40,7 @@ class Case:
     outputs: int = 1
     used: Sequence[int] | None = None
     tolerance: float = 2e-4  # float32 rounding; a planted 0.1 % error is five times as large
+    runtime: bool = False  # where the reference evaluator is wrong: differences of ONNX Runtime's float32 output
 
     def __str__(self) -> str:
         shapes = ",".join("-" if i is None else "x".join(map(str, i.shape)) or "scalar" for i in self.inputs)
@@ -60,7 +61,9 @@ def relative_error(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
     return float(np.linalg.norm(a - b)) / norm if norm else float(np.linalg.norm(a))
 
 
-def single_node(case: Case, free: bool, double: bool = False) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
+def single_node(
+    case: Case, free: bool, double: bool = False
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
     """A model of one node, and the arrays to feed. ``free``: every dimension has a name instead of a size."""
     names = [f"x{i}" if a is not None else "" for i, a in enumerate(case.inputs)]
     feeds, inputs, constants = {}, [], []
@@ -108,22 +111,24 @@ def run_ort(graph: Graph, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
 
-def finite_differences(case: Case, cotangents: Mapping[str, np.ndarray[Any, Any]], step: float = 1e-5) -> dict[str, Any]:
-    """Gradient of ``sum(cotangent * output)`` by central differences of the float64 reference evaluator."""
-    model, feeds = single_node(case, free=False, double=True)
-    evaluator = ReferenceEvaluator(model)
+def forward(case: Case) -> tuple[Callable[..., list[np.ndarray[Any, Any]]], dict[str, np.ndarray[Any, Any]]]:
+    """Return what computes given outputs at a point, ``run(names, feeds)``, and the case's own point."""
+    model, feeds = single_node(case, free=False, double=not case.runtime)
+    if case.runtime:
+        return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run, feeds
+    return ReferenceEvaluator(model).run, feeds
+
+
+def finite_differences(case: Case, cotangents: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+    """Gradient of ``sum(cotangent * output)`` by central differences."""
+    run, feeds = forward(case)
+    step = 2**-7 if case.runtime else 1e-5
     names = list(cotangents)
 
     def loss(point: Mapping[str, np.ndarray[Any, Any]]) -> float:
-        outputs = evaluator.run(names, dict(point))
-        return float(sum(np.sum(o * cotangents[n]) for n, o in zip(names, outputs, strict=True)))
+        pairs = zip(run(names, dict(point)), cotangents.values(), strict=True)
+        return sum(float(np.sum(np.float64(output) * ct)) for output, ct in pairs)
 
-    return _differences(feeds, loss, step)
-
-
-def _differences(
-    feeds: Mapping[str, np.ndarray[Any, Any]], loss: Callable[[Mapping[str, np.ndarray[Any, Any]]], float], step: float
-) -> dict[str, np.ndarray[Any, Any]]:
     gradients = {}
     for name, array in feeds.items():
         gradient = np.zeros(array.shape)
@@ -138,22 +143,6 @@ def _differences(
     return gradients
 
 
-def runtime_differences(case: Case, cotangents: Mapping[str, np.ndarray[Any, Any]], step: float = 2**-7) -> dict[str, Any]:
-    """`finite_differences` of ONNX Runtime's own float32 output, for operators whose reference evaluator is wrong.
-
-    Exact up to rounding for what is linear, or linear between kinks more than ``step`` away.
-    """
-    model, feeds = single_node(case, free=False)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-
-    def loss(point: Mapping[str, np.ndarray[Any, Any]]) -> float:
-        outputs = session.run(list(cotangents), dict(point))
-        pairs = zip(outputs, cotangents.values(), strict=True)
-        return sum(float(np.sum(o.astype(np.float64) * ct)) for o, ct in pairs)
-
-    return _differences(feeds, loss, step)
-
-
 def gradients(
     case: Case, cotangents: Mapping[str, np.ndarray[Any, Any]], free: bool = False
 ) -> dict[str, np.ndarray[Any, Any]]:
@@ -166,10 +155,8 @@ def gradients(
 
 def vjp_errors(case: Case, free: bool) -> dict[str, float]:
     """Relative error of each input's gradient: the VJP in ONNX Runtime against finite differences."""
-    _, feeds = single_node(case, free)
-    outputs = ReferenceEvaluator(single_node(case, False, double=True)[0]).run(
-        None, {k: v.astype(np.float64) for k, v in feeds.items()}
-    )
+    run, feeds = forward(case)
+    outputs = run(None, feeds)
     used = case.used if case.used is not None else [i for i, o in enumerate(outputs) if o.dtype.kind == "f"]
     random = rng(1)
     cotangents = {f"y{i}": random.normal(size=outputs[i].shape).astype(np.float32) for i in used}
@@ -181,4 +168,6 @@ def check_vjp(case: Case) -> None:
     """Assert that a VJP is right, with sizes known when the graph is written and with sizes known at run time only."""
     for free in (False, True):
         for name, error in vjp_errors(case, free).items():
-            assert error <= case.tolerance, f"{case} ({'free' if free else 'static'} shapes): {name} is off by {error:.1e}"
+            assert error <= case.tolerance, (
+                f"{case} ({'free' if free else 'static'} shapes): {name} is off by {error:.1e}"
+            )

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from onnxplain.ops import activation, elementwise
+from onnxplain.ops import activation, elementwise, index, linear, norm, pool, reduce, resize, shape
 from onnxplain.ops.nograd import ZERO_GRADIENT
 from onnxplain.ops.table import Call, Kind, OpRow, OpTable, merge
 
-OPS: dict[str, OpRow] = merge(activation.TABLE, elementwise.TABLE)
+OPS: dict[str, OpRow] = merge(
+    activation.TABLE,
+    elementwise.TABLE,
+    index.TABLE,
+    linear.TABLE,
+    norm.TABLE,
+    pool.TABLE,
+    reduce.TABLE,
+    resize.TABLE,
+    shape.TABLE,
+)
 
 __all__ = ["OPS", "ZERO_GRADIENT", "Call", "Kind", "OpRow", "OpTable"]

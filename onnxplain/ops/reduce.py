@@ -1,0 +1,136 @@
+"""Reductions along axes, CumSum and TopK.
+
+The cotangent and the output of a reduction first get back their reduced axes, with size 1 (`_widen`); then every
+formula is elementwise on the input. ``noop_with_empty_axes`` needs no case of its own: each group is one element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxplain.emit import Var, where
+from onnxplain.ir import Shape
+from onnxplain.ops.index import zeros
+from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
+
+TABLE = OpTable(Kind.NORMALIZATION)
+
+
+@TABLE.vjp("ReduceSum", kind=Kind.AVG_POOL)
+def reduce_sum(call: Call, ct: Var) -> list[Var]:
+    return [expand(_widen(call, ct), call.x)]
+
+
+@TABLE.vjp("ReduceMean", kind=Kind.AVG_POOL)
+def reduce_mean(call: Call, ct: Var) -> list[Var]:
+    return [expand(_widen(call, ct) / group_size(call.x, call.y, _axes(call)), call.x)]
+
+
+@TABLE.vjp("ReduceMax", "ReduceMin", kind=Kind.MAX_POOL)
+def reduce_max(call: Call, ct: Var) -> list[Var]:
+    chosen = call.x.equal(_widen(call, call.y)).cast(ct.dtype)  # ties share equally
+    return [chosen * (_widen(call, ct) / _reduce(call, "ReduceSum", chosen))]
+
+
+@TABLE.vjp("ReduceProd", kind=Kind.PRODUCT)
+def reduce_prod(call: Call, ct: Var) -> list[Var]:
+    x = (
+        call.x
+    )  # gets the product of the others: 0 if one of them is 0, else that of all nonzero ones, over x if nonzero
+    is_zero = x.equal(0)
+    zero = is_zero.cast(x.dtype)
+    others_zero = _reduce(call, "ReduceSum", zero) - zero
+    nonzero = where(is_zero, 1, x)
+    product = _reduce(call, "ReduceProd", nonzero)
+    return [(_widen(call, ct) * product / nonzero).mask(others_zero.equal(0))]
+
+
+@TABLE.vjp("ReduceL1")
+def reduce_l1(call: Call, ct: Var) -> list[Var]:
+    return [_widen(call, ct) * call.op("Sign", call.x)]
+
+
+@TABLE.vjp("ReduceL2")
+def reduce_l2(call: Call, ct: Var) -> list[Var]:
+    y = _widen(call, call.y)
+    return [_widen(call, ct) / where(y > 0, y, 1) * call.x]  # 0 where all of x is 0
+
+
+@TABLE.vjp("ReduceSumSquare")
+def reduce_sum_square(call: Call, ct: Var) -> list[Var]:
+    return [_widen(call, ct * 2) * call.x]
+
+
+@TABLE.vjp("ReduceLogSum")
+def reduce_log_sum(call: Call, ct: Var) -> list[Var]:
+    return [expand(_widen(call, ct * call.op("Exp", -call.y)), call.x)]
+
+
+@TABLE.vjp("ReduceLogSumExp")
+def reduce_log_sum_exp(call: Call, ct: Var) -> list[Var]:
+    return [_widen(call, ct) * call.op("Exp", call.x - _widen(call, call.y))]
+
+
+@TABLE.vjp("CumSum", kind=Kind.AVG_POOL)
+def cum_sum(call: Call, ct: Var) -> list[Var]:
+    attrs = {**call.attrs, "reverse": 1 - call.attrs["reverse"]}
+    return [call.op("CumSum", ct, call.input(1), known=call.x.shape, **attrs)]
+
+
+@TABLE.vjp("TopK", kind=Kind.MOVEMENT)
+def top_k(call: Call, ct: Var, *_: Cotangent) -> list[Var]:
+    shape = call.y.shape
+    # The forward node itself where it gives its indices too.
+    indices = call.emitter.ops(
+        "TopK", *call.inputs, outputs=2, dtypes=[ct.dtype, np.int64], shapes=[shape, shape], **call.attrs
+    )[1]
+    blank = zeros(call.x.sizes(), ct.dtype, call.x.shape)
+    return [call.op("ScatterElements", blank, indices, ct, axis=call.attrs["axis"], known=call.x.shape)]
+
+
+def expand(t: Var, like: Var) -> Var:
+    """Broadcast ``t`` to the shape of ``like``."""
+    return t.emitter.op("Expand", t, like.sizes(), known=like.shape)
+
+
+def group_size(x: Var, y: Var, axes: Sequence[int] | None) -> Var:
+    """Count the elements of ``x`` behind each one of ``y``; ``axes`` are the reduced ones, None where unknown."""
+    sizes = [None] if axes is None or x.shape is None else [x.shape[a] for a in axes]
+    known = [d for d in sizes if isinstance(d, int)]
+    if len(known) == len(sizes):
+        return y.like(float(np.prod(known)))
+    x_size, y_size = (v.emitter.op("Size", v, known=()).cast(np.float32) for v in (x, y))
+    return (x_size / y_size).cast(y.dtype)
+
+
+def _axes(call: Call) -> list[int] | None:
+    """List the reduced axes, counted from the front; None where they are known at run time only."""
+    axes = call.input(1)
+    if axes is not None and axes.value is None:
+        return None
+    if axes is None or axes.value is None or not axes.value.size:
+        return [] if call.attrs["noop_with_empty_axes"] else list(range(call.x.rank))
+    return [int(a) % call.x.rank for a in axes.value]
+
+
+def _widen(call: Call, t: Var) -> Var:
+    """Give ``t``, shaped like the output, the reduced axes, with size 1."""
+    axes = call.input(1)
+    if call.attrs["keepdims"] or axes is None or (axes.value is not None and not axes.value.size):
+        return t  # without axes, t is a scalar or, with noop_with_empty_axes, as large as the input
+    return call.op("Unsqueeze", t, axes, known=_kept_shape(call))
+
+
+def _reduce(call: Call, op: str, t: Var) -> Var:
+    """Reduce ``t``, shaped like the input, along the node's axes; they stay, with size 1."""
+    noop = call.attrs["noop_with_empty_axes"]
+    return call.op(op, t, call.input(1), keepdims=1, noop_with_empty_axes=noop, known=_kept_shape(call))
+
+
+def _kept_shape(call: Call) -> Shape | None:
+    axes, shape = _axes(call), call.x.shape
+    if shape is None:
+        return None
+    return tuple(None if axes is None else 1 if i in axes else d for i, d in enumerate(shape))
