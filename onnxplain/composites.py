@@ -28,8 +28,8 @@ EVERYTHING = functools.reduce(lambda a, b: a | b, Kind)
 class Row:
     """``rule`` for nodes of one of the kinds (or, if ``match`` is a tuple, for these operators).
 
-    ``first=True``: only for linear layers that no other linear layer precedes on any way from the explained tensor (in the
-    graph's order, not in that of a module list).
+    ``first=True``: only for linear layers that no other linear layer precedes on any way from the explained tensor (in
+    the graph's order, not in that of a module list).
     """
 
     match: Kind | tuple[str, ...]
@@ -113,7 +113,7 @@ def _first_layers(calls: Sequence[Call]) -> set[str]:
 def _lrp(name: str, *rows: Row) -> Composite:
     base = (
         Row(Kind.ACTIVATION | Kind.AFFINE | Kind.NORMALIZATION, Pass()),
-        Row(Kind.SUM | Kind.AVG_POOL, Norm()),
+        Row(Kind.SUM | Kind.AVG_POOL | Kind.REDUCTION, Norm()),
         Row(Kind.MAX_POOL | Kind.MOVEMENT, Gradient()),
         Row(Kind.PRODUCT, Uniform()),
         Row(Kind.SOFTMAX, SoftmaxTaylor()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -62,7 +62,7 @@ def _trapezoid(n: int) -> tuple[Array, Array]:
     return np.linspace(0, 1, n), weights
 
 
-QUADRATURES = {
+QUADRATURES: dict[str, Callable[[int], tuple[Array, Array]]] = {
     "gauss_legendre": _gauss_legendre,
     "midpoint": lambda n: ((np.arange(n) + 0.5) / n, np.full(n, 1 / n)),
     "trapezoid": _trapezoid,

@@ -131,7 +131,7 @@ class Var:
         """Dimensions ``start:end`` as a 1-D int64 Var: a constant where they are known, else read at run time."""
         if self.shape is not None and all(isinstance(d, int) for d in self.shape[start:end]):
             return self.emitter.const(np.array(self.shape[start:end], dtype=np.int64))
-        limits = {"start": start} if end is None else {"start": start, "end": end}
+        limits: dict[str, Any] = {"start": start} if end is None else {"start": start, "end": end}
         return self.emitter.op("Shape", self, **limits)
 
     def size(self, axis: int) -> Var:
@@ -225,7 +225,7 @@ def sum_to(ct: Var, shape: Shape | None, x: Var) -> Var:
     ones = emitter.op("Equal", x.sizes(), emitter.ints([1]))
     axes = emitter.op("Compress", emitter.ints(range(added, len(shape))), ones, axis=0)
     summed = emitter.op("ReduceSum", ct, axes, keepdims=1, noop_with_empty_axes=1)
-    return summed.sum(range(added)).reshape_like(x)
+    return emitter.refine(summed.sum(range(added)), x.shape)
 
 
 class Emitter:
@@ -247,7 +247,7 @@ class Emitter:
         self._outer = outer
         # A body must not reuse a name from outside, so both draw on one register of names.
         self._taken: set[str] = outer._taken if outer else set()
-        self._taken.update(self.values, self.constants)
+        self._taken.update(self.values, self.constants, _defined(self.nodes))
         self._counts: dict[str, int] = outer._counts if outer else {}
         self._written: dict[Any, tuple[Var, ...]] = {}
         self._pool: dict[Any, Var] = {}
@@ -336,8 +336,11 @@ class Emitter:
         **attrs: Any,
     ) -> tuple[Var, ...]:
         """Write one node with several outputs. See `op`; ``names`` asks for given names of the outputs."""
+        while inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
         present = [i for i in inputs if i is not None]
-        key = (domain, op, tuple(i.name if i else "" for i in inputs), _frozen(attrs), outputs)
+        read = tuple(i.name if i else "" for i in inputs)
+        key = (domain, op, read, _frozen(attrs), outputs)
         if key in self._written and not names:
             return self._written[key]
         results = []
@@ -349,11 +352,7 @@ class Emitter:
             self.values[name] = Value(name, np.dtype(kind), shape)
             self._taken.add(name)
             results.append(self.var(name))
-        while present and inputs and inputs[-1] is None:
-            inputs = inputs[:-1]
-        self.nodes.append(
-            Node(op, tuple(i.name if i else "" for i in inputs), tuple(r.name for r in results), attrs, domain=domain)
-        )
+        self.nodes.append(Node(op, read, tuple(r.name for r in results), attrs, domain=domain))
         self._written[key] = tuple(results)
         return tuple(results)
 
@@ -379,13 +378,11 @@ class Emitter:
             if self._visible(name) is not array:
                 names[name] = self.fresh(name)
                 self.constants[names[name]] = array
-        for node in graph.nodes:
-            for output in filter(None, node.outputs):
-                names[output] = self.fresh(output)
-                value = graph.value(output)
-                self.values[names[output]] = replace(value, name=names[output])
-            self.nodes.append(_renamed(node, names))
-        return [self.var(names[name]) for name in outputs]
+        names |= {name: self.fresh(name) for name in dict.fromkeys(_defined(graph.nodes))}
+        for output in graph.producer:
+            self.values[names[output]] = _named(graph.value(output), names)
+        self.nodes += [_renamed(node, names) for node in graph.nodes]
+        return [self.var(names.get(name, name)) for name in outputs]
 
     def _visible(self, name: str) -> np.ndarray[Any, Any] | None:
         outside = self._outer._visible(name) if self._outer else None
@@ -418,11 +415,28 @@ def _shape(op: str, inputs: Sequence[Var]) -> Shape | None:
     return inputs[0].shape if op in _SAME_SHAPE and inputs else None
 
 
+def _defined(nodes: Sequence[Node]) -> Iterator[str]:
+    """The names that nodes define, those inside their subgraphs included: none of them may hide another."""
+    for node in nodes:
+        yield from filter(None, node.outputs)
+        for body in node.subgraphs:
+            yield from (v.name for v in body.inputs)
+            yield from body.constants
+            yield from _defined(body.nodes)
+
+
 def _renamed(node: Node, names: Mapping[str, str]) -> Node:
     """The node with other names for what it reads and writes, in its subgraphs too."""
 
     def body(graph: Graph) -> Graph:
-        return replace(graph, nodes=tuple(_renamed(n, names) for n in graph.nodes))
+        return replace(
+            graph,
+            inputs=tuple(_named(v, names) for v in graph.inputs),
+            outputs=tuple(_named(v, names) for v in graph.outputs),
+            nodes=tuple(_renamed(n, names) for n in graph.nodes),
+            constants={names.get(name, name): array for name, array in graph.constants.items()},
+            values={names.get(name, name): _named(v, names) for name, v in graph.values.items()},
+        )
 
     return replace(
         node,
@@ -430,6 +444,10 @@ def _renamed(node: Node, names: Mapping[str, str]) -> Node:
         outputs=tuple(names.get(o, o) for o in node.outputs),
         attrs={k: body(v) if isinstance(v, Graph) else v for k, v in node.attrs.items()},
     )
+
+
+def _named(value: Value, names: Mapping[str, str]) -> Value:
+    return replace(value, name=names.get(value.name, value.name))
 
 
 def _frozen(attrs: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -140,7 +140,8 @@ def resolve(target: Target, value: Value, samples: int) -> np.ndarray[Any, Any]:
             limit = f"0 to {size - 1}" if isinstance(size, int) else "at least 0"
             raise TargetError(f"target {bad} is out of range{where}: the output '{value.name}' takes {limit}")
     strides = np.cumprod([1, *[int(d) for d in reversed(shape[1:])]])[::-1]  # type: ignore[arg-type]
-    return (indices.astype(np.int64) * strides).sum(axis=1).astype(np.int64)
+    positions: np.ndarray[Any, Any] = (indices.astype(np.int64) * strides).sum(axis=1)
+    return positions.astype(np.int64)
 
 
 def unravel(flat: np.ndarray[Any, Any], value: Value) -> np.ndarray[Any, Any]:

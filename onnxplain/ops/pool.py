@@ -51,12 +51,12 @@ def global_average_pool(call: Call, ct: Var) -> list[Var]:
 
 
 # Norms are no weighted means, so not AVG_POOL: what an element gets depends on all of its window.
-@TABLE.vjp("LpPool", kind=Kind.NORMALIZATION)
+@TABLE.vjp("LpPool", kind=Kind.REDUCTION)
 def lp_pool(call: Call, ct: Var) -> list[Var]:
     return [_norm(call, ct, lambda part: Windows.of(call).spread(call, part, 1.0))]
 
 
-@TABLE.vjp("GlobalLpPool", kind=Kind.NORMALIZATION)
+@TABLE.vjp("GlobalLpPool", kind=Kind.REDUCTION)
 def global_lp_pool(call: Call, ct: Var) -> list[Var]:
     return [_norm(call, ct, lambda part: part)]
 

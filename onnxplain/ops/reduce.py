@@ -15,7 +15,7 @@ from onnxplain.ir import Shape
 from onnxplain.ops.index import zeros
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 
-TABLE = OpTable(Kind.NORMALIZATION)
+TABLE = OpTable(Kind.REDUCTION)
 
 
 @TABLE.vjp("ReduceSum", kind=Kind.AVG_POOL)

@@ -31,6 +31,7 @@ class Kind(enum.Flag):
     PRODUCT = enum.auto()  # product or quotient of active inputs: attention, gates
     SOFTMAX = enum.auto()
     NORMALIZATION = enum.auto()  # divides by statistics of its own input
+    REDUCTION = enum.auto()  # nonlinear summary of several elements: a norm, a log-sum
     MOVEMENT = enum.auto()  # moves elements, changes none
 
 
