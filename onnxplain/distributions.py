@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.errors import InputError, OptionError, did_you_mean
+from onnxplain.errors import OptionError, did_you_mean
 
 Array = np.ndarray[Any, Any]
 Baseline = float | Array
@@ -41,10 +41,12 @@ class Line:
 
     def __post_init__(self) -> None:
         if self.quadrature not in QUADRATURES:
-            raise OptionError(f"there is no quadrature {self.quadrature!r}", did_you_mean(self.quadrature, QUADRATURES))
+            known = did_you_mean(str(self.quadrature), QUADRATURES)
+            raise OptionError(f"there is no quadrature {self.quadrature!r}", known)
         least = 2 if self.quadrature == "trapezoid" else 1
-        if self.steps < least:
-            raise OptionError(f"steps must be at least {least}, not {self.steps}")
+        if not _is_count(self.steps, least):
+            raise OptionError(f"steps must be a whole number of at least {least}, not {self.steps!r}")
+        _check_baseline(self.baseline)
 
     def nodes(self) -> tuple[Array, Array]:
         """Positions between 0 (baseline) and 1 (input), and weights; float64, shape (steps,) each."""
@@ -75,8 +77,8 @@ QUADRATURES: dict[str, Callable[[int], tuple[Array, Array]]] = {
 class Windows:
     """The input with one window after another replaced by the baseline.
 
-    Windows start every ``stride`` elements, ceil((size - window) / stride) + 1 of them an axis, the last cropped at the border
-    (captum's convention). They span the trailing axes, all channels together.
+    Windows start every ``stride`` elements, ceil((size - window) / stride) + 1 of them an axis, the last cropped at the
+    border (captum's convention). They span the trailing axes, all channels together.
 
     Attributes
     ----------
@@ -91,14 +93,15 @@ class Windows:
     baseline: Baseline = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in (("window", self.window), ("stride", self.stride)):
-            sizes = value if isinstance(value, tuple) else (value,)
-            if not sizes or any(s is not None and s < 1 for s in sizes):
-                raise OptionError(f"{name} must be at least 1, not {value}")
-        strides = self.stride if isinstance(self.stride, tuple) else (self.stride,)
-        windows = self.window if isinstance(self.window, tuple) else (self.window,)
-        if any(s is not None and s > w for s in strides for w in windows):
-            raise OptionError(f"stride {self.stride} is larger than window {self.window}: some elements would never be covered")
+        _check_sizes("window", self.window)
+        if self.stride is not None:
+            _check_sizes("stride", self.stride)
+            if isinstance(self.window, tuple):
+                self.per_axis(len(self.window))
+            if any(s > w for s, w in np.broadcast(self.stride, self.window)):
+                why = "some elements would never be covered"
+                raise OptionError(f"stride {self.stride} is larger than window {self.window}: {why}")
+        _check_baseline(self.baseline)
 
     def axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The axes that windows span: those after batch and channels; the features of a table."""
@@ -108,17 +111,20 @@ class Windows:
             return tuple(range(len(shape) - len(self.window), len(shape)))
         return tuple(range(2, len(shape))) if len(shape) > 2 else tuple(range(1, len(shape)))
 
-    def geometry(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    def per_axis(self, axes: int) -> tuple[tuple[int, ...], tuple[int | None, ...]]:
+        """Window and stride of each of the axes that windows span."""
+        window = self.window if isinstance(self.window, tuple) else (self.window,) * axes
+        stride = self.stride if isinstance(self.stride, tuple) else (self.stride,) * axes
+        if len(stride) != axes:
+            raise OptionError(f"stride {self.stride} needs one number per axis of the window ({axes})")
+        return window, stride
+
+    def geometry(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """Axes, window sizes, strides and numbers of windows for an input shape (batch included)."""
         axes = self.axes(shape)
-        window = self.window if isinstance(self.window, tuple) else (self.window,) * len(axes)
+        window, asked = self.per_axis(len(axes))
         window = tuple(min(w, shape[a]) for w, a in zip(window, axes, strict=True))
-        if self.stride is None:
-            stride = tuple(max(1, w // 2) for w in window)
-        else:
-            stride = self.stride if isinstance(self.stride, tuple) else (self.stride,) * len(axes)
-        if len(stride) != len(axes):
-            raise OptionError(f"stride {self.stride} needs one number per axis of the window ({len(axes)})")
+        stride = tuple(max(1, w // 2) if s is None else s for s, w in zip(asked, window, strict=True))
         counts = tuple(-(-(shape[a] - w) // s) + 1 for a, w, s in zip(axes, window, stride, strict=True))
         return axes, window, stride, counts
 
@@ -136,17 +142,34 @@ Distribution = Point | Line | Windows
 
 
 def baseline_like(baseline: Baseline, x: Array, name: str) -> Array:
-    """The baseline in the shape and dtype of ``x``.
+    """Bring the baseline into the shape and dtype of ``x``, the input ``name``.
 
     Raises
     ------
-    InputError
-        It does not broadcast to ``x``, or is not finite.
+    OptionError
+        It does not broadcast to ``x``.
     """
     array = np.asarray(baseline, dtype=x.dtype)
-    if not np.isfinite(array).all():
-        raise InputError(f"the baseline of '{name}' holds NaN or infinity")
     try:
         return np.broadcast_to(array, x.shape)
     except ValueError:
-        raise InputError(f"a baseline of shape {array.shape} does not fit the input '{name}' of shape {x.shape}") from None
+        why = f"does not fit the input '{name}' of shape {x.shape}"
+        raise OptionError(f"a baseline of shape {array.shape} {why}") from None
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= least
+
+
+def _check_sizes(name: str, value: Any) -> None:
+    sizes = value if isinstance(value, tuple) else (value,)
+    if not sizes or not all(_is_count(size, 1) for size in sizes):
+        raise OptionError(f"{name} must be a whole number of at least 1, or a tuple of them, not {value!r}")
+
+
+def _check_baseline(baseline: Any) -> None:
+    array = np.asarray(baseline)
+    if array.dtype.kind not in "iuf":
+        raise OptionError(f"a baseline is a number or an array of numbers, not {baseline!r}")
+    if not np.isfinite(array).all():
+        raise OptionError("the baseline holds NaN or infinity")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from onnxplain.emit import Var
 from onnxplain.emit import where as choose
 from onnxplain.errors import TargetError
-from onnxplain.ir import Graph, Shape, Value
+from onnxplain.ir import Dim, Graph, Shape, Value
 
 PREDICTED = -1  # the target that stands for the class with the highest score
 
@@ -51,26 +52,32 @@ class Selection:
 def select(output: Var, target: Var) -> Selection:
     """Write the choice of element ``target`` (shape (N,), `PREDICTED` for the highest) of ``output`` (N, ...)."""
     emitter = output.emitter
-    flat = output if output.shape is not None and output.rank == 2 else output.reshape([0, -1] if output.rank else [1, 1])
+    flat = _flattened(output)
     predicted = emitter.op("ArgMax", flat, axis=1, keepdims=0, select_last_index=0)
     resolved = choose(target < 0, predicted, target)
-    count = flat.static_shape[1] if flat.static_shape else _known(output.shape)
-    if count:
-        positions = emitter.ints(range(count))
-    else:
-        scalar = emitter.op("Squeeze", flat.sizes(1, 2), emitter.ints([0]))
-        zero, one = emitter.const(np.array(0)), emitter.const(np.array(1))
-        positions = emitter.op("Range", zero, scalar, one)
-    column = emitter.op("Unsqueeze", resolved, emitter.ints([1]))
+    column = emitter.op("Unsqueeze", resolved, emitter.ints([1]), known=(_batch(output), 1))
+    count = emitter.op("Squeeze", flat.size(1), emitter.ints([0]), known=())
+    positions = emitter.op("Range", count.like(0), count, count.like(1), known=(flat.shape or (None, None))[1:])
     chosen = positions.equal(column)
-    score = choose(chosen, flat, 0.0).sum([1])
+    score = emitter.op("GatherElements", flat, column, axis=1)  # fails where there is no such element; a sum would not
+    score = emitter.op("Squeeze", score, emitter.ints([1]), known=(_batch(output),))
     one_hot = chosen if flat is output else chosen.reshape_like(output)
     return Selection(resolved, score, one_hot, output)
 
 
-def _known(shape: Shape | None) -> int | None:
-    sizes = [d for d in (shape or (None,))[1:] if isinstance(d, int)]
-    return int(np.prod(sizes)) if shape and len(sizes) == len(shape) - 1 else None
+def _flattened(output: Var) -> Var:
+    """Give the output two axes: the batch, and everything else."""
+    if output.shape is not None and output.rank == 2:
+        return output
+    if output.shape == ():
+        return output.reshape([1, 1])
+    sizes = (output.shape or (None, None))[1:]
+    static = [d for d in sizes if isinstance(d, int)]
+    return output.reshape([0, -1], known=(_batch(output), prod(static) if len(static) == len(sizes) else None))
+
+
+def _batch(output: Var) -> Dim:
+    return output.shape[0] if output.shape else None
 
 
 def explained_value(graph: Graph, output: str, probability: bool) -> str:
@@ -87,8 +94,8 @@ def resolve(target: Target, value: Value, samples: int) -> np.ndarray[Any, Any]:
     Parameters
     ----------
     target
-        None: the predicted class. int: that class, for every sample. Tuple: an index into the output without its batch axis.
-        1-D array of ints: one class per sample; 2-D array: one index per sample.
+        None: the predicted class. int: that class, for every sample. Tuple: an index into the output without its batch
+        axis, for every sample. 1-D array of ints: one class per sample; 2-D array: one index per sample.
     value
         The explained output.
     samples
@@ -105,43 +112,56 @@ def resolve(target: Target, value: Value, samples: int) -> np.ndarray[Any, Any]:
     """
     if target is None:
         return np.full(samples, PREDICTED, np.int64)
-    if isinstance(target, bool | float | str | np.bool_ | np.floating):
-        raise TargetError(f"a target is None, an int, a tuple or an array of ints, not {target!r}")
+    indices = _indices(target, samples)
     shape = (value.shape or (None,))[1:]
-    if isinstance(target, tuple):
-        index = np.array(target, dtype=object)
-        if index.ndim != 1 or not all(isinstance(i, int | np.integer) for i in target):
-            raise TargetError(f"a tuple target holds ints, one per axis of the output without its batch axis: {target!r}")
-        indices = np.broadcast_to(np.array(target, dtype=np.int64), (samples, len(target)))
-    else:
-        array = np.asarray(target)
-        if array.dtype.kind not in "iu":
-            raise TargetError(f"targets are ints, not {array.dtype}")
-        if array.ndim and len(array) != samples:
-            raise TargetError(f"{len(array)} targets for {samples} samples; give one for all, or one each")
-        if array.ndim > 2:
-            raise TargetError(f"targets have one or two axes, not {array.ndim}")
-        indices = array.reshape(samples, -1) if array.ndim else np.broadcast_to(array.astype(np.int64), (samples, 1))
-    if len(shape) == 0 and indices.shape[1] == 1:
-        shape = (1,)  # one number per sample: class 0 is that number
+    if not shape and indices.shape[1] == 1:
+        shape = (1 if value.shape is not None else None,)  # one number per sample: class 0 is that number
     if indices.shape[1] != len(shape):
         dims = " x ".join("?" if d is None else str(d) for d in shape) or "one number"
         raise TargetError(
-            f"the output '{value.name}' has {len(shape)} axes besides the batch ({dims}), the target {indices.shape[1]}",
+            f"the output '{value.name}' has {len(shape)} axes besides the batch ({dims}), "
+            f"the target {indices.shape[1]}",
             "Give a tuple with one index per axis.",
         )
+    _check_range(indices, shape, value.name)
+    strides = np.cumprod([1, *(d for d in reversed(shape[1:]) if isinstance(d, int))])[::-1]
+    positions: np.ndarray[Any, Any] = (indices * strides).sum(axis=1)
+    return positions
+
+
+def _indices(target: Any, samples: int) -> np.ndarray[Any, Any]:
+    """Bring a target into the shape (samples, axes), int64."""
+    single = isinstance(target, tuple)
+    try:
+        array = np.asarray(target)
+    except ValueError:
+        raise TargetError(f"the target is no regular array: {target!r}") from None
+    if array.dtype.kind not in "iu" or (single and any(isinstance(i, bool) for i in target)):
+        raise TargetError(f"a target is None, an int, a tuple or an array of ints, not {target!r}")
+    array = array.astype(np.int64)
+    if array.ndim == 0 or (single and array.ndim == 1):
+        return np.broadcast_to(array, (samples, array.size))
+    if single or array.ndim > 2:
+        raise TargetError(
+            f"the target has shape {array.shape}",
+            "Give one int or tuple for all samples, or an array with a row for each.",
+        )
+    if len(array) != samples:
+        raise TargetError(f"{len(array)} targets for {samples} samples; give one for all, or one each")
+    return array.reshape(samples, -1)
+
+
+def _check_range(indices: np.ndarray[Any, Any], shape: Shape, output: str) -> None:
     if not all(isinstance(d, int) for d in shape[1:]):
-        raise TargetError(f"the size of output '{value.name}' is not known before it runs: {shape}")
+        raise TargetError(f"the size of output '{output}' is not known before it runs: {shape}")
     for axis, size in enumerate(shape):
-        worst = indices[:, axis]
-        if worst.min(initial=0) < 0 or (isinstance(size, int) and worst.max(initial=0) >= size):
-            bad = int(worst[(worst < 0) | (worst >= (size if isinstance(size, int) else np.inf))][0])
+        limit = size if isinstance(size, int) else np.iinfo(np.int64).max
+        wrong = (indices[:, axis] < 0) | (indices[:, axis] >= limit)
+        if wrong.any():
             where = f" on axis {axis}" if len(shape) > 1 else ""
-            limit = f"0 to {size - 1}" if isinstance(size, int) else "at least 0"
-            raise TargetError(f"target {bad} is out of range{where}: the output '{value.name}' takes {limit}")
-    strides = np.cumprod([1, *[int(d) for d in reversed(shape[1:])]])[::-1]  # type: ignore[arg-type]
-    positions: np.ndarray[Any, Any] = (indices.astype(np.int64) * strides).sum(axis=1)
-    return positions.astype(np.int64)
+            allowed = f"0 to {limit - 1}" if isinstance(size, int) else "at least 0"
+            bad = indices[wrong, axis][0]
+            raise TargetError(f"target {bad} is out of range{where}: the output '{output}' takes {allowed}")
 
 
 def unravel(flat: np.ndarray[Any, Any], value: Value) -> np.ndarray[Any, Any]:
