@@ -113,22 +113,36 @@ def _parse(data: bytes, what: str) -> tuple[onnx.ModelProto, dict[str, np.ndarra
     return proto, weights
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor stored in a graph, in its Constant nodes and in its subgraphs."""
-    yield from graph.initializer
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and all of its subgraphs."""
+    yield graph
     for node in graph.node:
+        for attribute in node.attribute:
+            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from graphs_of(body)
+
+
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield all nodes of a graph and of its subgraphs."""
+    for part in graphs_of(graph):
+        yield from part.node
+
+
+def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield all tensors that a graph holds, in its nodes and in its subgraphs; first its own initializers."""
+    for part in graphs_of(graph):
+        yield from part.initializer
+    for node in nodes_of(graph):
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
-            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _tensors(body)
 
 
 def _load_external(graph: onnx.GraphProto, path: Path | None, weights: dict[str, np.ndarray[Any, Any]]) -> None:
     """Fetch the tensors that lie in external files: large ones of the main graph into ``weights``, others in place."""
     folder = path.parent if path else Path.cwd()
     problems: dict[str, str] = {}
-    for position, tensor in enumerate(_tensors(graph)):
+    for position, tensor in enumerate(tensors_of(graph)):
         main = position < len(graph.initializer)
         if not is_external(tensor) or (main and tensor.name in weights):
             continue

@@ -8,7 +8,7 @@ small model a stub stands for each of these tensors: name, type and shape, with 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,39 @@ def split(data: bytes) -> tuple[bytes, dict[str, np.ndarray[Any, Any]]]:
         else:
             parts.append(view[start:end])
     return b"".join(parts), weights
+
+
+def join(model: onnx.ModelProto, weights: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[bytes | memoryview]:
+    """Serialize a model with further initializers, part by part: the opposite of `split`, as sparing with copies."""
+    rest = onnx.ModelProto()
+    rest.CopyFrom(model)
+    rest.ClearField("graph")
+    graph = model.graph.SerializeToString()
+    heads = [_head(name, array) for name, array in weights.items()]
+    size = len(graph) + sum(len(head) + array.nbytes for head, array in zip(heads, weights.values(), strict=True))
+    yield rest.SerializeToString() + _key(_MODEL_GRAPH, size)
+    yield graph
+    for head, array in zip(heads, weights.values(), strict=True):
+        yield head
+        yield bytes_of(array)
+
+
+def _head(name: str, array: np.ndarray[Any, Any]) -> bytes:
+    """Serialize what comes before the data of an initializer."""
+    tensor = onnx.TensorProto(name=name, dims=array.shape)
+    tensor.data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    head: bytes = tensor.SerializeToString() + _key(_TENSOR_RAW, array.nbytes)
+    return _key(_GRAPH_INITIALIZER, len(head) + array.nbytes) + head
+
+
+def bytes_of(array: np.ndarray[Any, Any]) -> memoryview:
+    """Look at an array's data as bytes; only an array that is not contiguous is copied."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def is_plain(dtype: np.dtype[Any]) -> bool:
+    """Whether ONNX stores the dtype as numpy does (it packs several 4-bit numbers into one byte)."""
+    return dtype.kind in "biufc" or dtype.name.startswith(("bfloat16", "float8"))
 
 
 def _light_graph(graph: memoryview, weights: dict[str, np.ndarray[Any, Any]]) -> bytes:
@@ -133,7 +166,11 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
 
 
 def _field(number: int, content: bytes) -> bytes:
-    return _encoded(number << 3 | _BYTES) + _encoded(len(content)) + content
+    return _key(number, len(content)) + content
+
+
+def _key(number: int, size: int) -> bytes:
+    return _encoded(number << 3 | _BYTES) + _encoded(size)
 
 
 def _encoded(value: int) -> bytes:

@@ -49,8 +49,7 @@ def canonize(source: Source, sizes: Mapping[str, int] | None = None) -> Canonica
     light = fold.Light(opset.raise_opset(prepared.model, changes), prepared.weights)
     before = len(light.proto.graph.node)
     light = fold.fold(light, hidden=fold.unfoldable(light))
-    fixed = prepared.fixed_batch
-    graph = batch.any_batch(light, changes) if fixed is None else fold.shaped(light)
+    graph, fixed = batch.generalised(light, prepared.fixed_batch, changes)
     if len(graph.nodes) != before:
         changes.append(f"folded by ONNX Runtime: {before} nodes became {len(graph.nodes)}")
     return Canonical(graph, fixed, tuple(changes))

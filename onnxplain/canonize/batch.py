@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from onnxplain.canonize.fold import Light, fold, shaped, with_sizes
 from onnxplain.canonize.merge import DifferError, merge
 from onnxplain.canonize.prepare import BATCH
-from onnxplain.canonize.trial import Trial, close, random_feeds
+from onnxplain.canonize.retarget import StuckError, retargeted
+from onnxplain.canonize.trial import TrialError, close, random_feeds, run
 from onnxplain.errors import ModelError
 from onnxplain.ir import Graph
 
 _SIZES = (11, 13)  # two batch sizes that hardly any other dimension has by chance
+
+
+def generalised(model: Light, fixed: int | None, changes: list[str]) -> tuple[Graph, int | None]:
+    """Make the graph of a folded model hold for every batch size; where that fails, return the size it is bound to."""
+    return freed(model, fixed, changes) if fixed is not None else (any_batch(model, changes), None)
 
 
 def any_batch(model: Light, changes: list[str]) -> Graph:
@@ -24,12 +32,27 @@ def any_batch(model: Light, changes: list[str]) -> Graph:
     try:
         points = [shaped(fold(with_sizes(model, {BATCH: size}), set(model.weights))) for size in _SIZES]
         merged, calculated = merge(points[0], points[1], _SIZES)
-    except (DifferError, ModelError):
-        return graph
-    if calculated and not _agree(graph, merged):
+        if calculated and not _agree(graph, merged):
+            return graph
+    except (DifferError, ModelError, TrialError):
         return graph
     changes.append("shape arithmetic that depends on nothing but the batch size is worked out")
     return merged
+
+
+def freed(model: Light, fixed: int, changes: list[str]) -> tuple[Graph, int | None]:
+    """Free the batch axis of a model that was exported at batch ``fixed``, where trial runs say that this is right."""
+    graph = shaped(model)
+    try:
+        points = [retargeted(graph, fixed, size) for size in _SIZES]
+        merged, _ = merge(points[0], points[1], _SIZES)
+        if not _independent(graph, merged, fixed):
+            raise StuckError("samples would influence each other")
+    except (StuckError, DifferError, TrialError) as error:
+        changes.append(f"batch axis stays at {fixed}: samples are looped, because {error}")
+        return graph, fixed
+    changes.append(f"batch axis freed (exported at {fixed})")
+    return merged, None
 
 
 def _settled(graph: Graph) -> bool:
@@ -45,8 +68,19 @@ def _settled(graph: Graph) -> bool:
 def _agree(graph: Graph, merged: Graph) -> bool:
     """Whether both give the same results for one sample, the case that models are most likely to treat apart."""
     feeds = random_feeds(graph.inputs, 1)
-    try:
-        results = [Trial(g)(feeds) for g in (graph, merged)]
-    except Exception:
-        return False
-    return all(close(a, b) for a, b in zip(*results, strict=True))
+    results = [run(g, [feeds]) for g in (graph, merged)]
+    return all(close(a, b) for a, b in zip(results[0][0], results[1][0], strict=True))
+
+
+def _independent(graph: Graph, merged: Graph, fixed: int) -> bool:
+    """Whether the merged graph gives for two batches in one run what the fixed graph gives for each of them."""
+    feeds = random_feeds(merged.inputs, 2 * fixed)
+    batched = {v.name for v in merged.inputs if v.shape and v.shape[0] == BATCH}
+    parts = [{k: v[at : at + fixed] if k in batched else v for k, v in feeds.items()} for at in (0, fixed)]
+    expected = run(graph, parts)
+    for output, result, *halves in zip(merged.outputs, run(merged, [feeds])[0], *expected, strict=True):
+        grown = [i for i, d in enumerate(output.shape or ()) if not isinstance(d, int)]
+        results = np.split(result, 2, grown[0]) if grown else [result, result]
+        if not all(close(a, b) for a, b in zip(halves, results, strict=True)):
+            return False
+    return True

@@ -11,9 +11,10 @@ import onnx
 import onnxruntime as ort
 
 from onnxplain.canonize.prepare import set_shape
+from onnxplain.canonize.trial import ort_value
 from onnxplain.errors import ModelError
 from onnxplain.ir import Graph, Node
-from onnxplain.reader import Weights, external_array, shape_of, to_graph
+from onnxplain.reader import Weights, external_array, graphs_of, shape_of, to_graph
 from onnxplain.wire import LARGE, is_external, stub
 
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
@@ -49,12 +50,13 @@ def fold(model: Light, hidden: Collection[str]) -> Light:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.log_severity_level = 4
+        options.intra_op_num_threads = 1  # no pool of threads: nothing is going to be run
         options.optimized_model_filepath = str(Path(scratch) / "folded.onnx")
         prefix = "session.optimized_model_external_initializers"
         options.add_session_config_entry(f"{prefix}_file_name", "folded.data")
         options.add_session_config_entry(f"{prefix}_min_size_in_bytes", str(LARGE))
-        options.add_session_config_entry("session.disable_prepacking", "1")  # nothing is going to be run
-        options.add_external_initializers(list(shown), [ort.OrtValue.ortvalue_from_numpy(a) for a in shown.values()])
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_external_initializers(list(shown), [ort_value(a) for a in shown.values()])
         try:
             ort.InferenceSession(_hide(model, hidden).SerializeToString(), options, ["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
@@ -129,8 +131,8 @@ def unfoldable(model: Light) -> set[str]:
 def _captured(node: onnx.NodeProto) -> set[str]:
     """Names that the subgraphs of a node mention."""
     bodies = [a.g for a in node.attribute if a.HasField("g")] + [g for a in node.attribute for g in a.graphs]
-    inner = [n for body in bodies for n in body.node]
-    return {name for n in inner for name in (*n.input, *_captured(n))} | {o.name for b in bodies for o in b.output}
+    parts = [part for body in bodies for part in graphs_of(body)]
+    return {i for part in parts for n in part.node for i in n.input} | {o.name for part in parts for o in part.output}
 
 
 def with_sizes(model: Light, sizes: Mapping[str, int]) -> Light:

@@ -70,8 +70,10 @@ class _Merger:
                 raise DifferError(f"{x.label} and {y.label}")
             inputs = tuple(self._input(x, i, y.inputs[i]) for i in range(len(x.inputs)))
             self.emitter.nodes.append(replace(x, inputs=inputs))
-        if [self.twin.get(v.name) for v in self.first.outputs] != [v.name for v in self.second.outputs]:
-            raise DifferError("the outputs")
+        for name in (v.name for v in self.first.outputs):
+            constants = self.first.constants.get(name), self.second.constants.get(name)
+            if self.twin.get(name, name) != name or not _same(*constants):
+                raise DifferError(f"the output '{name}'")
         graph = Graph(
             tuple(self.values[v.name] for v in self.first.inputs),
             (),
@@ -91,7 +93,7 @@ class _Merger:
         a, b = self.first.constants.get(name), self.second.constants.get(twin)
         if a is None or b is None or a.dtype != b.dtype or a.ndim != b.ndim:
             raise DifferError(f"a constant of {node.label}")
-        if a is b or (a.shape == b.shape and a.tobytes() == b.tobytes()):
+        if _same(a, b):
             return name
         self.calculated = True
         with self.emitter.within(f"{node.outputs[0]}/{BATCH}"):
@@ -142,6 +144,10 @@ class _Merger:
         counted = emitter.op("Range", zero, batch.reshape([], known=()), one, known=(BATCH,)) * step
         tail = [1] * (a.ndim - axis - 1)
         return counted.reshape([-1, *tail], known=(BATCH, *tail)).cast(a.dtype) + emitter.const(block)
+
+
+def _same(a: Array | None, b: Array | None) -> bool:
+    return a is b or (a is not None and b is not None and a.shape == b.shape and a.tobytes() == b.tobytes())
 
 
 def _equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Iterator
+from typing import Any
 
 import onnx
 import onnx.inliner
@@ -10,84 +11,110 @@ import onnx.version_converter
 
 from onnxplain.errors import UnsupportedModelError
 from onnxplain.ir import OPSET
+from onnxplain.reader import graphs_of, nodes_of
+
+_DOMAIN = "onnxplain.expanded"  # where the bodies of operators wait to be inlined
 
 
 def raise_opset(model: onnx.ModelProto, changes: list[str]) -> onnx.ModelProto:
-    """Convert ``model`` (which may be changed in place, and has stubs for its weights) to opset 21."""
-    version = _version(model)
+    """Convert ``model`` (which may be changed in place, and has stubs for its weights) to opset 21.
+
+    Raises
+    ------
+    UnsupportedModelError
+        An operator cannot be converted.
+    """
+    version = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=OPSET)
+    if version == OPSET:
+        return model
+    expanded: set[str] = set()
+    while strange := {n.op_type for n in nodes_of(model.graph) if _is_strange(n, version)}:
+        expanded |= strange  # a body may hold further ones
+        model = _expand(model, version)
+    if expanded:
+        changes.append(f"expanded into basic operators: {', '.join(sorted(expanded))}")
     if version < OPSET:
-        # GroupNormalization's scale changed shape in opset 21, and the converter has no adapter for that.
-        group_norms = {("", "GroupNormalization")} if version >= 18 else set()
         try:
-            model = onnx.version_converter.convert_version(_expand(model, group_norms), OPSET)
+            model = onnx.version_converter.convert_version(model, OPSET)
         except Exception as error:  # the C++ converter raises bare RuntimeErrors of several kinds
             raise UnsupportedModelError(
                 f"opset {version} cannot be converted to {OPSET}: {str(error).strip().splitlines()[0]}"
             ) from None
-    elif version > OPSET:
-        newer = _newer(model, version)
-        model = _expand(model, {("", op) for op in newer})
-        left = _newer(model, version)
-        if left:
-            raise UnsupportedModelError(
-                f"operators that opset {OPSET} does not have and no function expresses: {', '.join(sorted(left))}"
-            )
-        if newer:
-            changes.append(f"expanded into older operators: {', '.join(sorted(newer))}")
-        _set_version(model, OPSET)
-    if version != OPSET:
-        changes.append(f"opset {version} became {OPSET}")
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = OPSET
+    changes.append(f"opset {version} became {OPSET}")
     return model
 
 
-def _newer(model: onnx.ModelProto, version: int) -> set[str]:
-    """Operators in the model that opset 21 does not have, or has with another signature."""
-    return {n.op_type for n in _nodes(model.graph) if n.domain == "" and _changed(n.op_type, version)}
+def _is_strange(node: onnx.NodeProto, version: int) -> bool:
+    """Whether opset 21 does not know a node of opset ``version``, and the version converter does not either.
 
-
-def _version(model: onnx.ModelProto) -> int:
-    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=OPSET)
-
-
-def _set_version(model: onnx.ModelProto, version: int) -> None:
-    for entry in model.opset_import:
-        if entry.domain in ("", "ai.onnx"):
-            entry.version = version
-
-
-def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    found = []
-    for node in graph.node:
-        found.append(node)
-        for attribute in node.attribute:
-            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                found.extend(_nodes(body))
-    return found
-
-
-@cache
-def _changed(op: str, version: int) -> bool:
-    """Whether an operator of ``version`` differs from its opset-21 form in more than the types it takes."""
-    if not onnx.defs.has(op, version, ""):
-        return False  # left for ONNX Runtime to refuse
-    schema = onnx.defs.get_schema(op, version, "")
-    if schema.since_version <= OPSET:
+    Attributes that are newer than opset 21 are dropped where they have their default value.
+    """
+    if node.domain not in ("", "ai.onnx"):
         return False
-    try:
-        older = onnx.defs.get_schema(op, OPSET, "")
-    except onnx.defs.SchemaError:
+    if version < OPSET:  # GroupNormalization's scale changed shape, for which the converter has no adapter
+        return version >= 18 and node.op_type == "GroupNormalization"
+    if not onnx.defs.has(node.op_type, version, ""):
+        return False  # left for ONNX Runtime to refuse
+    if not onnx.defs.has(node.op_type, OPSET, ""):
         return True
+    known = onnx.defs.get_schema(node.op_type, OPSET, "").attributes
+    defaults = onnx.defs.get_schema(node.op_type, version, "").attributes
+    added = [a for a in node.attribute if a.name not in known]
+    for attribute in added:
+        default = defaults[attribute.name].default_value if attribute.name in defaults else None
+        if default and onnx.helper.get_attribute_value(attribute) == onnx.helper.get_attribute_value(default):
+            node.attribute.remove(attribute)
+    return any(a.name not in known for a in node.attribute)
 
-    def signature(s: onnx.defs.OpSchema) -> tuple[object, ...]:
-        attributes = tuple(sorted((a.name, a.default_value.SerializeToString()) for a in s.attributes.values()))
-        return attributes, tuple(i.name for i in s.inputs), tuple(o.name for o in s.outputs)
 
-    return signature(schema) != signature(older)
+def _expand(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
+    """Replace operators that opset 21 does not know by the function bodies that their definitions have."""
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    types = dict(_types(model.graph))
+    for node in nodes_of(model.graph):
+        if _is_strange(node, version):
+            body = _body(node, version, types)
+            body.domain, body.name = _DOMAIN, f"{node.op_type}{len(model.functions)}"
+            for entry in body.opset_import:
+                entry.version = version
+            model.functions.append(body)
+            node.domain, node.op_type = _DOMAIN, body.name
+    model.opset_import.add(domain=_DOMAIN, version=1)
+    model = onnx.inliner.inline_local_functions(model)
+    model.opset_import.remove(next(o for o in model.opset_import if o.domain == _DOMAIN))
+    del model.graph.value_info[:]
+    return model
 
 
-def _expand(model: onnx.ModelProto, ops: set[tuple[str, str]]) -> onnx.ModelProto:
-    present = ops & {(n.domain, n.op_type) for n in _nodes(model.graph)}
-    if not present:
-        return model
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    return onnx.inliner.inline_selected_functions(inferred, list(present), inline_schema_functions=True)
+def _body(node: onnx.NodeProto, version: int, types: dict[str, onnx.TypeProto]) -> onnx.FunctionProto:
+    """Look up the function that a node stands for; the node gets the attributes that it leaves to their defaults."""
+    schema: Any = onnx.defs.get_schema(node.op_type, version, "")  # onnx's stubs lack the methods used below
+    given = {a.name for a in node.attribute}
+    node.attribute.extend(
+        a.default_value for a in schema.attributes.values() if a.name not in given and a.default_value.type
+    )
+    since = schema.since_version
+    if schema.has_context_dependent_function:
+        inputs = [types.get(name, onnx.TypeProto()).SerializeToString() for name in node.input]
+        serialized = schema.get_context_dependent_function_with_opset_version(since, node.SerializeToString(), inputs)
+    elif schema.has_function:
+        serialized = schema.get_function_with_opset_version(since)
+    else:
+        raise UnsupportedModelError(
+            f"{node.op_type} '{node.name or node.output[0]}' is newer than opset {OPSET}, which cannot express it",
+            f"Export the model with an opset of at most {OPSET}.",
+        )
+    body = onnx.FunctionProto()
+    body.ParseFromString(serialized)
+    return body
+
+
+def _types(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TypeProto]]:
+    for part in graphs_of(graph):
+        for info in (*part.input, *part.output, *part.value_info):
+            yield info.name, info.type
+        for tensor in part.initializer:
+            yield tensor.name, onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.inliner
+from onnx.helper import tensor_dtype_to_np_dtype
 
+from onnxplain.canonize.precision import widen, widened
 from onnxplain.errors import OptionError, UnsupportedModelError, did_you_mean
 from onnxplain.ir import IR_VERSION, Dim, Shape, Value
 from onnxplain.reader import Source, Weights
@@ -54,6 +56,7 @@ def prepare(source: Source, sizes: Mapping[str, int]) -> Prepared:
         names = sorted({f.name for f in model.functions})
         changes.append(f"inlined functions: {', '.join(names)}")
         model = onnx.inliner.inline_local_functions(model)
+    widen(model.graph, weights, changes)
     return Prepared(model, weights, fixed, tuple(changes))
 
 
@@ -130,7 +133,7 @@ def named_inputs(model: onnx.ModelProto) -> list[Value]:
     """List the inputs of a model as its canonical graph will have them, without weights that are also inputs."""
     initialized = {t.name for t in model.graph.initializer} | {s.values.name for s in model.graph.sparse_initializer}
     return [
-        Value(info.name, onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type), named_shape(info))
+        Value(info.name, tensor_dtype_to_np_dtype(widened(info.type.tensor_type.elem_type)), named_shape(info))
         for info in model.graph.input
         if info.name not in initialized
     ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from onnxplain.canonize.prepare import BATCH
@@ -19,24 +20,37 @@ _FREE_SIZE = 64  # for free dimensions other than the batch; images often have t
 _TOLERANCE = 1e-3  # of an output's largest magnitude: float32 rounding in deep networks stays well below
 
 
-class Trial:
-    """A graph that is ready to run; its large constants are fed as inputs, so that nothing copies them."""
+class TrialError(Exception):
+    """A graph does not run."""
 
-    def __init__(self, graph: Graph) -> None:
-        large = {k: v for k, v in graph.constants.items() if v.nbytes > LARGE}
-        inputs = (*graph.inputs, *(Value(k, v.dtype, v.shape) for k, v in large.items()))
-        small = {k: v for k, v in graph.constants.items() if k not in large}
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 4
-        proto = to_proto(graph.replace(inputs=inputs, constants=small))
-        self._session = ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
-        self._weights = {k: ort.OrtValue.ortvalue_from_numpy(v) for k, v in large.items()}
 
-    def __call__(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """Run the graph."""
-        values = {k: ort.OrtValue.ortvalue_from_numpy(v) for k, v in feeds.items()}
-        return [v.numpy() for v in self._session.run_with_ort_values(None, {**self._weights, **values})]
+def run(graph: Graph, batches: Iterable[Mapping[str, Array]]) -> list[list[Array]]:
+    """Run a graph several times; its large constants are fed as inputs, so that nothing copies them."""
+    large = {k: v for k, v in graph.constants.items() if v.nbytes > LARGE}
+    inputs = (*graph.inputs, *(Value(k, v.dtype, v.shape) for k, v in large.items()))
+    small = {k: v for k, v in graph.constants.items() if k not in large}
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    proto = to_proto(graph.replace(inputs=inputs, constants=small))
+    weights = {k: ort_value(v) for k, v in large.items()}
+    results = []
+    try:
+        session = ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
+        for feeds in batches:
+            values = {k: ort_value(v) for k, v in feeds.items()}
+            results.append([v.numpy() for v in session.run_with_ort_values(None, {**weights, **values})])
+    except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
+        raise TrialError(f"a trial run failed: {str(error).strip().splitlines()[0]}") from None
+    return results
+
+
+def ort_value(array: Array) -> ort.OrtValue:
+    """Wrap an array for ONNX Runtime, which needs to be told of dtypes that are not numpy's own."""
+    if array.dtype.kind != "V":
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    elem_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, elem_type)
 
 
 def random_feeds(inputs: Sequence[Value], batch: int) -> dict[str, Array]:
