@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,10 +15,10 @@ from onnxplain import checks, execution, export, files, methods, quantities, wri
 from onnxplain.canonize import BATCH, Canonical, canonize
 from onnxplain.canonize.prepare import named_inputs
 from onnxplain.distributions import Point
-from onnxplain.errors import OptionError
+from onnxplain.errors import OptionError, TargetError
 from onnxplain.ir import Value
 from onnxplain.methods import Method
-from onnxplain.program import Assignment, Program, Question, ask, compile_program, report
+from onnxplain.program import Assignment, Question, ask, batched_inputs, compile_program, report, rows
 from onnxplain.quantities import Target
 from onnxplain.reader import Source, read
 from onnxplain.result import Attribution, Single
@@ -59,7 +58,9 @@ class Model:
     def tensors(self) -> list[Value]:
         """Every floating-point tensor that can be a slice (``at=``), in the order of calculation."""
         graph = self.canonical().graph
-        return [graph.values[o] for n in graph.nodes for o in n.outputs if o in graph.values and graph.values[o].is_float]
+        return [
+            graph.values[o] for n in graph.nodes for o in n.outputs if o in graph.values and graph.values[o].is_float
+        ]
 
     @property
     def free_sizes(self) -> list[str]:
@@ -108,16 +109,6 @@ def load(model: Model | str | os.PathLike[str] | bytes | onnx.ModelProto) -> Mod
     return model if isinstance(model, Model) else Model(read(model))
 
 
-@dataclass(frozen=True)
-class _Compiled:
-    """Everything made for one set of input sizes."""
-
-    canonical: Canonical
-    question: Question
-    program: Program
-    runner: execution.Runner
-
-
 class Explainer:
     """A model and a method, compiled once and called many times, from any number of threads.
 
@@ -130,7 +121,7 @@ class Explainer:
     output
         Name of the output to explain; default: the first floating-point one.
     wrt
-        Names of the inputs that get an attribution; default: all floating-point ones.
+        Names of the inputs that get an attribution; default: all floating-point ones with a batch axis.
     at
         Name of an internal tensor that gets the attribution instead.
     probability
@@ -170,7 +161,7 @@ class Explainer:
             raise OptionError(f"at= needs a method that looks at one point; '{method}' looks at many")
         self._ask = partial(ask, output=output, wrt=wrt, at=at, probability=probability)
         self._lock = threading.Lock()
-        self._compiled: dict[tuple[tuple[str, int], ...], _Compiled] = {}
+        self._runners: dict[tuple[tuple[str, int], ...], execution.Runner] = {}
         if not self.model.free_sizes:
             self.report()
 
@@ -184,8 +175,8 @@ class Explainer:
         x
             ndarray of shape (N, ...), or a mapping of input name -> ndarray; dtypes as the model declares them.
         target
-            None: the predicted class of each sample; an int: one class for all; an array of N ints: one each; a tuple: an index
-            into the output without its batch axis.
+            None: the predicted class of each sample; an int: one class for all; an array of N ints: one each; a tuple:
+            an index into the output without its batch axis; an array of N such indices.
         progress
             Called with (done, total) after each run. An exception that it raises ends the work.
 
@@ -200,12 +191,13 @@ class Explainer:
         TargetError
             No such target.
         """
-        batched = self._batched
-        feeds, samples, sizes = checks.check_inputs(x, self.model.inputs, batched)
-        compiled = self._compile(sizes)
-        value = compiled.canonical.graph.value(compiled.question.explained)
+        feeds, samples, sizes = checks.check_inputs(x, self.model.inputs, self._batched)
+        canonical, question = self._question(sizes)
+        value = canonical.graph.value(question.explained)
         flat = quantities.resolve(target, value, samples)
-        answer = execution.run(compiled.runner, self.method, feeds, flat, progress)
+        execution.check(self.method, feeds, question.wanted)
+        runner = self._compile(sizes)
+        answer = execution.run(runner, self.method, feeds, flat, progress)
         parts = {name: Single(name, values) for name, values in answer.attributions.items()}
         return Attribution(
             self.method.name, quantities.unravel(answer.target, value), answer.score, answer.residual, parts
@@ -214,7 +206,7 @@ class Explainer:
     @property
     def provider(self) -> str | None:
         """The execution provider that runs it, once it has run; ``providers`` says why."""
-        return next((c.runner.session.provider for c in self._compiled.values()), None)
+        return next((runner.session.provider for runner in list(self._runners.values())), None)
 
     def report(self) -> list[Assignment]:
         """Node -> kind -> rule of the reverse walk, in its order; empty for methods without one.
@@ -224,9 +216,8 @@ class Explainer:
         UnsupportedOperatorError, NoRuleError
             All nodes that stand in the way.
         """
-        graph = self.model.canonical().graph
-        question = self._ask(graph)
-        return report(graph, self.method.composite, question) if self.method.composite else []
+        canonical, question = self._question()
+        return report(canonical.graph, self.method.composite, question) if self.method.composite else []
 
     def export(self, path: str | os.PathLike[str], target: Target | str = "input") -> None:
         """Save the explainer as an .onnx file that runs without this package.
@@ -236,50 +227,49 @@ class Explainer:
         path
             Where to; written as a whole or not at all.
         target
-            "input": the file has an input ``target``, int64 of shape (N,), the position in the flattened output, -1 for the
-            predicted class. None: it always explains the predicted class. An int or tuple: always that element.
+            "input": the file has an input ``target``, int64 of shape (N,), the position in the flattened output, -1 for
+            the predicted class. None: it always explains the predicted class. An int or tuple: always that element.
 
         Raises
         ------
         OutputError
             The place cannot be written.
+        TargetError
+            No such target.
         """
-        graph = self.model.canonical().graph
-        question = self._ask(graph)
-        fixed = quantities.PREDICTED
-        if isinstance(target, str) and target != "input":
-            raise OptionError(f"target is 'input', None, an int or a tuple, not {target!r}")
-        if not isinstance(target, str):
-            fixed = int(quantities.resolve(target, graph.value(question.explained), 1)[0])
         files.check_writable(path, {".onnx"})
-        exported = export.explainer_graph(graph, self.method, question, fixed, ask_target=isinstance(target, str))
+        canonical, question = self._question()
+        fixed = None
+        if not isinstance(target, str):
+            fixed = int(quantities.resolve(target, canonical.graph.value(question.explained), 1)[0])
+        elif target != "input":
+            raise TargetError(f"a target is 'input', None, an int or a tuple, not {target!r}")
+        exported = export.explainer_graph(canonical.graph, self.method, question, fixed)
         metadata = {**self.model.source.metadata, "onnxplain.method": self.method.name}
         writer.save(exported, path, metadata)
 
     @cached_property
     def _batched(self) -> frozenset[str]:
-        """Inputs whose first axis is the batch: the free ones, or, where none is free, those of the smallest fixed size."""
-        firsts = {v.name: v.shape[0] for v in self.model.inputs if v.shape}
-        free = frozenset(n for n, d in firsts.items() if d == BATCH)
-        return free or frozenset(n for n, d in firsts.items() if d == min(firsts.values()))  # type: ignore[type-var]
+        return batched_inputs(self.model.inputs)
 
-    def _compile(self, sizes: Mapping[str, int]) -> _Compiled:
+    def _question(self, sizes: Mapping[str, int] | None = None) -> tuple[Canonical, Question]:
+        canonical = self.model.canonical(sizes)
+        return canonical, self._ask(canonical.graph)
+
+    def _compile(self, sizes: Mapping[str, int]) -> execution.Runner:
         key = tuple(sorted(sizes.items()))
         with self._lock:
-            if key not in self._compiled:
-                self._compiled[key] = self._compile_for(sizes)
-            return self._compiled[key]
+            if key not in self._runners:
+                self._runners[key] = self._runner(*self._question(sizes))
+            return self._runners[key]
 
-    def _compile_for(self, sizes: Mapping[str, int]) -> _Compiled:
-        canonical = self.model.canonical(sizes)
-        question = self._ask(canonical.graph)
+    def _runner(self, canonical: Canonical, question: Question) -> execution.Runner:
         program = compile_program(canonical.graph, self.method, question)
         session = Session(program.graph, self.providers)
-        fixed = canonical.fixed_batch
+        alone = 1 in (rows(canonical.graph.value(name)) for name in (question.explained, *question.wanted))
+        fixed = canonical.fixed_batch or (1 if alone else None)
         chunk = fixed or chunk_size(program.graph, BATCH, self.memory)
-        return _Compiled(
-            canonical, question, program, execution.Runner(session, program, self._batched, chunk, fixed is not None)
-        )
+        return execution.Runner(session, program, self._batched, chunk, fixed is not None)
 
 
 def explain(

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.distributions import Line, Windows, baseline_like
+from onnxplain.distributions import Line, Point, Windows, baseline_like
+from onnxplain.errors import UnsupportedModelError
 from onnxplain.methods import Method
 from onnxplain.program import Program
 from onnxplain.runtime.batching import chunks
 from onnxplain.runtime.session import Session
 
 Array = np.ndarray[Any, Any]
+Index = tuple[Any, ...]
 Progress = Callable[[int, int], None]
 
 
@@ -51,32 +53,40 @@ class Runner:
     def run(
         self, feeds: Mapping[str, Array], target: Array, outputs: Sequence[str], progress: Progress | None = None
     ) -> dict[str, Array]:
-        """Run all samples; outputs of the chunks are joined along the batch (summed, where they have no batch axis)."""
+        """Run all samples; the chunks' outputs are joined along the batch."""
         parts = []
         for part in chunks(len(target), self.chunk):
             inputs = {n: a[part] if n in self.batched else a for n, a in feeds.items()}
             parts.append(self._run(inputs, target[part], outputs))
             if progress:
                 progress(part.stop, len(target))
-        return {name: self._join(name, [p[name] for p in parts]) for name in outputs}
+        return {name: np.concatenate([p[name] for p in parts]) for name in outputs} if len(parts) > 1 else parts[0]
 
     def _run(self, feeds: Mapping[str, Array], target: Array, outputs: Sequence[str]) -> dict[str, Array]:
         count = len(target)
         if not self.exactly or count == self.chunk:
-            return self.session.run({**feeds, self.program.target: target}, outputs)
-        fill = np.minimum(np.arange(self.chunk), count - 1)
-        inputs = {n: a[fill] if n in self.batched else a for n, a in feeds.items()}
-        results = self.session.run({**inputs, self.program.target: target[fill]}, outputs)
-        return {n: a[:count] if len(a) == self.chunk else a for n, a in results.items()}
+            results = self.session.run({**feeds, self.program.target: target}, outputs)
+        else:
+            fill = np.minimum(np.arange(self.chunk), count - 1)
+            inputs = {n: a[fill] if n in self.batched else a for n, a in feeds.items()}
+            results = self.session.run({**inputs, self.program.target: target[fill]}, outputs)
+            results = {n: a[: len(a) * count // self.chunk] for n, a in results.items()}
+        if (score := results.get(self.program.score)) is not None and len(score) != count:
+            raise UnsupportedModelError(
+                f"{count} samples give {len(score)} scores: the output has no batch axis in front"
+            )
+        return results
 
-    def _join(self, output: str, arrays: list[Array]) -> Array:
-        if len(arrays) == 1:
-            return arrays[0]
-        shared = {self.program.attributions.get(n) for n in self.program.question.wanted if self._is_shared(n)}
-        return np.sum(arrays, axis=0) if output in shared else np.concatenate(arrays)
 
-    def _is_shared(self, name: str) -> bool:
-        return any(v.name == name and name not in self.batched for v in self.program.graph.inputs)
+def check(method: Method, feeds: Mapping[str, Array], wanted: Sequence[str]) -> None:
+    """Raise OptionError where an option does not fit the shape of an explained input."""
+    distribution = method.distribution
+    if isinstance(distribution, Point):
+        return
+    for name in wanted:
+        baseline_like(distribution.baseline, feeds[name], name)
+        if isinstance(distribution, Windows):
+            distribution.geometry(feeds[name].shape)
 
 
 def run(runner: Runner, method: Method, feeds: Mapping[str, Array], target: Array, progress: Progress | None) -> Answer:
@@ -126,8 +136,9 @@ def _line(
             points[name] = base[sample] + at * (points[name] - base[sample])
         results = runner.run(points, target[sample], outputs)
         for name, output in zip(wanted, outputs, strict=True):
-            weighted = results[output] * weights[step].reshape(-1, *[1] * (results[output].ndim - 1))
-            np.add.at(means[name], sample, weighted)
+            for row in np.unique(sample):
+                its = sample == row
+                means[name][row] += np.tensordot(weights[step[its]], results[output][its], axes=1)
         if progress:
             progress(part.stop, total)
     attributions = {
@@ -142,8 +153,9 @@ def _windows(
     runner: Runner, windows: Windows, feeds: Mapping[str, Array], target: Array, progress: Progress | None
 ) -> Answer:
     target, score = _resolve(runner, feeds, target)
-    jobs = [(name, window) for name in runner.program.question.wanted for window in windows.slices(feeds[name].shape)]
-    losses = {name: np.zeros(feeds[name].shape, np.float64) for name in runner.program.question.wanted}
+    wanted = runner.program.question.wanted
+    jobs: list[tuple[str, Index]] = [(name, w) for name in wanted for w in windows.slices(feeds[name].shape)]
+    losses = {name: np.zeros(feeds[name].shape, np.float64) for name in wanted}
     counts = {name: np.zeros(feeds[name].shape[1:]) for name in losses}
     for name, window in jobs:
         counts[name][window] += 1
@@ -156,7 +168,7 @@ def _windows(
         results = runner.run(points, target[samples], [runner.program.score])
         for (sample, job), masked in zip(pairs, results[runner.program.score], strict=True):
             name, window = jobs[job]
-            losses[name][sample][window] += float(score[sample]) - float(masked)
+            losses[name][(sample, *window)] += float(score[sample]) - float(masked)
         if progress:
             progress(part.stop, total)
     attributions = {n: (losses[n] / counts[n]).astype(feeds[n].dtype) for n in losses}
@@ -167,14 +179,12 @@ def _masked(
     feeds: Mapping[str, Array],
     batched: frozenset[str],
     baselines: Mapping[str, Array],
-    jobs: Sequence[tuple[str, tuple[slice, ...]]],
+    jobs: Sequence[tuple[str, Index]],
     pairs: Sequence[tuple[int, int]],
 ) -> dict[str, Array]:
     """One copy of a sample per (sample, job) pair, with the job's window replaced by the baseline."""
     points = {n: a[[sample for sample, _ in pairs]] if n in batched else a for n, a in feeds.items()}
     for row, (sample, job) in enumerate(pairs):
         name, window = jobs[job]
-        points[name][row][window] = baselines[name][sample][window]
+        points[name][(row, *window)] = baselines[name][(sample, *window)]
     return points
-
-

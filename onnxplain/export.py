@@ -17,7 +17,7 @@ from onnxplain.program import Program, Question, compile_program
 Step = Callable[[Emitter, Var, list[Var]], list[Var]]
 
 
-def explainer_graph(graph: Graph, method: Method, question: Question, target: int | None, ask_target: bool) -> Graph:
+def explainer_graph(graph: Graph, method: Method, question: Question, target: int | None) -> Graph:
     """The graph of a stand-alone explainer.
 
     Parameters
@@ -25,16 +25,14 @@ def explainer_graph(graph: Graph, method: Method, question: Question, target: in
     graph
         A canonical graph.
     target
-        Position in the flattened output that is explained if ``ask_target`` is False; `quantities.PREDICTED` for the
-        predicted class.
-    ask_target
-        Whether the explainer has an input ``target`` (int64, one per sample, -1 for the predicted class).
+        Position in the flattened output that is explained, `quantities.PREDICTED` for the predicted class; None: the
+        explainer has an input ``target`` (int64, one per sample) for it.
 
     Returns
     -------
     Graph
-        Inputs: the model's, and ``target`` if asked for. Outputs: the model's, and ``attribution`` (``attribution_NAME`` for
-        each of several explained tensors).
+        Inputs: the model's, and ``target`` if asked for. Outputs: the model's, and ``attribution``
+        (``attribution_NAME`` for each of several explained tensors).
     """
     program = compile_program(graph, method, question, model_outputs=True)
     if isinstance(method.distribution, Line):
@@ -44,7 +42,7 @@ def explainer_graph(graph: Graph, method: Method, question: Question, target: in
     else:
         outputs = [v.name for v in graph.outputs] + list(program.attributions.values())
         explainer = program.graph.pruned(outputs)
-    if ask_target:
+    if target is None:
         return explainer
     inputs = tuple(v for v in explainer.inputs if v.name != program.target)
     fixed = {program.target: np.array([target], dtype=np.int64)}
@@ -69,7 +67,9 @@ class _Sampled:
         x = {name: emitter.var(name) for name in wanted}
         baseline = {name: _baseline(x[name], line.baseline) for name in wanted}
         delta = {name: x[name] - baseline[name] for name in wanted}
-        tables = {n: (emitter.const(positions.astype(v.dtype)), emitter.const(weights.astype(v.dtype))) for n, v in x.items()}
+        tables = {
+            n: (emitter.const(positions.astype(v.dtype)), emitter.const(weights.astype(v.dtype))) for n, v in x.items()
+        }
 
         def step(body: Emitter, index: Var, sums: list[Var]) -> list[Var]:
             at = {n: body.op("Gather", body.var(tables[n][0].name), index, axis=0) for n in wanted}
@@ -128,7 +128,9 @@ class _Sampled:
             return [sums[0] + loss * covered, sums[1] + covered]
 
         zeros = _zeros_like(x)
-        covering = emitter.op("ConstantOfShape", concat([emitter.ints([1]), x.sizes(1)]), dtype=x.dtype, value=np.zeros(1, x.dtype))
+        covering = emitter.op(
+            "ConstantOfShape", concat([emitter.ints([1]), x.sizes(1)]), dtype=x.dtype, value=np.zeros(1, x.dtype)
+        )
         loss, covered = self._loop(total, [zeros, covering], step)
         return loss / covered
 
@@ -157,7 +159,9 @@ class _Sampled:
         """The program's outputs at ``points``, in a loop body; its other inputs and its weights come from outside."""
         program = self.program.graph.pruned(outputs)
         given = {v.name: body.var(v.name) for v in self.graph.inputs}
-        return body.inline(program, {**given, **points, self.program.target: body.var(self.selection.target.name)}, outputs)
+        return body.inline(
+            program, {**given, **points, self.program.target: body.var(self.selection.target.name)}, outputs
+        )
 
     def _finish(self, attributions: Mapping[str, Var]) -> Graph:
         inputs = [self.emitter.var(v.name) for v in self.graph.inputs]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxplain import methods, quantities
 from onnxplain.backward import backward, plan
+from onnxplain.canonize import BATCH
 from onnxplain.composites import Composite, kind_of
 from onnxplain.distributions import Point
 from onnxplain.emit import Emitter, Var
-from onnxplain.errors import InputError, OptionError, UnsupportedModelError, UnsupportedOperatorError, did_you_mean
-from onnxplain.ir import Graph, Node, Value
+from onnxplain.errors import OptionError, UnsupportedModelError, UnsupportedOperatorError, did_you_mean
+from onnxplain.ir import Dim, Graph, Node, Value
 from onnxplain.methods import Method
-from onnxplain.ops import Kind
+from onnxplain.ops import Call, Kind
 from onnxplain.rules.base import Rule
 
 TARGET, SCORE, RESOLVED = "target", "score", "resolved_target"
@@ -54,12 +56,13 @@ class Program:
     Attributes
     ----------
     graph
-        Inputs: the model's, and the target (int64, per sample, -1 for the predicted class). Outputs: per wanted tensor what
-        its name in ``attributions`` says, the score and the resolved target.
+        Inputs: the model's, and the target (int64, per sample, -1 for the predicted class). Outputs: per wanted tensor
+        what its name in ``attributions`` says, the score and the resolved target.
     question
         What it answers.
     attributions
-        Wanted name -> name of the output that holds its attribution (of one point, for methods that average over several).
+        Wanted name -> name of the output that holds its attribution (of one point, for methods that average over
+        several); methods of forward passes only have no such outputs.
     target, score, resolved
         Names of the input and the two outputs.
     """
@@ -83,40 +86,92 @@ def ask(
 
     Raises
     ------
-    InputError, OptionError
-        No such output, input or tensor.
+    OptionError
+        No such output, input or tensor, or one of the wrong type.
     UnsupportedModelError
-        Nothing in the model that a gradient could be taken of.
+        Nothing in the model that could be explained.
     """
-    outputs = {v.name: v for v in graph.outputs}
-    if output is None:
-        floats = [v.name for v in graph.outputs if v.is_float]
-        if not floats:
-            raise UnsupportedModelError("the model has no floating-point output to explain")
-        output = floats[0]
-    elif output not in outputs:
-        raise OptionError(f"the model has no output '{output}'", did_you_mean(output, outputs))
+    output = _output(graph, output)
     explained = quantities.explained_value(graph, output, probability)
+    if not _per_sample(graph, explained):
+        raise UnsupportedModelError(f"the first axis of the output is not the batch: {graph.value(explained)}")
     if at is not None and wrt is not None:
         raise OptionError("give at= (an internal tensor) or wrt= (inputs), not both")
-    if at is not None:
-        if at not in graph.values or not graph.values[at].is_float:
-            near = [n for n, v in graph.values.items() if v.is_float]
-            raise OptionError(f"the model has no floating-point tensor '{at}'", did_you_mean(at, near).split(" Known")[0])
-        return Question(output, explained, (at,))
-    inputs = {v.name: v for v in graph.inputs}
-    if wrt is None:
-        wanted = [v.name for v in graph.inputs if v.is_float]
+    wanted = [_slice(graph, at)] if at is not None else _inputs(graph, wrt)
+    return Question(output, explained, tuple(dict.fromkeys(wanted)))
+
+
+def batched_inputs(inputs: Sequence[Value]) -> frozenset[str]:
+    """Inputs whose first axis is the batch: the free ones, or, where none is free, those of the smallest fixed size.
+
+    The others are parameters, the same for all samples.
+    """
+    firsts = {v.name: v.shape[0] if v.shape else BATCH for v in inputs if v.shape != ()}
+    free = frozenset(name for name, size in firsts.items() if size == BATCH)
+    fixed = {name: size for name, size in firsts.items() if isinstance(size, int)}
+    return free or frozenset(name for name, size in fixed.items() if size == min(fixed.values()))
+
+
+def rows(value: Value) -> Dim:
+    """Size of the first axis; 1 for a single number."""
+    return None if value.shape is None else value.shape[0] if value.shape else 1
+
+
+def _per_sample(graph: Graph, name: str) -> bool:
+    """Whether a tensor may have one row per sample: unknown sizes may, and 1 may where samples can go one by one."""
+    batched = batched_inputs(graph.inputs)
+    batch = next((v.shape[0] for v in graph.inputs if v.name in batched and v.shape), BATCH)
+    first = rows(graph.value(name))
+    if isinstance(first, int):
+        return first == batch or (first == 1 and batch == BATCH)
+    return first is None or first == batch or BATCH not in first
+
+
+def _output(graph: Graph, name: str | None) -> str:
+    outputs = {v.name: v for v in graph.outputs}
+    floats = [v.name for v in graph.outputs if v.is_float]
+    if name is None:
+        if not floats:
+            raise UnsupportedModelError("the model has no floating-point output to explain")
+        return floats[0]
+    if name not in outputs:
+        raise OptionError(f"the model has no output {name!r}", did_you_mean(str(name), outputs))
+    if name not in floats:
+        raise OptionError(f"output '{name}' holds {outputs[name].dtype}, which is no score to explain")
+    return name
+
+
+def _slice(graph: Graph, name: str) -> str:
+    floats = [n for n, value in graph.values.items() if value.is_float]
+    if name not in floats:
+        near = difflib.get_close_matches(str(name), floats, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else "The model's 'tensors' lists them."
+        raise OptionError(f"the model has no floating-point tensor {name!r}", hint)
+    if not _per_sample(graph, name):
+        raise OptionError(f"the first axis of the tensor is not the batch: {graph.value(name)}")
+    return name
+
+
+def _inputs(graph: Graph, names: Sequence[str] | str | None) -> list[str]:
+    known = {v.name: v for v in graph.inputs}
+    batched = batched_inputs(graph.inputs)
+    if names is None:
+        wanted = [v.name for v in graph.inputs if v.is_float and v.name in batched]
         if not wanted:
-            raise UnsupportedModelError("the model has no floating-point input to explain; name an internal tensor with at=")
-    else:
-        wanted = [wrt] if isinstance(wrt, str) else list(wrt)
-        for name in wanted:
-            if name not in inputs:
-                raise InputError(f"the model has no input '{name}'", did_you_mean(name, inputs))
-            if not inputs[name].is_float:
-                raise InputError(f"input '{name}' holds {inputs[name].dtype}, which has no gradient")
-    return Question(output, explained, tuple(wanted))
+            what = "the model has no floating-point input with a batch axis"
+            raise UnsupportedModelError(what, "Name an internal tensor to explain with at=.")
+        return wanted
+    wanted = [names] if isinstance(names, str) else list(names)
+    if not wanted:
+        raise OptionError("wrt names no input", did_you_mean("", known))
+    for name in wanted:
+        if name not in known:
+            raise OptionError(f"the model has no input {name!r}", did_you_mean(str(name), known))
+        if not known[name].is_float:
+            raise OptionError(f"input '{name}' holds {known[name].dtype}, which has no gradient")
+        if name not in batched:
+            raise OptionError(f"input '{name}' has no batch axis, so it has no attribution per sample: {known[name]}")
+    return wanted
 
 
 def report(graph: Graph, composite: Composite, question: Question) -> list[Assignment]:
@@ -126,13 +181,13 @@ def report(graph: Graph, composite: Composite, question: Question) -> list[Assig
     return [Assignment(c.node, kind_of(c), r) for c, r in zip(calls, rules, strict=True)]
 
 
-def _plan(graph: Graph, emitter: Emitter, question: Question):  # type: ignore[no-untyped-def]
+def _plan(graph: Graph, emitter: Emitter, question: Question) -> list[Call]:
     hint = f"Methods that need forward passes only still work: {', '.join(methods.forward_only())}."
     try:
         calls = plan(graph, emitter, [question.explained], question.wanted)
     except UnsupportedOperatorError as error:
         raise UnsupportedOperatorError(error.message, hint) from None
-    if not calls:
+    if not calls and question.explained not in question.wanted:
         between = graph.reachable_from(question.wanted) & graph.needed_for([question.explained])
         steps = [n.label for n in graph.nodes if not between.isdisjoint(n.outputs)]
         why = f"only through operators whose gradient is zero, such as {steps[0]}" if steps else "not at all"
@@ -153,7 +208,7 @@ def compile_program(graph: Graph, method: Method, question: Question, model_outp
     emitter = Emitter(graph)
     if method.composite is not None:
         method.composite.assign(_plan(graph, emitter, question))
-    target = emitter.input(TARGET, "int64", (_batch_dim(graph.value(question.explained)),))
+    target = emitter.input(TARGET, "int64", (rows(graph.value(question.explained)),))
     selection = quantities.select(emitter.var(question.explained), target)
     attributions = {}
     if method.composite is not None:
@@ -162,16 +217,13 @@ def compile_program(graph: Graph, method: Method, question: Question, model_outp
         attributions = {name: _arrived(emitter.var(name), ct) for name, ct in cotangents.items()}
         if isinstance(method.distribution, Point):
             attributions = {n: method.readout(ct, emitter.var(n), None) for n, ct in attributions.items()}
-    named = {name: emitter.fresh(f"attribution_{name}" if len(attributions) > 1 else "attribution") for name in attributions}
+    several = len(question.wanted) > 1
+    named = {name: emitter.fresh(f"attribution_{name}" if several else "attribution") for name in question.wanted}
     score, resolved = emitter.fresh(SCORE), emitter.fresh(RESOLVED)
     outputs = {v.name: emitter.var(v.name) for v in graph.outputs} if model_outputs else {}
     outputs |= {named[n]: v for n, v in attributions.items()} | {score: selection.score, resolved: selection.target}
     inputs = [emitter.var(v.name) for v in graph.inputs]
     return Program(emitter.graph([*inputs, target], outputs), question, named, target.name, score, resolved)
-
-
-def _batch_dim(value: Value) -> int | str | None:
-    return value.shape[0] if value.shape else None
 
 
 def _arrived(x: Var, ct: Var | None) -> Var:
