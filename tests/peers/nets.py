@@ -1,0 +1,129 @@
+"""Small convolutional networks in torch, their export to ONNX, and how far two explanations of them may differ."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import onnxplain
+from tests.reference import relative_error
+
+Array = np.ndarray[Any, Any]
+Peer = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]  # (net, x, targets) -> attribution
+
+
+class Vgg(nn.Module):
+    """Convolution, (batch normalisation,) ReLU, twice; max pooling; all that twice; then two dense layers."""
+
+    def __init__(self, norm: bool = False, bias: bool = True, size: int = 16) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inner, outer, pool in ((3, 8, False), (8, 8, True), (8, 12, False), (12, 12, True)):
+            layers.append(nn.Conv2d(inner, outer, 3, padding=1, bias=bias))
+            layers += [nn.BatchNorm2d(outer)] * norm + [nn.ReLU()] + [nn.MaxPool2d(2)] * pool
+        self.features = nn.Sequential(*layers)
+        hidden = nn.Linear(12 * (size // 4) ** 2, 16, bias=bias)
+        self.classifier = nn.Sequential(hidden, nn.ReLU(), nn.Linear(16, 5, bias=bias))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x).flatten(1))
+
+
+class Add(nn.Module):
+    """A sum of two, which ``joined`` calculates from their stack: peers hook modules, ONNX has an operator."""
+
+    def __init__(self, joined: nn.Module) -> None:
+        super().__init__()
+        self.joined = joined
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a + b if torch.onnx.is_in_onnx_export() else self.joined(torch.stack((a, b), -1))
+
+
+class BasicBlock(nn.Module):
+    def __init__(self, inner: int, outer: int, stride: int, joined: nn.Module) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inner, outer, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outer)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outer)
+        changed = stride > 1 or inner != outer
+        narrow = nn.Conv2d(inner, outer, 1, stride, bias=False)
+        self.downsample = nn.Sequential(narrow, nn.BatchNorm2d(outer)) if changed else nn.Sequential()
+        self.add = Add(joined)
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inside = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        return self.relu2(self.add(inside, self.downsample(x)))
+
+
+class ResNet(nn.Module):
+    """A stem with max pooling, three basic blocks, global average pooling, a dense layer."""
+
+    def __init__(self, joined: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        stem = [nn.Conv2d(3, 8, 5, 2, padding=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+        self.stem = nn.Sequential(*stem)
+        blocks = ((8, 8, 1), (8, 12, 2), (12, 12, 1))
+        self.blocks = nn.Sequential(*(BasicBlock(*sizes, joined()) for sizes in blocks))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.pool(self.blocks(self.stem(x))).flatten(1))
+
+
+class StackSum(nn.Module):
+    """What zennit's Sum does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sum(-1)
+
+
+def calibrated(make: Callable[[], nn.Module], size: int = 16) -> tuple[nn.Module, torch.Tensor]:
+    """A network with random weights whose batch normalisations have seen data, and three samples for it."""
+    torch.manual_seed(0)
+    net = make()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the plain mean of what it sees
+            module.eps = 1e-12  # which zennit 0.5 leaves in the normalisations that it has merged
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+    with torch.no_grad():
+        net.train()(torch.randn(32, 3, size, size))
+    return net.eval(), torch.rand(3, 3, size, size) * 2 - 1
+
+
+def exported(net: nn.Module, x: torch.Tensor) -> onnxplain.Model:
+    """The network as an ONNX model with a free batch axis."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracing exporter is deprecated, but needs no more packages
+        axes = {"x": {0: "batch"}, "y": {0: "batch"}}
+        names = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": axes}
+        torch.onnx.export(net, (x,), file, dynamo=False, opset_version=17, **names)
+    return onnxplain.load(file.getvalue())
+
+
+def check(model: onnxplain.Model, net: nn.Module, x: torch.Tensor, peer: Peer, method: str, **options: Any) -> None:
+    """Assert that ours is as near to the peer in float64 as three times the peer's own float32, or as a thousandth."""
+    result = onnxplain.explain(model, x.numpy(), method, **options)
+    targets = torch.tensor(result.target)
+    exact = peer(copy.deepcopy(net).double(), x.double(), targets).detach().numpy()
+    rounded = peer(copy.deepcopy(net), x.clone(), targets).detach().numpy()
+    assert np.linalg.norm(exact) > 0
+    own = relative_error(rounded, exact)
+    error = relative_error(result.values, exact)
+    assert error <= max(3 * own, 1e-3), f"{method} {options}: off by {error:.1e}, the peer's float32 by {own:.1e}"
