@@ -31,8 +31,8 @@ def any_batch(model: Light, changes: list[str]) -> Graph:
         return graph
     try:
         points = [shaped(fold(with_sizes(model, {BATCH: size}), set(model.weights))) for size in _SIZES]
-        merged, calculated = merge(points[0], points[1], _SIZES)
-        if calculated and not _agree(graph, merged):
+        merged = merge(points[0], points[1], _SIZES)
+        if _calculates_shapes(graph) and not _agree(graph, merged):
             return graph
     except (DifferError, ModelError, TrialError):
         return graph
@@ -45,7 +45,7 @@ def freed(model: Light, fixed: int, changes: list[str]) -> tuple[Graph, int | No
     graph = shaped(model)
     try:
         points = [retargeted(graph, fixed, size) for size in _SIZES]
-        merged, _ = merge(points[0], points[1], _SIZES)
+        merged = merge(points[0], points[1], _SIZES)
         if not _independent(graph, merged, fixed):
             raise StuckError("samples would influence each other")
     except (StuckError, DifferError, TrialError) as error:
@@ -58,11 +58,15 @@ def freed(model: Light, fixed: int, changes: list[str]) -> tuple[Graph, int | No
 def _settled(graph: Graph) -> bool:
     """Whether no shape is calculated at run time, and all sizes are known or named by the inputs."""
     names = {d for v in graph.inputs for d in v.shape or ()}
-    return not any(n.op in ("Shape", "Size") for n in graph.nodes) and all(
+    return not _calculates_shapes(graph) and all(
         isinstance(d, int) or (d in names and d is not None)
         for v in graph.values.values()
         for d in (v.shape if v.shape is not None else (None,))
     )
+
+
+def _calculates_shapes(graph: Graph) -> bool:
+    return any(node.op in ("Shape", "Size") for node in graph.nodes)
 
 
 def _agree(graph: Graph, merged: Graph) -> bool:

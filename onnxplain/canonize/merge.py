@@ -23,8 +23,8 @@ class DifferError(Exception):
     """The two graphs differ in something that the batch size does not explain."""
 
 
-def merge(first: Graph, second: Graph, sizes: tuple[int, int]) -> tuple[Graph, bool]:
-    """Merge two graphs made for the batch ``sizes``; also say whether a constant had to become a calculation.
+def merge(first: Graph, second: Graph, sizes: tuple[int, int]) -> Graph:
+    """Merge two graphs made for the batch ``sizes``.
 
     Raises
     ------
@@ -45,7 +45,6 @@ class _Merger:
         values = {name: self._value(value) for name, value in first.values.items()}
         self.emitter = Emitter(first.replace(nodes=(), values=values))
         self.values = values
-        self.calculated = False
 
     def _value(self, value: Value) -> Value:
         twin = self.second.values[self.twin[value.name]]
@@ -64,7 +63,7 @@ class _Merger:
                 return BATCH if factor == 1 else f"{factor}*{BATCH}"
         return None
 
-    def run(self) -> tuple[Graph, bool]:
+    def run(self) -> Graph:
         for x, y in zip(self.first.nodes, self.second.nodes, strict=True):
             if (x.op, x.domain, len(x.inputs)) != (y.op, y.domain, len(y.inputs)) or not _equal(x.attrs, y.attrs):
                 raise DifferError(f"{x.label} and {y.label}")
@@ -82,7 +81,7 @@ class _Merger:
             self.emitter.values,
             self.first.name,
         )
-        return graph.pruned([v.name for v in self.first.outputs]), self.calculated
+        return graph.pruned([v.name for v in self.first.outputs])
 
     def _input(self, node: Node, index: int, twin: str) -> str:
         name = node.inputs[index]
@@ -95,7 +94,6 @@ class _Merger:
             raise DifferError(f"a constant of {node.label}")
         if _same(a, b):
             return name
-        self.calculated = True
         with self.emitter.within(f"{node.outputs[0]}/{BATCH}"):
             if node.op == "Reshape" and index == 1:
                 dims = self.values[node.outputs[0]].shape or ()

@@ -115,12 +115,13 @@ class _Sweep:
         for axis, size in enumerate(after):
             inner, rest = divmod(stride, math.prod(after[axis + 1 :]) or 1)
             if not rest and inner and size % (self.old * inner) == 0:
-                own_axis = size == self.old and inner == 1
-                candidates.append((not own_axis, inner, axis))
+                outer = size // (self.old * inner)
+                # At batch size 1, several axes may fit: best is one of the batch's own, worst the last, features.
+                rank = ((inner, outer) != (1, 1), axis == len(after) - 1, outer > 1, inner, axis)
+                candidates.append((rank, _Place(axis, inner)))
         if not candidates:
             raise StuckError(f"{node.label} mixes the samples")
-        _, inner, axis = min(candidates)  # best an axis of its own, else the one least split
-        return _Place(axis, inner)
+        return min(candidates, key=lambda candidate: candidate[0])[1]
 
     def _retarget(self, node: Node, index: int, axis: int) -> Node:
         """Replace the constant that holds the shape of a node's output."""
