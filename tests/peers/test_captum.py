@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from onnxplain.ops import Kind
 from onnxplain.rules.base import Gradient, Rule
 from onnxplain.rules.lrp import AlphaBeta, Epsilon, Gamma, Norm, Pass
 from tests.peers.nets import Peer, ResNet, StackSum, Vgg, calibrated, check, exported
+from tests.reference import rng
 
 attr = pytest.importorskip("captum.attr")
 lrp_rules = pytest.importorskip("captum.attr._utils.lrp_rules")
@@ -74,9 +76,12 @@ STEPS = 12
 
 
 @pytest.mark.parametrize("quadrature", QUADRATURES)
-@pytest.mark.parametrize("baseline", [0.0, -0.3])
-def test_integrated_gradients(case: Case, quadrature: str, baseline: float) -> None:
-    peer = explained_by("IntegratedGradients", baselines=baseline, n_steps=STEPS, method=QUADRATURES[quadrature])
+@pytest.mark.parametrize("kind", ["zero", "array"])
+def test_integrated_gradients(case: Case, quadrature: str, kind: str) -> None:
+    shape = (1, *case[2].shape[1:])
+    baseline = 0.0 if kind == "zero" else rng(1).uniform(-0.5, 0.5, shape).astype(np.float32)
+    theirs = baseline if kind == "zero" else torch.tensor(baseline)
+    peer = explained_by("IntegratedGradients", baselines=theirs, n_steps=STEPS, method=QUADRATURES[quadrature])
     weight = STEPS / (STEPS - 1) if quadrature == "trapezoid" else 1  # captum's weights sum to (n - 1) / n
     options = {"steps": STEPS, "baseline": baseline, "quadrature": quadrature}
     check(*case, lambda *args: weight * peer(*args), "integrated_gradients", **options)

