@@ -40,7 +40,9 @@ def check_inputs(
     declared = {v.name: v for v in inputs}
     if not isinstance(x, Mapping):
         if len(inputs) != 1:
-            raise InputError(f"the model has {len(inputs)} inputs: {', '.join(declared)}", "Give a dict of name -> array.")
+            raise InputError(
+                f"the model has {len(inputs)} inputs: {', '.join(declared)}", "Give a dict of name -> array."
+            )
         x = {inputs[0].name: x}
     for name in x:
         if name not in declared:
@@ -51,10 +53,15 @@ def check_inputs(
     sizes: dict[str, int] = {}
     samples: dict[str, int] = {}
     for name, value in declared.items():
-        array = np.asarray(x[name])
+        try:
+            array = np.asarray(x[name])
+        except ValueError:
+            raise InputError(f"what was given for input '{name}' is no regular array") from None
         _check_array(array, value, name in batched)
         feeds[name] = array
         if name in batched:
+            if not array.ndim:
+                raise InputError(f"the array for input '{name}' has no batch axis")
             samples[name] = array.shape[0]
         for dim, size in zip(value.shape or (), array.shape, strict=False):
             if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
@@ -77,11 +84,14 @@ def _check_array(array: Array, value: Value, batched: bool) -> None:
         if array.ndim != len(value.shape):
             hint = "Add a batch axis: x[None]." if array.ndim == len(value.shape) - 1 else ""
             raise InputError(
-                f"input '{value.name}' has {len(value.shape)} axes ({expected}), the array {array.ndim} {array.shape}", hint
+                f"input '{value.name}' has {len(value.shape)} axes ({expected}), the array {array.ndim} {array.shape}",
+                hint,
             )
         for axis, (size, dim) in enumerate(zip(array.shape, value.shape, strict=True)):
             if isinstance(dim, int) and size != dim and not (batched and axis == 0):
-                raise InputError(f"input '{value.name}' has shape {expected}, the array {array.shape}: axis {axis} differs")
+                raise InputError(
+                    f"input '{value.name}' has shape {expected}, the array {array.shape}: axis {axis} differs"
+                )
     if array.size == 0:
         raise InputError(f"the array for input '{value.name}' is empty: {array.shape}")
     if value.is_float and not np.isfinite(array.astype(np.float32) if array.dtype.kind == "V" else array).all():

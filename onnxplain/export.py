@@ -9,7 +9,7 @@ import numpy as np
 from onnxplain import quantities
 from onnxplain.distributions import Baseline, Line, Windows
 from onnxplain.emit import Emitter, Var, concat, where
-from onnxplain.errors import InputError
+from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.ir import Graph
 from onnxplain.methods import Method
 from onnxplain.program import Program, Question, compile_program
@@ -90,17 +90,18 @@ class _Sampled:
     def _occluded(self, name: str, windows: Windows) -> Var:
         emitter = self.emitter
         x = emitter.var(name)
+        if x.shape is None:
+            raise UnsupportedModelError(f"the model does not say how many axes its input has: {x}")
         axes = windows.axes(tuple(1 for _ in range(x.rank)))
         baseline = _baseline(x, windows.baseline)
         one = emitter.const(np.array(1))
         sizes = [_scalar(x.size(axis)) for axis in axes]
-        asked = windows.window if isinstance(windows.window, tuple) else (windows.window,) * len(axes)
-        extents = [emitter.op("Min", one.like(w), size) for w, size in zip(asked, sizes, strict=True)]
-        if windows.stride is None:
-            strides = [emitter.op("Max", one, extent / 2) for extent in extents]
-        else:
-            given = windows.stride if isinstance(windows.stride, tuple) else (windows.stride,) * len(axes)
-            strides = [one.like(s) for s in given]
+        window, stride = windows.per_axis(len(axes))
+        extents = [emitter.op("Min", one.like(w), size) for w, size in zip(window, sizes, strict=True)]
+        strides = [
+            emitter.op("Max", one, extent / 2) if s is None else one.like(s)
+            for s, extent in zip(stride, extents, strict=True)
+        ]
         counts = [(size - w + s - 1) / s + 1 for size, w, s in zip(sizes, extents, strides, strict=True)]
         total = one
         for count in counts:
@@ -108,8 +109,7 @@ class _Sampled:
         column = [-1] + [1] * (x.rank - 1)
 
         def step(body: Emitter, index: Var, sums: list[Var]) -> list[Var]:
-            mask: Var | None = None
-            rest = index
+            mask, rest = body.const(np.array(True)), index
             for axis, size, extent, stride, count in reversed(
                 list(zip(axes, sizes, extents, strides, counts, strict=True))
             ):
@@ -119,8 +119,7 @@ class _Sampled:
                 places = body.op("Range", body.const(np.array(0)), body.var(size.name), body.const(np.array(1)))
                 inside = (places >= start) & (places < start + body.var(extent.name))
                 inside = inside.reshape([-1] + [1] * (x.rank - 1 - axis))
-                mask = inside if mask is None else mask & inside
-            assert mask is not None
+                mask = mask & inside
             hidden = where(mask, body.var(baseline.name), body.var(x.name))
             (score,) = self._inside(body, {name: hidden}, [self.program.score])
             covered = mask.cast(x.dtype)
@@ -173,8 +172,10 @@ class _Sampled:
 def _baseline(x: Var, baseline: Baseline) -> Var:
     """A baseline as a constant that broadcasts to x; one per sample makes no sense in a model for any input."""
     array = np.asarray(baseline, dtype=x.dtype)
-    if array.ndim == x.rank and array.shape[0] != 1:
-        raise InputError(f"a stand-alone explainer takes one baseline for all samples, not {array.shape[0]} of them")
+    sizes = None if x.shape is None else (1, *x.shape[1:])
+    pairs = zip(reversed(array.shape), reversed(sizes or ()), strict=False)
+    if sizes and (array.ndim > len(sizes) or any(a not in (1, d) and isinstance(d, int) for a, d in pairs)):
+        raise OptionError(f"a baseline of shape {array.shape} does not fit one sample of the input {x}")
     return x.emitter.const(array)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Method:
 
     name: str
     composite: Composite | None
-    distribution: Distribution = Point()
+    distribution: Distribution = field(default_factory=Point)
     readout: Callable[[Any, Any, Any], Any] = readouts.plain
     value_seed: bool = False
     promise: str | None = None
@@ -57,7 +57,7 @@ def sensitivity(norm: str = "square") -> Method:
     """Squared derivative (Montavon et al. 2018); norm=absolute gives its absolute value (captum's Saliency)."""
     norms = {"square": readouts.squared, "absolute": readouts.absolute}
     if norm not in norms:
-        raise OptionError(f"there is no norm {norm!r}", did_you_mean(norm, norms))
+        raise OptionError(f"there is no norm {norm!r}", did_you_mean(str(norm), norms))
     return Method("sensitivity", composites.gradient(), readout=norms[norm])
 
 
@@ -69,11 +69,13 @@ def integrated_gradients(steps: int = 64, baseline: Baseline = 0.0, quadrature: 
 
 def guided_backprop(clip: bool = False) -> Method:
     """Gradient that keeps only positive parts at every Relu (Springenberg et al. 2015); clip=true: at ReLU6, too."""
+    _check_flag("clip", clip)
     return Method("guided_backprop", composites.guided_backprop(clip))
 
 
 def deconvnet(clip: bool = False) -> Method:
     """Positive parts of the signal at every Relu, wherever it was active (Zeiler and Fergus 2014)."""
+    _check_flag("clip", clip)
     return Method("deconvnet", composites.deconvnet(clip))
 
 
@@ -89,7 +91,7 @@ def lrp(
     high: Baseline | None = None,
     fallback: str | None = None,
 ) -> Method:
-    """Layer-wise relevance propagation (Bach et al. 2015): rule= everywhere, or composite= (default epsilon_plus_flat)."""
+    """Layer-wise relevance propagation (Bach et al. 2015): rule= everywhere, or composite= (epsilon_plus_flat)."""
     given = {"epsilon": epsilon, "gamma": gamma, "alpha": alpha, "beta": beta, "low": low, "high": high}
     parameters = {k: v for k, v in given.items() if v is not None}
     if rule is not None and composite is not None:
@@ -100,13 +102,13 @@ def lrp(
         chosen = composite
     elif rule is not None:
         if rule not in RULES:
-            raise OptionError(f"there is no rule {rule!r}", did_you_mean(rule, RULES))
+            raise OptionError(f"there is no rule {rule!r}", did_you_mean(str(rule), RULES))
         _check_parameters(f"rule {rule!r}", RULES[rule], parameters)
         chosen = composites.everywhere(rule, **parameters)
     else:
         name = composite or "epsilon_plus_flat"
         if name not in COMPOSITES:
-            raise OptionError(f"there is no composite {name!r}", did_you_mean(name, COMPOSITES))
+            raise OptionError(f"there is no composite {name!r}", did_you_mean(str(name), COMPOSITES))
         _check_parameters(f"composite {name!r}", COMPOSITES[name], parameters)
         chosen = COMPOSITES[name](**parameters)
     return Method("lrp", composites.with_fallback(chosen, fallback), value_seed=True, promise="conservation")
@@ -117,18 +119,32 @@ def _check_parameters(what: str, function: Callable[..., Any], given: Mapping[st
     for name, value in given.items():
         if name not in known:
             raise OptionError(f"{what} has no parameter '{name}'", did_you_mean(name, known))
-        if not np.isfinite(np.asarray(value, dtype=float)).all() or (name in ("epsilon", "gamma") and float(value) < 0):
-            raise OptionError(f"{name} of {what} must be a finite number" + (", at least 0" if name in ("epsilon", "gamma") else ""))
+        array = np.asarray(value)
+        if (
+            array.dtype.kind not in "iuf"
+            or not np.isfinite(array).all()
+            or (array.ndim and name not in ("low", "high"))
+        ):
+            raise OptionError(f"{name} of {what} must be a finite number, not {value!r}")
+        if name in ("epsilon", "gamma") and value < 0:
+            raise OptionError(f"{name} of {what} must be at least 0, not {value!r}")
     missing = [n for n, p in known.items() if p.default is p.empty and n not in given]
     if missing:
-        hint = "They bound the model's input in its own (normalised) units, e.g. low=(0 - mean) / std, high=(1 - mean) / std."
+        hint = "They bound the model's input in its own units, e.g. low=(0 - mean) / std, high=(1 - mean) / std."
         raise OptionError(f"{what} needs {' and '.join(missing)}", hint if "low" in missing else "")
+    if "low" in given and "high" in given and np.any(np.asarray(given["low"]) > np.asarray(given["high"])):
+        raise OptionError(f"low of {what} must not be above high")
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} must be True or False, not {value!r}")
 
 
 def occlusion(
     window: int | tuple[int, ...] = 32, stride: int | tuple[int, ...] | None = None, baseline: Baseline = 0.0
 ) -> Method:
-    """Loss of score when a window is replaced by a baseline (Zeiler and Fergus 2014), mean over the windows that cover an element."""
+    """Loss of score when a window is replaced by a baseline (Zeiler and Fergus 2014); mean where windows overlap."""
     return Method("occlusion", None, Windows(window, stride, baseline))
 
 

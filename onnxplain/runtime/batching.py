@@ -36,8 +36,8 @@ def parse_memory(memory: int | float | str) -> int:
 def bytes_per_sample(graph: Graph, batch: str) -> int:
     """Estimate of the memory that one sample's activations take: everything that the graph computes per sample.
 
-    An upper bound for a forward graph, whose activations are freed on the way; close for a backward one, which keeps them.
-    ``batch`` is the name of the batch dimension; a dimension such as "64*batch" counts 64 times.
+    An upper bound for a forward graph, whose activations are freed on the way; close for a backward one, which keeps
+    them. ``batch`` is the name of the batch dimension; a dimension such as "64*batch" counts 64 times.
     """
     total = 0
     for node in graph.nodes:

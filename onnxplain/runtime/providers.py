@@ -54,8 +54,8 @@ def choose(wanted: Sequence[Provider] | None = None) -> Choice:
     Parameters
     ----------
     wanted
-        Providers in order of preference, as for `onnxruntime.InferenceSession`; those not available are passed over, and the
-        choice says so. None: CUDA where available, else the CPU.
+        Providers in order of preference, as for `onnxruntime.InferenceSession`; those not available are passed over,
+        and the choice says so. None: CUDA where available, else the CPU.
 
     Raises
     ------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain import writer
-from onnxplain.errors import ModelError, ProviderError
+from onnxplain.errors import ModelError, OnnxplainError, ProviderError
 from onnxplain.ir import Graph
 from onnxplain.runtime.providers import CPU, CUDA, Choice, onnxruntime
 
@@ -36,13 +37,13 @@ class Session:
         The provider that leads.
     """
 
-    def __init__(self, graph: Graph, choice: Choice, threads: int = 0) -> None:
+    def __init__(self, graph: Graph, choice: Choice) -> None:
         ort = onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = 4
-        options.intra_op_num_threads = threads
-        # Memory patterns keep a second copy of the activations once a shape has been seen (twice the peak memory). Planning
-        # their reuse takes time quadratic in the nodes (most of a load) and saves nothing that the arena does not save, too.
+        # Memory patterns keep a second copy of the activations once a shape has been seen (twice the peak memory).
+        # Planning their reuse takes time quadratic in the nodes (most of a load) and saves nothing that the arena does
+        # not save, too.
         options.enable_mem_pattern = options.enable_mem_reuse = False
         if CUDA in choice.names and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()
@@ -58,10 +59,12 @@ class Session:
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
             raise ModelError(f"ONNX Runtime cannot load the program: {str(error).strip()}") from None
         self.provider: str = self._session.get_providers()[0]
-        if choice.names[0] != CPU and self.provider == CPU and CPU not in choice.names:
-            raise ProviderError(f"{choice.names[0]} is installed but did not start (are its CUDA libraries there?)")
+        if choice.names[0] != self.provider:  # ONNX Runtime falls back in silence
+            what = f"{choice.names[0]} is installed but did not start (are its libraries there?)"
+            if self.provider not in choice.names:
+                raise ProviderError(what)
+            warnings.warn(f"{what}; running on {self.provider}", RuntimeWarning, stacklevel=2)
         self.outputs = [v.name for v in graph.outputs]
-        self._dtypes = {v.name: v.dtype for v in graph.outputs}
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Arrays:
         """Run once; thread-safe.
@@ -72,14 +75,26 @@ class Session:
             Input name -> array.
         outputs
             Names of the outputs to compute; None: all.
+
+        Raises
+        ------
+        OnnxplainError
+            ONNX Runtime fails: out of memory, or sizes that the model cannot take.
         """
         names = list(outputs or self.outputs)
+        try:
+            return dict(zip(names, self._run(feeds, names), strict=True))
+        except Exception as error:  # as above
+            hint = "Where memory is short, a smaller memory= splits the work into smaller runs."
+            raise OnnxplainError(f"ONNX Runtime failed to run the program: {str(error).strip()}", hint) from None
+
+    def _run(self, feeds: Mapping[str, Array], names: Sequence[str]) -> Sequence[Array]:
         if self.provider == CPU:
-            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
-        binding = self._session.io_binding()  # one copy each way, instead of the ones `run` makes on the way to a device
+            return self._session.run(names, dict(feeds))  # type: ignore[no-any-return]
+        binding = self._session.io_binding()  # one copy each way, without those `run` makes on the way to a device
         for name, array in feeds.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            binding.bind_cpu_input(name, np.asarray(array, order="C"))
         for name in names:
             binding.bind_output(name)
         self._session.run_with_iobinding(binding)
-        return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
+        return binding.copy_outputs_to_cpu()  # type: ignore[no-any-return]
