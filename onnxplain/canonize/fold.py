@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -17,7 +17,7 @@ from onnxplain.ir import Graph, Node
 from onnxplain.reader import Weights, external_array, graphs_of, shape_of, to_graph
 from onnxplain.wire import LARGE, is_external, stub
 
-_LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+_WEIGHT_AT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}  # the other of inputs 0 and 1 is x
 _AFFINE = {"Add", "Sub", "Mul", "Div"}  # with a constant, fused into the layer before, as BatchNormalization is
 _MOVING = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"}  # fusion looks through these
 
@@ -97,7 +97,7 @@ def _show(proto: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
 
 
 def unfoldable(model: Light) -> set[str]:
-    """Names of weights that folding cannot change: factors of layers whose output nothing constant scales or shifts."""
+    """Names of weights that folding cannot change: of layers whose output nothing constant scales or shifts."""
     graph = model.proto.graph
     users: dict[str, list[onnx.NodeProto]] = {}
     constants = {t.name for t in graph.initializer}
@@ -117,12 +117,12 @@ def unfoldable(model: Light) -> set[str]:
         return node.op_type == "BatchNormalization"
 
     def plain(node: onnx.NodeProto, name: str) -> bool:
-        followers = users.get(node.output[0], ())
+        at = _WEIGHT_AT.get(node.op_type)
         return (
-            node.op_type in _LAYERS
-            and [i for i, n in enumerate(node.input) if n == name] == [1]
-            and node.input[0] not in constants
-            and not any(fused(user, node.op_type) for user in followers)
+            at is not None
+            and [i for i, n in enumerate(node.input) if n == name] == [at]
+            and node.input[1 - at] not in constants
+            and not any(fused(user, node.op_type) for user in users.get(node.output[0], ()))
         )
 
     return {n for n in model.weights if n in users and n not in captured and all(plain(u, n) for u in users[n])}
@@ -159,17 +159,34 @@ def shaped(model: Light) -> Graph:
 
 
 def without_identities(graph: Graph) -> Graph:
-    """Drop Identity and inference-time Dropout nodes whose output is not one of the graph's own."""
-    renamed: dict[str, str] = {}
-    kept: list[Node] = []
+    """Drop the nodes that hand on their input: Identity, Dropout at inference, Cast to the same dtype."""
     outputs = {v.name for v in graph.outputs}
+    renamed: dict[str, str] = {}
+
+    def final(name: str) -> str:
+        while name in renamed:
+            name = renamed[name]
+        return name
+
+    kept: list[Node] = []
     for node in graph.nodes:
-        inputs = tuple(renamed.get(i, i) for i in node.inputs)
-        idle = node.op == "Identity" or (node.op == "Dropout" and len(node.outputs) == 1 and len(node.inputs) < 3)
-        if idle and not node.domain and node.outputs[0] not in outputs:
-            renamed[node.outputs[0]] = inputs[0]
-        else:
-            kept.append(Node(node.op, inputs, node.outputs, node.attrs, node.name, node.domain))
-    if any(name in renamed for node in kept for body in node.subgraphs for name in body.captured):
+        if _hands_on(graph, node):
+            source, target = final(node.inputs[0]), node.outputs[0]
+            if target not in outputs:
+                renamed[target] = source
+                continue
+            if source in graph.producer and source not in outputs:
+                renamed[source] = target
+                continue
+        kept.append(node)
+    if any(name in renamed for node in graph.nodes for body in node.subgraphs for name in body.captured):
         return graph  # a subgraph reads a dropped name from outside: leave such models as they are
-    return graph.replace(nodes=tuple(kept))
+    nodes = (replace(n, inputs=tuple(map(final, n.inputs)), outputs=tuple(map(final, n.outputs))) for n in kept)
+    return graph.replace(nodes=tuple(nodes), values={k: v for k, v in graph.values.items() if k not in renamed})
+
+
+def _hands_on(graph: Graph, node: Node) -> bool:
+    if node.op == "Cast":
+        return bool(graph.value(node.inputs[0]).dtype == node.attrs["to"])
+    idle = node.op == "Identity" or (node.op == "Dropout" and len(node.outputs) == 1 and len(node.inputs) < 3)
+    return idle and not node.domain
