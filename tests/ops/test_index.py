@@ -142,7 +142,7 @@ def test_the_largest_share_evenly() -> None:
         (ints(3, 1, 4), {"Pad", "Gather"}),
         (ints(3, 1, 4, 0, 2), {"Gather"}),
     ],
-    ids=lambda value: '-'.join(sorted(value)) if isinstance(value, set) else str(value),
+    ids=lambda value: "-".join(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_distinct_constant_indices_get_a_cheap_graph(indices: np.ndarray[Any, Any], ops: set[str]) -> None:
     model, feeds = single_node(Case("Gather", [TABLE, indices]), free=False)

@@ -233,7 +233,7 @@ def test_refused(case: Case, words: str) -> None:
         (Case("Concat", [normal(2, 3), normal(2, 1)], {"axis": 1}), {"Split"}),
         (Case("DepthToSpace", [normal(2, 8, 3, 2)], {"blocksize": 2}), {"SpaceToDepth"}),
     ],
-    ids=lambda value: '-'.join(sorted(value)) if isinstance(value, set) else str(value),
+    ids=lambda value: "-".join(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_static_sizes_get_a_cheap_graph(case: Case, ops: set[str]) -> None:
     model, feeds = single_node(case, free=False)
