@@ -18,9 +18,16 @@ Vector = Ints | Var  # one number per spatial axis; a Var where it is known at r
 END = np.iinfo(np.int64).max
 
 
-def linear_kind(kind: Kind, operands: int | None = 2) -> Callable[[Call], Kind]:
-    """``kind`` where one of the operands is active, PRODUCT where several are; a bias behind them does not count."""
-    return lambda call: Kind.PRODUCT if sum(call.active[:operands]) > 1 else kind
+def linear_kind(kind: Kind) -> Callable[[Call], Kind]:
+    """``kind`` where one of the two operands is active, PRODUCT where both are; a bias behind them does not count."""
+    return lambda call: Kind.PRODUCT if sum(call.active[:2]) > 1 else kind
+
+
+def einsum_kind(call: Call) -> Kind:
+    """DENSE where the other one of two operands holds weights; without a matrix of weights it is a sum like a mean."""
+    if sum(call.active) > 1:
+        return Kind.PRODUCT
+    return Kind.DENSE if len(call.active) == 2 else Kind.AVG_POOL
 
 
 TABLE = OpTable(linear_kind(Kind.DENSE))
@@ -85,7 +92,7 @@ def matmul(call: Call, ct: Var) -> list[Cotangent]:
     return wanted(call, left_gradient, right_gradient)
 
 
-@TABLE.vjp("Einsum", kind=linear_kind(Kind.DENSE, operands=None))
+@TABLE.vjp("Einsum", kind=einsum_kind)
 def einsum(call: Call, ct: Var) -> list[Cotangent]:
     """Exchange the output and one operand: ``ij,jk->ik`` gives ``ik,jk->ij`` and ``ik,ij->jk``."""
     inputs = operands(call)

@@ -85,7 +85,7 @@ class LinearMap:
         """
         x = self.x
         constant = x.like(value)
-        if OPS[self.call.node.op].kind_of(self.call) & Kind.CONV:
+        if self.data == 0 and OPS[self.call.node.op].kind_of(self.call) & Kind.CONV:
             shape = concat([x.emitter.ints([1]), x.sizes(1)])
             return x.emitter.op("Expand", constant, shape, known=(1, *(x.shape or ())[1:]))
         return x.emitter.op("Expand", constant, x.sizes(), known=x.shape)

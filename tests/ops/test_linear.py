@@ -296,6 +296,7 @@ def test_static_shapes_give_lean_graphs(case: Case, ops: list[str]) -> None:
         (MATMUL[0], (True, True), Kind.PRODUCT),
         (EINSUM[0], (False, True), Kind.DENSE),
         (EINSUM[14], (True, False, True), Kind.PRODUCT),
+        (EINSUM[14], (True, False, False), Kind.AVG_POOL),
     ],
 )
 def test_kind(case: Case, active: tuple[bool, ...], kind: Kind) -> None:

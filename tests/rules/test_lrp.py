@@ -63,6 +63,7 @@ CASES = [
     conv((2, 4, 4, 4), (6, 2, 3, 3), group=2, pads=[1, 1, 1, 1]),
     conv((2, 3, 4, 4), (3, 1, 3, 3), bias=False, group=3, pads=[1, 1, 1, 1], strides=[2, 2]),
     conv((2, 2, 3, 4, 3), (2, 2, 2, 3, 2), pads=[0, 1, 1, 1, 1, 0]),
+    product_of("Conv", (2, 4, 4, 4), (6, 2, 3, 2), (6,), data=1, group=2, pads=[1, 0, 1, 1]),  # explained weights
     conv_transpose((2, 2, 5), (2, 3, 3), strides=[2]),
     conv_transpose((2, 2, 3, 4), (2, 3, 3, 3), pads=[1, 1, 1, 1], strides=[2, 2], output_padding=[1, 1]),
     conv_transpose((2, 4, 3, 3), (4, 2, 3, 2), bias=False, group=2, pads=[1, 0, 1, 1]),

@@ -30,6 +30,7 @@ NORM: list[tuple[Case, Callable[..., torch.Tensor]]] = [
     (Case("ReduceMean", [normal(2, 3, 4), np.array([1, 2])], {"keepdims": 0}), lambda a: a.mean((1, 2))),
     (Case("ReduceSum", [normal(2, 3, 4), np.array([1])], {"keepdims": 1}), lambda a: a.sum(1, keepdim=True)),
     (Case("GlobalAveragePool", [normal(2, 3, 4, 2)]), lambda a: a.mean((2, 3), keepdim=True)),
+    (Case("Einsum", [normal(2, 3, 4)], {"equation": "bij->bi"}), lambda a: a.sum(2)),
     (
         Case("AveragePool", [normal(2, 2, 5, 6)], {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 0]}),
         lambda a: F.avg_pool2d(a, (3, 2), 2, (1, 0), count_include_pad=False),
