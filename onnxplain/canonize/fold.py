@@ -155,7 +155,8 @@ def shaped(model: Light) -> Graph:
         if output.type.HasField("tensor_type"):
             output.type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(model.proto, data_prop=True)
-    return without_identities(to_graph(inferred, model.weights))
+    graph = without_identities(to_graph(inferred, model.weights))
+    return graph.pruned([v.name for v in graph.outputs])
 
 
 def without_identities(graph: Graph) -> Graph:
