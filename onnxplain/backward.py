@@ -8,7 +8,6 @@ from onnxplain.emit import Emitter, Var, sum_to
 from onnxplain.errors import UnsupportedOperatorError
 from onnxplain.ir import Graph, Node
 from onnxplain.ops import OPS, ZERO_GRADIENT, Call
-from onnxplain.ops.table import Cotangent
 from onnxplain.rules.base import Rule
 
 Assign = Callable[[Sequence[Call]], Sequence[Rule]]
