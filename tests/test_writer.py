@@ -32,10 +32,9 @@ def test_a_saved_graph_is_the_same_model(graph, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out.onnx"]
 
 
-def test_weights_beyond_the_limit_go_to_a_file_of_their_own(graph, tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "INLINE_LIMIT", 1000)
+def test_weights_beyond_the_limit_go_to_a_file_of_their_own(graph, tmp_path):
     path = tmp_path / "out.onnx"
-    writer.save(graph, path)
+    writer.save(graph, path, inline=1000)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.onnx", "out.onnx.data"]
     assert path.stat().st_size < 1000
     onnx.checker.check_model(path, full_check=True)
@@ -50,13 +49,12 @@ def test_nothing_is_left_behind_where_writing_fails(graph, tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
         yield b""
 
-    monkeypatch.setattr(writer, "INLINE_LIMIT", limit)
     monkeypatch.setattr(writer, "join", fails)
     (tmp_path / "out.onnx").write_text("what was there before")
     with pytest.raises(OutputError, match="No space left"):
-        writer.save(graph, tmp_path / "out.onnx")
+        writer.save(graph, tmp_path / "out.onnx", inline=limit)
     assert (tmp_path / "out.onnx").read_text() == "what was there before"
-    assert not list(tmp_path.glob(".*"))
+    assert [p.name for p in tmp_path.iterdir()] == ["out.onnx"]
 
 
 def test_a_folder_that_is_not_there(graph, tmp_path):
