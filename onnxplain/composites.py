@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxplain.emit import Var
 from onnxplain.errors import NoRuleError, OptionError, did_you_mean
 from onnxplain.ops import OPS, Call, Kind
 from onnxplain.rules.attention import SoftmaxTaylor, Uniform
 from onnxplain.rules.base import Gradient, Rule
-from onnxplain.rules.lrp import AlphaBeta, Epsilon, Flat, Gamma, Norm, Pass, WSquare, ZBox
+from onnxplain.rules.lrp import AlphaBeta, Biased, Epsilon, Flat, Gamma, LinearRule, Norm, Pass, WSquare, ZBox
 from onnxplain.rules.relu import Deconvnet, GuidedBackprop
 
 LINEAR = Kind.CONV | Kind.DENSE
@@ -93,7 +94,31 @@ class Composite:
                 f"composite '{self.name}' has no rule for {len(missing)} nodes: {named}",
                 "Give it rows for these kinds, or ask for fallback='gradient'.",
             )
-        return [rule for rule in rules if rule is not None]
+        return _with_biases(calls, [rule for rule in rules if rule is not None])
+
+
+def _with_biases(calls: Sequence[Call], rules: Sequence[Rule]) -> list[Rule]:
+    """Tell the rule of a matrix product the bias that is added behind it, where that addition passes relevance on."""
+    users: dict[str, list[int]] = {}
+    for i, call in enumerate(calls):
+        for name in call.node.inputs:
+            users.setdefault(name, []).append(i)
+    joined = list(rules)
+    for i, (call, rule) in enumerate(zip(calls, rules, strict=True)):
+        behind = users.get(call.node.outputs[0], [])
+        if isinstance(rule, LinearRule) and len(behind) == 1 and isinstance(rules[behind[0]], Pass):
+            bias = _bias(call, calls[behind[0]])
+            joined[i] = Biased(rule, bias) if bias else rule
+    return joined
+
+
+def _bias(product: Call, behind: Call) -> Var | None:
+    """The vector that an Add behind ``x @ W`` adds to each row; None where it does something else."""
+    if product.node.op != "MatMul" or not product.active[0] or behind.node.op != "Add":
+        return None
+    added = behind.need(behind.active.index(False))
+    vector = added.shape is not None and all(size == 1 for size in added.shape[:-1])
+    return added if vector else None
 
 
 def _first_layers(calls: Sequence[Call]) -> set[str]:

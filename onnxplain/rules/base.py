@@ -38,11 +38,13 @@ class Gradient:
 class LinearMap:
     """A convolution or matrix product as the map ``f(x) = W x + b``, whose W and b can be replaced.
 
-    ``data`` is the index of the input that holds x; W is the other factor, b (if any) the third input.
+    ``data`` is the index of the input that holds x; W is the other factor, b (if any) the third input, or ``shift``: a
+    constant that another node adds to the output.
     """
 
     call: Call
     data: int
+    shift: Var | None = None
 
     @classmethod
     def of(cls, call: Call) -> LinearMap:
@@ -65,18 +67,18 @@ class LinearMap:
         return x
 
     @property
-    def bias(self) -> Var | None:
-        """The layer's bias."""
-        return self.call.input(2)
+    def y(self) -> Var:
+        """The layer's output."""
+        return self.call.y if self.shift is None else self.call.y + self.shift
 
     def __call__(self, x: Var) -> Var:
         """``W x + b``."""
         inputs = list(self.call.inputs)
         inputs[self.data] = x
         y = self.call.bind(inputs).y
-        if x.shape == self.x.shape:
-            return y
-        return self.call.emitter.refine(y, x.shape[:1] + y.shape[1:] if x.shape and y.shape else None)
+        if x.shape != self.x.shape:
+            y = self.call.emitter.refine(y, x.shape[:1] + y.shape[1:] if x.shape and y.shape else None)
+        return y if self.shift is None else y + self.shift
 
     def everywhere(self, value: float | np.ndarray[Any, Any]) -> Var:
         """``value`` in the shape of x; of one sample for convolutions, so that the runtime folds what they make of it.
@@ -105,7 +107,8 @@ class LinearMap:
         if len(inputs) > 2:
             b = inputs[2]
             inputs[2] = bias(b) if bias and b is not None else None
-        return replace(self, call=replace(self.call, inputs=tuple(inputs)))
+        shift = bias(self.shift) if bias and self.shift is not None else None
+        return replace(self, call=replace(self.call, inputs=tuple(inputs)), shift=shift)
 
     def unbiased(self) -> LinearMap:
         """Drop the bias and calculate the output anew."""

@@ -16,7 +16,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import isclose
 
 import numpy as np
@@ -41,13 +41,28 @@ class LinearRule:
         # y = W x + c, and c depends on the explained input as well: ONNX Runtime makes a residual connection the C of
         # a Gemm. First it is a sum of two, then W x a layer without bias.
         norm, f = Norm(), f.unbiased()
-        relevances = f.relevances(self.redistribute(f, f.x, f.call.y * (r / stabilize(call.y, norm.epsilon))))
+        relevances = f.relevances(self.redistribute(f, f.x, f.y * (r / stabilize(call.y, norm.epsilon))))
         relevances[2] = norm(call, r)[2]
         return relevances
 
     def redistribute(self, f: LinearMap, x: Var, r: Var) -> Var:
         """Relevance of the output -> relevance of the input."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Biased:
+    """A rule for a matrix product and the bias that the node behind it adds: exporters split dense layers so."""
+
+    rule: LinearRule
+    bias: Var = field(repr=False)
+
+    def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
+        """See `onnxplain.rules.base.Rule`."""
+        f = replace(LinearMap.of(call), shift=self.bias)
+        r = cotangents[0]
+        assert r is not None
+        return f.relevances(self.rule.redistribute(f, f.x, r))
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,7 @@ class Epsilon(LinearRule):
 
     def redistribute(self, f: LinearMap, x: Var, r: Var) -> Var:
         """See the class."""
-        return x * f.vjp(r / stabilize(f.call.y, self.epsilon))
+        return x * f.vjp(r / stabilize(f.y, self.epsilon))
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,7 @@ class Gamma(LinearRule):
         def boosted(part: Callable[[Var], Var]) -> Callable[[Var], Var]:
             return lambda w: w + self.gamma * part(w)
 
-        z = f.call.y
+        z = f.y
         raised, lowered = f.map(boosted(positive), boosted(positive)), f.map(boosted(negative), boosted(negative))
         gaining = _share(raised, lowered, x, r.mask(z > 0.0), self.epsilon)
         losing = _share(lowered, raised, x, r.mask(z < 0.0), self.epsilon)

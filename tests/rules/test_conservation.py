@@ -85,6 +85,40 @@ def test_a_bias_keeps_its_share() -> None:
     np.testing.assert_allclose(result.residual, [2.0, 2.0], rtol=1e-4)
 
 
+TOKENS = """net (float[N, 6, 4] x) => (float[N, 5] y) {
+    a = MatMul(x, w1)
+    b = Add(a, b1)
+    c = Relu(b)
+    d = MatMul(c, w2)
+    e = Add(b2, d)
+    f = Flatten<axis=1>(e)
+    y = Gemm(f, w3, b3)
+}"""
+ROWS = """net (float[N, 6, 4] x) => (float[N, 5] y) {
+    a = Reshape(x, rows)
+    b = Gemm(a, w1, b1)
+    c = Relu(b)
+    d = Gemm(c, w2, b2)
+    e = Reshape(d, samples)
+    y = Gemm(e, w3, b3)
+}"""
+SIZES = {"w1": (4, 8), "b1": (8,), "w2": (8, 4), "b2": (1, 1, 4), "w3": (24, 5), "b3": (5,)}
+
+
+@pytest.mark.parametrize("options", OPTIONS[:-1], ids=lambda options: next(iter(options.values())))
+def test_a_bias_behind_a_product_is_the_layers(options: dict[str, Any]) -> None:
+    """Dense layers on tokens are MatMul and Add; where sizes are known, ONNX Runtime makes a Gemm of the two."""
+    weights = {name: rng(i).normal(size=size) for i, (name, size) in enumerate(SIZES.items())}
+    shapes = {"rows": np.array([-1, 4]), "samples": np.array([-1, 24])}
+    x = np.abs(rng(9).normal(size=(2, 6, 4))).astype(np.float32)
+    split = onnxplain.Explainer(model(TOKENS, **weights), "lrp", **options)
+    assert [line.node.op for line in split.report()].count("MatMul") == 2
+    joined = onnxplain.explain(model(ROWS, **{**weights, "b2": weights["b2"].ravel()}, **shapes), x, "lrp", **options)
+    known = onnxplain.explain(model(TOKENS.replace("N,", "2,"), **weights), x, "lrp", **options)
+    for result in (split(x), known):
+        np.testing.assert_allclose(result.values, joined.values, atol=1e-4 * np.abs(joined.values).max())
+
+
 @EACH
 def test_samples_do_not_mix(net: onnxplain.Model, options: dict[str, Any]) -> None:
     explainer = onnxplain.Explainer(net, "lrp", **options)
