@@ -37,6 +37,18 @@ class Vgg(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
+class Tokens(nn.Module):
+    """Dense layers on every row of an image, in ONNX a matrix product and an addition each; then one on all rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU())
+        self.head = nn.Linear(3 * 16 * 8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rows(x).flatten(1))
+
+
 class Add(nn.Module):
     """A sum of two, which ``joined`` calculates from their stack: peers hook modules, ONNX has an operator."""
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import onnxplain
 from onnxplain.composites import RULES
-from tests.peers.nets import Peer, ResNet, StackSum, Vgg, calibrated, check, exported
+from tests.peers.nets import Peer, ResNet, StackSum, Tokens, Vgg, calibrated, check, exported
 
 
 def _zennit() -> ModuleType:
@@ -50,7 +50,7 @@ def explained_by(composite: Any) -> Peer:
     return peer
 
 
-NETS = {"vgg": Vgg, "vgg_bn": lambda: Vgg(norm=True), "resnet": lambda: ResNet(layer.Sum)}
+NETS = {"vgg": Vgg, "vgg_bn": lambda: Vgg(norm=True), "resnet": lambda: ResNet(layer.Sum), "tokens": Tokens}
 
 
 Case = tuple[onnxplain.Model, nn.Module, torch.Tensor]
