@@ -2,10 +2,13 @@
 
 The passes, in order:
 
-1. `prepare`: inputs that are weights become constants, free dimensions get names, declared shapes are forgotten.
-2. `opset`: every operator gets its opset-21 meaning; functions newer than that are expanded.
-3. `fold`: ONNX Runtime folds constants and shape arithmetic and inlines functions, with its own semantics.
+1. `prepare`: inputs that are weights become constants, functions are inlined, half precision is widened, free
+   dimensions get names, declared shapes are forgotten.
+2. `opset`: every operator gets its opset-21 meaning; operators newer than that are expanded.
+3. `fold`: ONNX Runtime folds constants and shape arithmetic, with its own semantics.
 4. `batch`: what depends on the batch size only is worked out, so that the graph holds for every batch size.
+
+Large weights take no part in this: they are views on the model's bytes, with stubs in their places.
 """
 
 from __future__ import annotations
@@ -37,19 +40,24 @@ def canonize(source: Source, sizes: Mapping[str, int] | None = None) -> Canonica
     source
         The parsed model.
     sizes
-        Sizes for free dimensions other than the batch (names as in `prepare.named_inputs`); the others stay free.
+        Sizes for free dimensions (names as in `prepare.named_inputs`); the others stay free.
 
     Raises
     ------
+    OptionError
+        ``sizes`` names a dimension that is not free.
     ModelError
-        ONNX Runtime cannot load the model.
+        ONNX Runtime cannot load the model, or an operator has no opset-21 form.
     """
     prepared = prepare.prepare(source, sizes or {})
     changes = list(prepared.changes)
     light = fold.Light(opset.raise_opset(prepared.model, changes), prepared.weights)
     before = len(light.proto.graph.node)
     light = fold.fold(light, hidden=fold.unfoldable(light))
-    graph, fixed = batch.generalised(light, prepared.fixed_batch, changes)
+    if sizes and BATCH in sizes:
+        graph, fixed = fold.shaped(light), prepared.fixed_batch
+    else:
+        graph, fixed = batch.generalised(light, prepared.fixed_batch, changes)
     if len(graph.nodes) != before:
         changes.append(f"folded by ONNX Runtime: {before} nodes became {len(graph.nodes)}")
     return Canonical(graph, fixed, tuple(changes))

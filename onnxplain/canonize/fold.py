@@ -56,6 +56,7 @@ def fold(model: Light, hidden: Collection[str]) -> Light:
         options.add_session_config_entry(f"{prefix}_file_name", "folded.data")
         options.add_session_config_entry(f"{prefix}_min_size_in_bytes", str(LARGE))
         options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # folds DequantizeLinear of weights, too
         options.add_external_initializers(list(shown), [ort_value(a) for a in shown.values()])
         try:
             ort.InferenceSession(_hide(model, hidden).SerializeToString(), options, ["CPUExecutionProvider"])

@@ -37,9 +37,8 @@ def raise_opset(model: onnx.ModelProto, changes: list[str]) -> onnx.ModelProto:
         try:
             model = onnx.version_converter.convert_version(model, OPSET)
         except Exception as error:  # the C++ converter raises bare RuntimeErrors of several kinds
-            raise UnsupportedModelError(
-                f"opset {version} cannot be converted to {OPSET}: {str(error).strip().splitlines()[0]}"
-            ) from None
+            reason = str(error).strip().splitlines()[0].rpartition("` failed: ")[2]
+            raise UnsupportedModelError(f"opset {version} cannot be converted to {OPSET}: {reason}") from None
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = OPSET

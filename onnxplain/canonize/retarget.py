@@ -92,7 +92,7 @@ class _Sweep:
     def _old_shape(self, name: str) -> tuple[int, ...]:
         shape = self.graph.value(name).shape
         if shape is None or not all(isinstance(d, int) for d in shape):
-            raise StuckError(f"the shape of '{name}' is not known")
+            raise StuckError(f"the shape of '{name}' is not fixed")
         return tuple(d for d in shape if isinstance(d, int))
 
     def _place(self, name: str, shape: tuple[Any, ...], *inner: int) -> None:

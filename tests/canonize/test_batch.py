@@ -30,7 +30,6 @@ def test_arithmetic_on_the_batch_size_is_worked_out():
     assert ops(result.graph) == ["Reshape", "MatMul"]
     assert shapes(result.graph) == {"batch"}
     assert result.fixed_batch is None
-    assert any("worked out" in change for change in result.changes)
     for size in (1, 2, 5):
         check(result, proto, {"x": normal(size, 6, 4)})
 
@@ -101,7 +100,9 @@ def test_a_wrong_merge_is_caught_by_the_trial_run(monkeypatch):
         f"(float[N,6,4] x) => (float[N,6,4] y) {{ {ARITHMETIC} f = Flatten(h) g = Reshape(f, target) y = Mul(g, w) }}",
         w=normal(6, 4),
     )
-    assert ops(canonical(proto).graph) == ["Reshape", "Flatten", "Reshape", "Mul"]
+    right = canonical(proto)
+    assert ops(right.graph) == ["Reshape", "Flatten", "Reshape", "Mul"]
+    assert any("worked out" in change for change in right.changes)
 
     def wrong(*args) -> Graph:
         graph = merge(*args)

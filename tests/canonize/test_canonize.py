@@ -115,6 +115,34 @@ def test_an_operator_that_nothing_expresses_is_named():
         canonical(proto)
 
 
+def test_a_failed_conversion_says_why():
+    proto = model("(float[N,8] x) => (float[N,8] y) { y = Strange(x) }", opset=12)
+    with pytest.raises(
+        UnsupportedModelError, match="^opset 12 cannot be converted to 21: Op '.*' has no registered schema"
+    ):
+        canonical(proto)
+
+
+def test_operators_of_onnx_runtime_pass_through():
+    proto = model("(float[N,8] x) => (float[N,8] y) { g = com.microsoft.Gelu(x) y = Softmax(g) }", opset=12)
+    proto.opset_import.add(domain="com.microsoft", version=1)
+    check(canonical(proto), proto, {"x": normal(2, 8)})
+
+
+def test_quantized_weights_become_float_constants():
+    proto = model(
+        """(float[N,20] x) => (float[N,30] y) {
+            q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) f = DequantizeLinear(w, s, z) y = MatMul(d, f)
+        }""",
+        s=np.float32(0.05),
+        z=np.int8(3),
+        w=np.arange(600).astype(np.int8).reshape(20, 30),
+    )
+    result = canonical(proto)
+    assert ops(result.graph) == ["QuantizeLinear", "DequantizeLinear", "MatMul"]
+    check(result, proto, {"x": normal(2, 20)}, tolerance=1e-5)
+
+
 def test_functions_are_inlined():
     proto = model(
         "(float[N,8] x) => (float[N,8] y) { y = local.twice(x) }",
@@ -252,6 +280,13 @@ def test_dimensions_without_names_get_them():
     result = canonical(proto, x_dim1=3)
     assert [v.shape for v in result.graph.inputs] == [("batch", 3, 2), ("batch", "z_dim1"), ()]
     check(result, proto, {"x": normal(4, 3, 2), "z": normal(4, 5), "s": normal()}, tolerance=1e-5)
+
+
+def test_a_given_batch_size_is_kept():
+    result = canonical(model(CONV, **WEIGHTS), batch=2)
+    assert result.fixed_batch == 2
+    assert shapes(result.graph) == set()
+    check(result, model(CONV, **WEIGHTS), IMAGE)
 
 
 def test_an_unknown_dimension_is_refused():
