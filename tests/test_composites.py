@@ -15,8 +15,8 @@ from onnxplain.rules.attention import SoftmaxTaylor, Uniform
 from onnxplain.rules.base import Gradient
 from onnxplain.rules.lrp import AlphaBeta, Epsilon, Flat, Gamma, Norm, Pass, WSquare, ZBox
 from onnxplain.rules.relu import Deconvnet, GuidedBackprop
+from tests.models import model
 from tests.reference import rng
-from tests.rules.nets import model
 
 
 def rules(net: str, composite: Composite | str, at: str | None = None, **weights: tuple[int, ...]) -> dict[str, Any]:

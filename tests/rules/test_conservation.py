@@ -11,8 +11,8 @@ import onnxruntime as ort
 import pytest
 
 import onnxplain
+from tests.models import model
 from tests.reference import rng
-from tests.rules.nets import model
 
 Array = np.ndarray[Any, Any]
 
