@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx.parser
+from onnx.reference import ReferenceEvaluator
 
 from tests.reference import rng
 
@@ -42,12 +44,15 @@ class Tiny:
         Input name -> shape of one sample.
     output
         Shape of one sample's output.
+    explained
+        Name of the tensor that is explained where nobody asks for probabilities.
     """
 
     text: str
     weights: Mapping[str, Array]
     inputs: Mapping[str, tuple[int, ...]]
     output: tuple[int, ...]
+    explained: str = "y"
 
     def proto(self, double: bool = False, **changed: Array) -> onnx.ModelProto:
         return model(self.text, double, **{**self.weights, **changed})
@@ -60,6 +65,16 @@ class Tiny:
         """What `onnxplain.explain` takes: the array, where there is only one input."""
         feeds = self.feeds(samples, seed)
         return feeds if len(feeds) > 1 else feeds["x"]
+
+    @cached_property
+    def _evaluator(self) -> ReferenceEvaluator:
+        return ReferenceEvaluator(self.proto(double=True))
+
+    def evaluate(self, feeds: Mapping[str, Array], name: str = "") -> Array:
+        """A tensor, by default the explained one, in float64: flattened, one row per sample."""
+        wide = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in feeds.items()}
+        array = self._evaluator.run([name or self.explained], wide)[0]
+        return array.reshape(len(array), -1)
 
     def unbiased(self) -> onnx.ModelProto:
         """The model with zeros for its biases, which are called b and a number."""
@@ -132,6 +147,7 @@ SOFTMAX = Tiny(
     MLP.weights,
     {"x": (6,)},
     (4,),
+    "logits",
 )
 
 SIGMOID = Tiny(
@@ -144,6 +160,7 @@ SIGMOID = Tiny(
     weights(w1=(6, 8), b1=(8,), w2=(8, 1), b2=(1,)),
     {"x": (6,)},
     (1,),
+    "logit",
 )
 
 ONE_NUMBER = Tiny(
