@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,7 +147,7 @@ def gradients(
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Gradient of ``sum(cotangent * output)`` with respect to each float input, by the VJP in ONNX Runtime."""
     model, feeds = single_node(case, free)
-    graph = gradient_graph(to_graph(model, Path()), cotangents, list(feeds))
+    graph = gradient_graph(to_graph(model), cotangents, list(feeds))
     results = run_ort(graph, {**feeds, **{f"ct_{name}": array for name, array in cotangents.items()}})
     return {name: results.get(f"d_{name}", np.zeros(array.shape, np.float32)) for name, array in feeds.items()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,7 +146,7 @@ def test_the_largest_share_evenly() -> None:
 def test_distinct_constant_indices_get_a_cheap_graph(indices: np.ndarray[Any, Any], ops: set[str]) -> None:
     model, feeds = single_node(Case("Gather", [TABLE, indices]), free=False)
     cotangent = run_model(model, feeds)["y0"]
-    assert {n.op for n in gradient_graph(to_graph(model, Path()), {"y0": cotangent}, ["x0"]).nodes} - {
+    assert {n.op for n in gradient_graph(to_graph(model), {"y0": cotangent}, ["x0"]).nodes} - {
         "Identity"
     } == ops
 
@@ -174,6 +173,6 @@ def test_half_precision_adds_in_single() -> None:
 def test_the_kind_of_a_scatter(reduction: str, constant: list[int], kind: Kind) -> None:
     case = Case("ScatterND", [TABLE, REPEATED, normal(2, 2, 3)], {"reduction": reduction}, constant=constant)
     model, feeds = single_node(case, free=False)
-    graph = to_graph(model, Path())
+    graph = to_graph(model)
     (call,) = plan(graph, Emitter(graph), ["y0"], list(feeds))
     assert index.TABLE["ScatterND"].kind_of(call) == kind

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -245,7 +244,7 @@ def test_every_geometry_of_conv_transpose(kernel: int, stride: int) -> None:
 
 def backward_nodes(case: Case, free: bool = False) -> list[Node]:
     model, feeds = single_node(case, free)
-    graph = to_graph(model, Path())
+    graph = to_graph(model)
     ct = np.zeros(1, np.float32)
     nodes = gradient_graph(graph, {"y0": ct}, list(feeds)).nodes
     return [n for n in nodes if n.op != "Identity"]
@@ -300,6 +299,6 @@ def test_static_shapes_give_lean_graphs(case: Case, ops: list[str]) -> None:
     ],
 )
 def test_kind(case: Case, active: tuple[bool, ...], kind: Kind) -> None:
-    graph = to_graph(single_node(case, free=False)[0], Path())
+    graph = to_graph(single_node(case, free=False)[0])
     call = Call(Emitter(graph), graph.nodes[0], (), (), active)
     assert linear.TABLE[case.op].kind_of(call) == kind

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -155,7 +154,7 @@ def check_run_time(case: Case, counted: bool) -> None:
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, dims))
     used = case.used if case.used is not None else [i for i, o in enumerate(outputs.values()) if o.dtype.kind == "f"]
     cotangents = {f"y{i}": rng(1).normal(size=outputs[f"y{i}"].shape).astype(np.float32) for i in used}
-    graph = gradient_graph(to_graph(model, Path()), cotangents, list(feeds))
+    graph = gradient_graph(to_graph(model), cotangents, list(feeds))
     results = run_ort(graph, {**feeds, **integers, **{f"ct_{k}": v for k, v in cotangents.items()}})
     for name, expected in finite_differences(case, cotangents).items():
         assert relative_error(results[f"d_{name}"], expected) <= case.tolerance, f"{case}: {name}"
@@ -188,7 +187,7 @@ def to_float16_graph(op: str, shapes: Sequence[Sequence[int]], constants: Sequen
     graph = onnx.helper.make_graph(nodes, "half", inputs, [output], initializers)
     imports = [onnx.helper.make_opsetid("", OPSET)]
     model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
-    return to_graph(onnx.shape_inference.infer_shapes(model), Path())
+    return to_graph(onnx.shape_inference.infer_shapes(model))
 
 
 def test_a_cotangent_has_the_dtype_of_its_value() -> None:
@@ -207,7 +206,7 @@ def test_nothing_flows_through_integers() -> None:
     del model.graph.output[:]
     model.graph.output.append(onnx.helper.make_tensor_value_info("z0", onnx.TensorProto.FLOAT, X.shape))
     model = onnx.shape_inference.infer_shapes(model)
-    assert not gradient_graph(to_graph(model, Path()), {"z0": X}, ["x0"]).outputs
+    assert not gradient_graph(to_graph(model), {"z0": X}, ["x0"]).outputs
 
 
 @pytest.mark.parametrize(
@@ -218,7 +217,7 @@ def test_nothing_flows_through_integers() -> None:
     ],
 )
 def test_refused(case: Case, words: str) -> None:
-    graph = to_graph(single_node(case, free=False)[0], Path())
+    graph = to_graph(single_node(case, free=False)[0])
     with pytest.raises(UnsupportedOperatorError, match=words):
         gradient_graph(graph, {"y0": X}, ["x0"])
 
@@ -238,5 +237,5 @@ def test_refused(case: Case, words: str) -> None:
 def test_static_sizes_get_a_cheap_graph(case: Case, ops: set[str]) -> None:
     model, feeds = single_node(case, free=False)
     cotangent = run_model(model, feeds)["y0"]
-    graph = gradient_graph(to_graph(model, Path()), {"y0": cotangent}, list(feeds))
+    graph = gradient_graph(to_graph(model), {"y0": cotangent}, list(feeds))
     assert {n.op for n in graph.nodes} - {"Identity"} == ops

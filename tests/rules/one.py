@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from onnxplain.backward import backward
@@ -17,7 +15,7 @@ from tests.rules.dense import Array
 def relevances(case: Case, rule: Rule, r: Array, free: bool) -> dict[str, Array]:
     """What a rule makes of ``r`` at the output of a node: input name -> relevance. ``free``: no size is known."""
     model, feeds = single_node(case, free)
-    graph = to_graph(model, Path())
+    graph = to_graph(model)
     emitter = Emitter(graph)
     seed = emitter.input("r", "float32", graph.value("y0").shape)
     results = backward(graph, emitter, {"y0": seed}, list(feeds), lambda calls: [rule] * len(calls))
