@@ -1,4 +1,4 @@
-"""Third pass: ONNX Runtime folds, inlines and fuses what only needs standard operators; then shapes are inferred."""
+"""Third pass: ONNX Runtime folds and fuses what only needs standard operators; then shapes are inferred."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
-from onnxplain.canonize.prepare import set_shape
+from onnxplain.canonize.prepare import forget_output_shapes, set_shape
 from onnxplain.canonize.trial import ort_value
 from onnxplain.errors import ModelError
 from onnxplain.ir import Graph, Node
@@ -61,7 +61,10 @@ def fold(model: Light, hidden: Collection[str]) -> Light:
         try:
             ort.InferenceSession(_hide(model, hidden).SerializeToString(), options, ["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
-            raise ModelError(f"ONNX Runtime cannot load the model: {str(error).strip()}") from None
+            raise ModelError(
+                f"ONNX Runtime cannot load the model: {str(error).strip().splitlines()[0]}",
+                "Does it run on the CPU, with onnxruntime.InferenceSession(model)?",
+            ) from None
         folded = onnx.load(options.optimized_model_filepath, load_external_data=False)
         weights = {k: v for k, v in model.weights.items() if k in hidden}
         for tensor in filter(is_external, folded.graph.initializer):
@@ -145,16 +148,13 @@ def with_sizes(model: Light, sizes: Mapping[str, int]) -> Light:
         shape = shape_of(info)
         if shape is not None:
             set_shape(info, tuple(sizes.get(d, d) if isinstance(d, str) else d for d in shape))
-    for output in proto.graph.output:
-        output.type.tensor_type.ClearField("shape")
+    forget_output_shapes(proto.graph)
     return Light(proto, model.weights)
 
 
 def shaped(model: Light) -> Graph:
     """Convert to the IR, with every shape that onnx can infer."""
-    for output in model.proto.graph.output:
-        if output.type.HasField("tensor_type"):
-            output.type.tensor_type.ClearField("shape")
+    forget_output_shapes(model.proto.graph)
     inferred = onnx.shape_inference.infer_shapes(model.proto, data_prop=True)
     graph = without_identities(to_graph(inferred, model.weights))
     return graph.pruned([v.name for v in graph.outputs])

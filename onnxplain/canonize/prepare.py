@@ -48,9 +48,7 @@ def prepare(source: Source, sizes: Mapping[str, int]) -> Prepared:
     _densify(model.graph, weights)
     _drop_weight_inputs(model.graph, changes)
     del model.graph.value_info[:]
-    for output in model.graph.output:
-        if output.type.HasField("tensor_type"):
-            output.type.tensor_type.ClearField("shape")
+    forget_output_shapes(model.graph)
     fixed = _name_inputs(model.graph, sizes)
     if model.functions:
         names = sorted({f.name for f in model.functions})
@@ -98,6 +96,13 @@ def _name_inputs(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int | None
         firsts.update(shape[:1])
     fixed = [d for d in firsts if isinstance(d, int)]
     return min(fixed) if fixed and BATCH not in firsts else None
+
+
+def forget_output_shapes(graph: onnx.GraphProto) -> None:
+    """Leave the shapes of the outputs to inference."""
+    for output in graph.output:
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
 
 
 def set_shape(info: onnx.ValueInfoProto, shape: Shape) -> None:
