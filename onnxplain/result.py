@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.errors import InputError, did_you_mean
+from onnxplain.errors import InputError, OptionError, did_you_mean
 
 Array = np.ndarray[Any, Any]
 
@@ -40,13 +40,13 @@ class Attribution:
     method
         Name of the method.
     target
-        What was explained, per sample: classes (N,), or indices into the output (N, axes). The predicted class where none was
-        asked for.
+        What was explained, per sample: classes (N,), or indices into the output (N, axes). The predicted class where
+        none was asked for.
     score
         The explained element's value per sample, (N,): before a final Softmax or Sigmoid, unless asked for otherwise.
     residual
-        Per sample, (N,): sum of the attributions minus what the method promises they sum to (f(x), or f(x) - f(baseline));
-        None where it promises nothing.
+        Per sample, (N,): sum of the attributions minus what the method promises they sum to (f(x), or
+        f(x) - f(baseline)); None where it promises nothing.
     """
 
     method: str
@@ -70,14 +70,16 @@ class Attribution:
     def values(self) -> Array:
         """Signed attribution of the only explained tensor, in its shape. With several, use ``result[name].values``."""
         if len(self._parts) > 1:
-            raise InputError(f"several inputs have an attribution: {', '.join(self._parts)}", "Use result[name].values.")
+            raise InputError(
+                f"several inputs have an attribution: {', '.join(self._parts)}", "Use result[name].values."
+            )
         return next(iter(self._parts.values())).values
 
     def heatmap(self, sample: int = 0, **options: Any) -> Array:
         """Pooled 2-D map of one sample in [-1, 1]; options are those of `onnxplain.heatmap.heatmap`."""
         from onnxplain import heatmap
 
-        return heatmap.heatmap(self.values[sample], **options)
+        return heatmap.heatmap(self._sample(sample), **options)
 
     def save(self, path: str | os.PathLike[str], image: Array | None = None, sample: int = 0, **options: Any) -> None:
         """Write a picture of one sample (.png, .jpg) or all raw values (.npy).
@@ -103,7 +105,12 @@ class Attribution:
         if Path(path).suffix.lower() == ".npy":
             heatmap.save(path, self.values)
             return
-        heatmap.save(path, heatmap.picture(self.values[sample], image, **options))
+        heatmap.save(path, heatmap.picture(self._sample(sample), image, **options))
+
+    def _sample(self, sample: int) -> Array:
+        if not 0 <= sample < len(self.values):
+            raise OptionError(f"there is no sample {sample}; the batch has {len(self.values)}, counted from 0")
+        return np.asarray(self.values[sample])
 
     def __str__(self) -> str:
         shapes = ", ".join(f"{n} {'x'.join(map(str, p.values.shape))}" for n, p in self._parts.items())
