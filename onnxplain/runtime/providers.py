@@ -68,10 +68,13 @@ def choose(wanted: Sequence[Provider] | None = None) -> Choice:
         if CUDA in available:
             return Choice((CUDA, CPU), (f"{CUDA}: available, and none was asked for",))
         return Choice((CPU,), (f"{CPU}: {CUDA} is not available in this ONNX Runtime",))
+    wanted = [wanted] if isinstance(wanted, str) else wanted
+    if not isinstance(wanted, Sequence) or not all(isinstance(p, str | tuple) and p for p in wanted):
+        raise ProviderError(f"providers are names, or pairs of a name and its options, not {wanted!r}")
     known: list[str] = ort.get_all_providers()
     kept: list[Provider] = []
     reasons = []
-    for provider in [wanted] if isinstance(wanted, str) else wanted:
+    for provider in wanted:
         name = provider if isinstance(provider, str) else provider[0]
         if name in available:
             kept.append(provider)

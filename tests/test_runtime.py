@@ -1,0 +1,198 @@
+"""Providers, sessions, and how many samples go through at once."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import onnxplain as ox
+from onnxplain.emit import Emitter
+from onnxplain.errors import ModelError, OnnxplainError, OptionError, ProviderError
+from onnxplain.ir import Graph
+from onnxplain.runtime import session as sessions
+from onnxplain.runtime.batching import LARGEST, bytes_per_sample, chunk_size, chunks, parse_memory
+from onnxplain.runtime.providers import CPU, CUDA, Choice, choose
+from onnxplain.runtime.session import Session
+from tests.models import IMAGES, TINY
+from tests.reference import relative_error
+
+# Memory.
+
+AMOUNTS = {
+    1000: 1000,
+    1.5e6: 1500000,
+    "4096": 4096,
+    "512 MiB": 512 << 20,
+    "512MiB": 512 << 20,
+    "1.5 gib": 3 << 29,
+    "2 KB": 2000,
+    " 3 GB ": 3 * 10**9,
+    "7 b": 7,
+}
+
+
+@pytest.mark.parametrize(("text", "amount"), AMOUNTS.items())
+def test_memory(text: int | float | str, amount: int) -> None:
+    assert parse_memory(text) == amount
+
+
+@pytest.mark.parametrize("text", [0, -1, 0.5, "", "much", "5 apples", "1 tb", "MiB", "nan", "inf", None, True, [1]])
+def test_bad_memory(text: Any) -> None:
+    with pytest.raises(OptionError, match="positive number of bytes"):
+        parse_memory(text)
+
+
+def layers(batch: str) -> Graph:
+    """Two tensors of 5 x 4 bytes per sample, one of 30 x 4, and some that do not grow with the batch."""
+    emitter = Emitter()
+    x = emitter.input("x", "float32", (batch, 5))
+    y = (x * 2) + 1
+    windows = emitter.op("Reshape", y, emitter.ints([-1, 5]), known=(f"6*{batch}", 5), allowzero=0)
+    constant = emitter.op("Expand", emitter.const(np.float32(1)), emitter.ints([100]), known=(100,))
+    scalar = emitter.op("Squeeze", x.sizes(0, 1), known=())
+    return emitter.graph([x], {"w": windows, "c": constant, "s": scalar})
+
+
+def test_bytes_per_sample() -> None:
+    assert bytes_per_sample(layers("batch"), "batch") == (5 + 5 + 30 + 30) * 4  # "w" is written twice: as w, and before
+
+
+def test_chunk_size() -> None:
+    per_sample = bytes_per_sample(layers("batch"), "batch")
+    assert chunk_size(layers("batch"), "batch", 3 * per_sample) == 3
+    assert chunk_size(layers("batch"), "batch", 1) == 1
+    assert chunk_size(layers("batch"), "batch", 1 << 40) == LARGEST
+    assert chunk_size(layers("n"), "batch", 1000) == LARGEST  # nothing grows with the batch
+
+
+def test_chunks() -> None:
+    assert list(chunks(7, 3)) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert list(chunks(3, 64)) == [slice(0, 3)]
+
+
+# Providers.
+
+
+def available(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(names))
+
+
+def test_the_cpu_is_chosen_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    available(monkeypatch, CPU)
+    assert choose().names == [CPU]
+    assert str(choose()) == f"{CPU}: {CUDA} is not available in this ONNX Runtime"
+
+
+def test_the_gpu_is_chosen_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    available(monkeypatch, CUDA, CPU)
+    assert choose().names == [CUDA, CPU]
+    assert "none was asked for" in str(choose())
+    assert choose([CPU]).names == [CPU]
+
+
+def test_what_was_asked_for_comes_in_that_order_with_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    available(monkeypatch, CPU)
+    choice = choose([(CUDA, {"device_id": 1}), CPU])
+    assert choice.names == [CPU]
+    assert str(choice) == f"{CUDA} passed over: not in this build of ONNX Runtime; {CPU}: asked for"
+    available(monkeypatch, CUDA, CPU)
+    assert choose([(CUDA, {"device_id": 1}), CPU]).providers == ((CUDA, {"device_id": 1}), CPU)
+    assert choose(CUDA).names == [CUDA]
+
+
+def test_providers_that_do_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    available(monkeypatch, CPU)
+    with pytest.raises(ProviderError, match=r"no execution provider 'CUDA'\n.*Known: .*CUDAExecutionProvider"):
+        choose(["CUDA"])
+    with pytest.raises(ProviderError, match="Did you mean 'CUDAExecutionProvider'"):
+        choose("CUDAExecutionProvdier")
+    with pytest.raises(ProviderError, match=rf"asked for is available; here are {CPU}\n.*gpu"):
+        choose([CUDA])
+    with pytest.raises(ProviderError, match="asked for is available"):
+        choose([])
+    for wrong in (5, [5], [None]):
+        with pytest.raises(ProviderError, match="providers are names"):
+            choose(wrong)  # type: ignore[arg-type]
+
+
+def test_without_onnxruntime_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(OnnxplainError, match=r"not installed\npip install 'onnxplain\[cpu\]', or 'onnxplain\[gpu\]'"):
+        choose()
+
+
+# Sessions.
+
+
+def doubled() -> Graph:
+    emitter = Emitter()
+    x = emitter.input("x", "float32", ("batch", 3))
+    return emitter.graph([x], {"y": x * 2, "z": x.reshape([-1, 2])})
+
+
+ON_CPU = Choice((CPU,), ("",))
+
+
+def test_session_computes_what_is_asked_for() -> None:
+    session = Session(doubled(), ON_CPU)
+    assert session.provider == CPU
+    assert session.outputs == ["y", "z"]
+    x = np.ones((2, 3), np.float32)
+    assert list(session.run({"x": x})) == ["y", "z"]
+    (y,) = session.run({"x": x}, ["y"]).values()
+    np.testing.assert_array_equal(y, 2 * x)
+
+
+def test_large_graphs_go_through_a_file_that_does_not_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sessions, "SMALL", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    y = Session(doubled(), ON_CPU).run({"x": np.ones((2, 3), np.float32)})["y"]
+    assert (y == 2).all()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failures_of_onnxruntime_are_ours() -> None:
+    session = Session(doubled(), ON_CPU)
+    with pytest.raises(OnnxplainError, match=r"failed to run the program: .*Reshape(.|\n)*memory="):
+        session.run({"x": np.ones((1, 3), np.float32)})  # 3 numbers do not make pairs
+    graph = doubled()
+    broken = graph.replace(nodes=graph.nodes[1:])
+    with pytest.raises(ModelError, match="cannot load the program"):
+        Session(broken, ON_CPU)
+
+
+def test_a_provider_that_does_not_start_is_an_error_or_a_warning() -> None:
+    with pytest.raises(ProviderError, match=f"{CUDA} is installed but did not start"):
+        Session(doubled(), Choice((CUDA,), ("",)))
+    with pytest.warns(RuntimeWarning, match=f"{CUDA} .* did not start.*; running on {CPU}"):
+        session = Session(doubled(), Choice((CUDA, CPU), ("",)))
+    assert session.provider == CPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ox.METHODS)
+@pytest.mark.parametrize("name", TINY)
+def test_the_gpu_gives_what_the_cpu_gives(name: str, method: str) -> None:
+    feeds = TINY[name].feeds(3)
+    explainers = [ox.Explainer(TINY[name].proto(), method, providers=p) for p in ([CPU], [CUDA, CPU])]
+    cpu, gpu = (explainer(feeds) for explainer in explainers)
+    assert [e.provider for e in explainers] == [CPU, CUDA]
+    np.testing.assert_array_equal(cpu.target, gpu.target)
+    for part in cpu.names:
+        # TF32 is what CUDA multiplies with by default: 10 bits of mantissa
+        assert relative_error(gpu[part].values, cpu[part].values) < 1e-2
+
+
+def test_explainers_say_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    available(monkeypatch, CPU)
+    explainer = ox.Explainer(IMAGES.proto(), "gradient")
+    assert explainer.provider is None
+    assert CPU in str(explainer.providers)
+    explainer(IMAGES.x(1))
+    assert explainer.provider == CPU
