@@ -33,11 +33,15 @@ class Line:
     quadrature
         ``gauss_legendre``, ``midpoint``, ``trapezoid``, ``left`` or ``right``; weights of all of them sum to 1
         (captum's trapezoid does not).
+    calibrate
+        Move the weights, as little as possible, so that the slopes of the score at the points add up to its exact change
+        (see `calibrated`).
     """
 
     steps: int = 64
     baseline: Baseline = 0.0
     quadrature: str = "gauss_legendre"
+    calibrate: bool = False
 
     def __post_init__(self) -> None:
         if self.quadrature not in QUADRATURES:
@@ -51,6 +55,27 @@ class Line:
     def nodes(self) -> tuple[Array, Array]:
         """Positions between 0 (baseline) and 1 (input), and weights; float64, shape (steps,) each."""
         return QUADRATURES[self.quadrature](self.steps)
+
+
+def calibrated(mean: Any, tilted: Any, gap: Any, spread: Any) -> Any:
+    """Weighted mean with calibrated weights: the slopes' own weighted mean becomes exact at no further cost.
+
+    The exact change F of the score along the line is known, and the slopes s_k at the points estimate it. The weights
+    w_k (1 + c (d_k - gap)), d_k = s_k - F, are those nearest to w_k (in the chi-square distance) for which the weighted sum of
+    d is 0 [deville]_. Takes numbers, arrays and Vars that broadcast.
+
+    Parameters
+    ----------
+    mean, tilted
+        sum w_k g_k and sum w_k d_k g_k of what is averaged, g.
+    gap, spread
+        sum w_k d_k, and sum w_k d_k^2 - gap^2, which must not be 0.
+
+    References
+    ----------
+    .. [deville] Deville and Särndal 1992, Calibration estimators in survey sampling, JASA.
+    """
+    return mean - gap / spread * (tilted - gap * mean)
 
 
 def _gauss_legendre(n: int) -> tuple[Array, Array]:

@@ -211,6 +211,14 @@ def _broadcast_dim(dims: set[int | str | None]) -> int | str | None:
     return next((d for d in dims if isinstance(d, int)), None)
 
 
+def fits(shape: Sequence[int], onto: Shape | None) -> bool:
+    """Whether an array of this shape broadcasts to the other one, as far as its sizes are known."""
+    if onto is None:
+        return True
+    pairs = zip(reversed(shape), reversed(onto), strict=False)
+    return len(shape) <= len(onto) and all(a in (1, d) or not isinstance(d, int) for a, d in pairs)
+
+
 def sum_to(ct: Var, shape: Shape | None, x: Var) -> Var:
     """Undo a broadcast: sum ``ct``, which has this shape, over the axes along which ``x`` was broadcast to it."""
     assert x.shape is not None
@@ -442,6 +450,7 @@ def _renamed(node: Node, names: Mapping[str, str]) -> Node:
         node,
         inputs=tuple(names.get(i, i) for i in node.inputs),
         outputs=tuple(names.get(o, o) for o in node.outputs),
+        name="",  # ONNX Runtime refuses two nodes of one name
         attrs={k: body(v) if isinstance(v, Graph) else v for k, v in node.attrs.items()},
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.distributions import Line, Point, Windows, baseline_like
+from onnxplain.distributions import Line, Point, Windows, baseline_like, calibrated
 from onnxplain.errors import UnsupportedModelError
 from onnxplain.methods import Method
 from onnxplain.program import Program
@@ -126,7 +126,10 @@ def _line(
     _, score_at_baseline = _resolve(runner, {**feeds, **baselines}, target)
     positions, weights = line.nodes()
     samples, total = len(target), len(target) * line.steps
+    change = score.astype(np.float64) - score_at_baseline
     means = {name: np.zeros(feeds[name].shape, np.float64) for name in wanted}
+    tilted = {name: np.zeros_like(mean) for name, mean in means.items() if line.calibrate}
+    gap, square = np.zeros(samples), np.zeros(samples)  # of slope minus change: weighted mean, and mean of squares
     outputs = [runner.program.attributions[name] for name in wanted]
     for part in chunks(total, runner.chunk):
         sample, step = np.divmod(np.arange(part.start, part.stop), line.steps)
@@ -135,18 +138,39 @@ def _line(
             at = positions[step].astype(points[name].dtype).reshape(-1, *[1] * (points[name].ndim - 1))
             points[name] = base[sample] + at * (points[name] - base[sample])
         results = runner.run(points, target[sample], outputs)
+        slopes = _slopes(feeds, baselines, dict(zip(wanted, (results[o] for o in outputs), strict=True)), sample)
+        excess = weights[step] * (slopes - change[sample])
+        np.add.at(gap, sample, excess)
+        np.add.at(square, sample, excess * (slopes - change[sample]))
         for name, output in zip(wanted, outputs, strict=True):
             for row in np.unique(sample):
                 its = sample == row
                 means[name][row] += np.tensordot(weights[step[its]], results[output][its], axes=1)
+                if line.calibrate:
+                    tilted[name][row] += np.tensordot(excess[its], results[output][its], axes=1)
         if progress:
             progress(part.stop, total)
+    spread = square - gap**2
+    for name, tilt in tilted.items():
+        per_sample = (-1, *[1] * (tilt.ndim - 1))
+        safe = np.where(spread > 0, spread, np.inf).reshape(per_sample)  # equal slopes need no other weights
+        means[name] = calibrated(means[name], tilt, gap.reshape(per_sample), safe)
     attributions = {
         name: np.asarray(method.readout(means[name], feeds[name], baselines[name]), dtype=feeds[name].dtype)
         for name in wanted
     }
-    residual = _per_sample_sum(attributions, samples) - (score.astype(np.float64) - score_at_baseline)
-    return Answer(attributions, target, score, residual)
+    return Answer(attributions, target, score, _per_sample_sum(attributions, samples) - change)
+
+
+def _slopes(
+    feeds: Mapping[str, Array], baselines: Mapping[str, Array], gradients: Mapping[str, Array], sample: Array
+) -> Array:
+    """Derivative of the score along the line at each point."""
+    parts = [
+        ((feeds[n][sample] - baselines[n][sample]) * g).reshape(len(sample), -1).sum(axis=1, dtype=np.float64)
+        for n, g in gradients.items()
+    ]
+    return np.asarray(np.sum(parts, axis=0))
 
 
 def _windows(

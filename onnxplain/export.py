@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from onnxplain import quantities
-from onnxplain.distributions import Baseline, Line, Windows
-from onnxplain.emit import Emitter, Var, concat, where
+from onnxplain.distributions import Baseline, Line, Windows, calibrated
+from onnxplain.emit import Emitter, Var, concat, fits, where
 from onnxplain.errors import OptionError, UnsupportedModelError
-from onnxplain.ir import Graph
+from onnxplain.ir import Graph, Shape
 from onnxplain.methods import Method
 from onnxplain.program import Program, Question, compile_program
 
@@ -76,11 +79,37 @@ class _Sampled:
             points = {n: body.var(baseline[n].name) + at[n] * body.var(delta[n].name) for n in wanted}
             results = self._inside(body, points, list(self.program.attributions.values()))
             weight = {n: body.op("Gather", body.var(tables[n][1].name), index, axis=0) for n in wanted}
-            return [s + weight[n] * r for s, n, r in zip(sums, wanted, results, strict=True)]
+            parts = [weight[n] * r for n, r in zip(wanted, results, strict=True)]
+            if change is not None:
+                products = [(body.var(delta[n].name) * r, x[n].rank) for n, r in zip(wanted, results, strict=True)]
+                slopes = [product.sum(range(1, rank)) for product, rank in products]
+                excess = functools.reduce(operator.add, slopes) - body.var(change.name)
+                first = weight[wanted[0]] * excess
+                parts += [_rows(excess, x[n]) * p for n, p in zip(wanted, parts, strict=True)]
+                parts += [first, first * excess]
+            return [s + part for s, part in zip(sums, parts, strict=True)]
 
         zeros = [_zeros_like(x[name]) for name in wanted]
-        means = self._loop(emitter.const(np.array(line.steps)), zeros, step)
+        change = self._change(baseline) if line.calibrate else None
+        if change is not None:
+            zeros += [*zeros, change * 0.0, change * 0.0]
+        sums = self._loop(emitter.const(np.array(line.steps)), zeros, step)
+        means = list(sums[: len(wanted)])
+        if change is not None:
+            gap, square = sums[-2:]
+            spread = square - gap * gap
+            spread = where(spread > 0.0, spread, np.inf)  # equal slopes need no other weights
+            found = zip(wanted, means, sums[len(wanted) : -2], strict=True)
+            means = [calibrated(mean, tilt, _rows(gap, x[n]), _rows(spread, x[n])) for n, mean, tilt in found]
         return self._finish({n: method.readout(mean, x[n], baseline[n]) for n, mean in zip(wanted, means, strict=True)})
+
+    def _change(self, baseline: Mapping[str, Var]) -> Var:
+        """The score's change from the baseline to the input, per sample."""
+        emitter, score = self.emitter, self.program.score
+        inputs = {n: emitter.var(n) for n in baseline}
+        full = {n: emitter.op("Expand", b, inputs[n].sizes(), known=inputs[n].shape) for n, b in baseline.items()}
+        (at_baseline,) = self._inside(emitter, full, [score])
+        return self.selection.score - at_baseline
 
     def windows(self, windows: Windows) -> Graph:
         """Mean loss of score over the windows that cover an element."""
@@ -127,9 +156,8 @@ class _Sampled:
             return [sums[0] + loss * covered, sums[1] + covered]
 
         zeros = _zeros_like(x)
-        covering = emitter.op(
-            "ConstantOfShape", concat([emitter.ints([1]), x.sizes(1)]), dtype=x.dtype, value=np.zeros(1, x.dtype)
-        )
+        one_sample = concat([emitter.ints([1]), x.sizes(1)])
+        covering = _zeros(one_sample, (1, *x.shape[1:]), x.dtype)
         loss, covered = self._loop(total, [zeros, covering], step)
         return loss / covered
 
@@ -172,15 +200,22 @@ class _Sampled:
 def _baseline(x: Var, baseline: Baseline) -> Var:
     """A baseline as a constant that broadcasts to x; one per sample makes no sense in a model for any input."""
     array = np.asarray(baseline, dtype=x.dtype)
-    sizes = None if x.shape is None else (1, *x.shape[1:])
-    pairs = zip(reversed(array.shape), reversed(sizes or ()), strict=False)
-    if sizes and (array.ndim > len(sizes) or any(a not in (1, d) and isinstance(d, int) for a, d in pairs)):
+    if not fits(array.shape, x.shape and (1, *x.shape[1:])):
         raise OptionError(f"a baseline of shape {array.shape} does not fit one sample of the input {x}")
     return x.emitter.const(array)
 
 
+def _rows(per_sample: Var, x: Var) -> Var:
+    """Numbers per sample, shaped to broadcast against x."""
+    return per_sample.reshape([-1] + [1] * (x.rank - 1))
+
+
 def _zeros_like(x: Var) -> Var:
-    return x.emitter.op("ConstantOfShape", x.sizes(), dtype=x.dtype, known=x.shape, value=np.zeros(1, x.dtype))
+    return _zeros(x.sizes(), x.shape, x.dtype)
+
+
+def _zeros(sizes: Var, known: Shape | None, dtype: np.dtype[Any]) -> Var:
+    return sizes.emitter.op("ConstantOfShape", sizes, dtype=dtype, known=known, value=np.zeros(1, dtype))
 
 
 def _scalar(size: Var) -> Var:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxplain.distributions import QUADRATURES, Line, Windows, baseline_like
+from onnxplain.distributions import QUADRATURES, Line, Windows, baseline_like, calibrated
 from onnxplain.errors import OptionError
 
 
@@ -146,3 +146,17 @@ def test_baseline_like() -> None:
     for baseline in (np.zeros(3), np.zeros((3, 3, 4)), np.zeros((1, 2, 3, 4))):
         with pytest.raises(OptionError, match=r"does not fit the input 'x' of shape \(2, 3, 4\)"):
             baseline_like(baseline, x, "x")
+
+
+def test_calibrated_weights_are_the_nearest_that_make_the_slopes_exact() -> None:
+    """Against the constrained least squares solved densely: least sum (v - w)^2 / w, sum v = 1, sum v d = 0."""
+    random = np.random.default_rng(0)
+    w = random.random(7)
+    w /= w.sum()
+    d, g = random.normal(size=7), random.normal(size=(7, 3))
+    # The minimum lies where v = w (1 + a + b d), with a and b from the two constraints.
+    system = np.array([[w.sum(), w @ d], [w @ d, w @ d**2]])
+    a, b = np.linalg.solve(system, [0, -(w @ d)])
+    expected = (w * (1 + a + b * d)) @ g
+    gap = w @ d
+    assert np.allclose(calibrated(w @ g, (w * d) @ g, gap, w @ d**2 - gap**2), expected)

@@ -54,7 +54,7 @@ class Session:
             else:
                 with tempfile.TemporaryDirectory(prefix="onnxplain-") as scratch:
                     path = Path(scratch) / "program.onnx"
-                    writer.save(graph, path)
+                    writer.save(graph, path, inline=0)
                     self._session = ort.InferenceSession(str(path), options, providers=list(choice.providers))
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
             raise ModelError(f"ONNX Runtime cannot load the program: {str(error).strip()}") from None
