@@ -140,7 +140,7 @@ class Var:
         return self.sizes(axis, axis + 1)
 
     def reshape(self, shape: Var | Sequence[int], known: Shape | None = None) -> Var:
-        """Reshape; ``shape`` may hold -1 and, as in ONNX, 0 for "as before". ``known`` is what the caller knows of it."""
+        """Reshape; ``shape`` may hold -1 and, as in ONNX, 0 for "as before". ``known``: what the caller knows of it."""
         if not isinstance(shape, Var):
             known = known or (tuple(shape) if all(d > 0 for d in shape) else None)
             shape = self.emitter.ints(shape)

@@ -217,6 +217,7 @@ def compile_program(graph: Graph, method: Method, question: Question, model_outp
         attributions = {name: _arrived(emitter.var(name), ct) for name, ct in cotangents.items()}
         if isinstance(method.distribution, Point):
             attributions = {n: method.readout(ct, emitter.var(n), None) for n, ct in attributions.items()}
+        attributions = {n: emitter.refine(a, graph.value(n).shape) for n, a in attributions.items()}
     several = len(question.wanted) > 1
     named = {name: emitter.fresh(f"attribution_{name}" if several else "attribution") for name in question.wanted}
     score, resolved = emitter.fresh(SCORE), emitter.fresh(RESOLVED)

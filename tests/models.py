@@ -256,15 +256,13 @@ TOKENS = Tiny(  # integers in, so only tensors behind the embedding can be expla
     (3,),
 )
 
-BRANCHES = Tiny(  # the branch depends on the input, so nothing can fold it
-    """branches (float[N,6] x) => (float[N,4] y) {
+BRANCHES = Tiny(  # takes a second input, ``mode``: 0 or 1
+    """branches (float[N,6] x, int64 mode) => (float[N,4] y) {
         z = Gemm(x, w1, b1)
-        total = ReduceSum<keepdims=0>(x)
-        zero = Constant<value_float=0.0>()
-        positive = Greater(total, zero)
-        h = If(positive) <
-            then_branch = rise () => (float[N,8] up) { up = Relu(z) },
-            else_branch = fall () => (float[N,8] down) { down = Tanh(z) }
+        up = Cast<to=9>(mode)
+        h = If(up) <
+            then_branch = rise () => (float[N,8] r) { r = Relu(z) },
+            else_branch = fall () => (float[N,8] t) { t = Tanh(z) }
         >
         y = Gemm(h, w2, b2)
     }""",

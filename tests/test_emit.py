@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxplain.emit import Emitter, Var, broadcast_shape, concat, sum_to, where
+from onnxplain.emit import Emitter, Var, broadcast_shape, concat, fits, sum_to, where
 from onnxplain.ir import Graph, Node, Shape, Value
 from onnxplain.reader import to_graph
 from onnxplain.writer import to_proto
@@ -268,6 +268,23 @@ def test_sum_to_writes_nothing_where_nothing_was_broadcast() -> None:
     emitter = Emitter()
     ct, x = (emitter.input(name, "float32", ("n", 3)) for name in ("ct", "x"))
     assert sum_to(ct, ct.shape, x) is ct
+
+
+@pytest.mark.parametrize(
+    ("shape", "onto", "answer"),
+    [
+        ((), (2, 3), True),
+        ((3,), (2, 3), True),
+        ((1, 3), (2, 3), True),
+        ((2,), (2, 3), False),
+        ((1, 2, 3), (2, 3), False),
+        ((5,), (2, "n"), True),
+        ((5, 1), (2, None), False),
+        ((5,), None, True),
+    ],
+)
+def test_fits(shape: tuple[int, ...], onto: Shape | None, answer: bool) -> None:
+    assert fits(shape, onto) is answer
 
 
 def test_refine() -> None:

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnxplain.emit import Var, concat, where
+from onnxplain.emit import Var, concat, fits, where
+from onnxplain.errors import OptionError
 from onnxplain.ops import OPS, Call, Kind
 from onnxplain.ops.table import Cotangent
 
@@ -84,8 +85,15 @@ class LinearMap:
         """``value`` in the shape of x; of one sample for convolutions, so that the runtime folds what they make of it.
 
         The rows of matrices are not always samples.
+
+        Raises
+        ------
+        OptionError
+            The value is an array that does not broadcast to x.
         """
         x = self.x
+        if not fits(np.shape(value), x.shape):
+            raise OptionError(f"bounds of shape {np.shape(value)} do not fit the input of {self.call.node.label}: {x}")
         constant = x.like(value)
         if self.data == 0 and OPS[self.call.node.op].kind_of(self.call) & Kind.CONV:
             shape = concat([x.emitter.ints([1]), x.sizes(1)])
