@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from onnxplain.errors import ModelError, UnsupportedModelError
 from onnxplain.ir import Graph, Node, Shape, Value
-from onnxplain.wire import LARGE, is_external, split, stub
+from onnxplain.tensors import LARGE, is_external, stub, take_out
 
 Weights = Mapping[str, np.ndarray[Any, Any]]
 
@@ -100,8 +100,7 @@ def _parse(data: bytes, what: str) -> tuple[onnx.ModelProto, dict[str, np.ndarra
     if kind is not None:
         raise ModelError(f"{what} is not an ONNX model: it is {kind}")
     try:
-        light, weights = split(data)
-        proto = onnx.ModelProto.FromString(light)
+        proto, weights = take_out(onnx.ModelProto.FromString(data))
     except (ValueError, DecodeError) as error:
         raise ModelError(
             f"{what} is not an ONNX model, or is cut off: protobuf cannot parse its {len(data)} bytes ({error})",

@@ -12,7 +12,7 @@ import onnx
 
 from onnxplain.files import PathLike, replacing
 from onnxplain.ir import IR_VERSION, OPSET, Graph, Node, Value
-from onnxplain.wire import LARGE, bytes_of, is_plain, join
+from onnxplain.tensors import LARGE, is_plain
 
 INLINE_LIMIT = 1_800_000_000  # bytes of weights; protobuf stops at 2 GiB, the rest is for everything else
 
@@ -54,19 +54,16 @@ def save(graph: Graph, path: PathLike, metadata: Mapping[str, str] | None = None
         The place cannot be written.
     """
     path = Path(path)
-    large = {k: v for k, v in graph.constants.items() if v.nbytes > LARGE and is_plain(v.dtype)}
+    external = size_of(graph) > inline
+    large = {k: v for k, v in graph.constants.items() if external and v.nbytes > LARGE and is_plain(v.dtype)}
     model = to_proto(graph.replace(constants={k: v for k, v in graph.constants.items() if k not in large}), metadata)
     with ExitStack() as places:
         file = places.enter_context(replacing(path))
-        if size_of(graph) > inline:
+        if large:
             location = f"{path.name}.data"
-            external = places.enter_context(replacing(path.with_name(location)))
-            with external.open("wb") as out:
+            with places.enter_context(replacing(path.with_name(location))).open("wb") as out:
                 model.graph.initializer.extend(_external(out, k, v, location) for k, v in large.items())
-            large = {}
-        with file.open("wb") as out:
-            for part in join(model, large):
-                out.write(part)
+        file.write_bytes(model.SerializeToString())
 
 
 def _external(out: BinaryIO, name: str, array: np.ndarray[Any, Any], location: str) -> onnx.TensorProto:
@@ -76,7 +73,7 @@ def _external(out: BinaryIO, name: str, array: np.ndarray[Any, Any], location: s
     tensor.data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
     for key, value in {"location": location, "offset": out.tell(), "length": array.nbytes}.items():
         tensor.external_data.add(key=key, value=str(value))
-    out.write(bytes_of(array))
+    out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return tensor
 
 

@@ -19,7 +19,7 @@ LAYERS = [
     "ir",
     "emit",
     "preprocessing",
-    "wire",
+    "tensors",
     "reader",
     "writer",
     "canonize",
@@ -46,7 +46,7 @@ LAYERS = [
 ]
 
 FENCES = {
-    "onnx": {"wire", "reader", "writer", "canonize", "api"},  # api: for the type of what `load` takes
+    "onnx": {"tensors", "reader", "writer", "canonize", "api"},  # api: for the type of what `load` takes
     "onnxruntime": {"runtime", "canonize"},
     "cv2": {"heatmap", "images"},
     "numba": {"heatmap"},

@@ -15,7 +15,7 @@ from onnxplain.canonize.trial import ort_value
 from onnxplain.errors import ModelError
 from onnxplain.ir import Graph, Node
 from onnxplain.reader import Weights, external_array, graphs_of, shape_of, to_graph
-from onnxplain.wire import LARGE, is_external, stub
+from onnxplain.tensors import LARGE, is_external, stub
 
 _WEIGHT_AT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}  # the other of inputs 0 and 1 is x
 _AFFINE = {"Add", "Sub", "Mul", "Div"}  # with a constant, fused into the layer before, as BatchNormalization is

@@ -15,7 +15,7 @@ from onnxplain.canonize.precision import widen, widened
 from onnxplain.errors import OptionError, UnsupportedModelError, did_you_mean
 from onnxplain.ir import IR_VERSION, Dim, Shape, Value
 from onnxplain.reader import Source, Weights
-from onnxplain.wire import stub
+from onnxplain.tensors import stub
 
 BATCH = "batch"  # the name that the free first axis of every input gets
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from onnxplain.ir import IR_VERSION, OPSET, Graph, Node, Value
-from onnxplain.wire import LARGE
+from onnxplain.tensors import LARGE
 from onnxplain.writer import node_proto, value_proto
 
 _RECURRENT = {"LSTM", "GRU", "RNN"}

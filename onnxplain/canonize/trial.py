@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from onnxplain.canonize.prepare import BATCH
 from onnxplain.ir import Graph, Value
-from onnxplain.wire import LARGE
+from onnxplain.tensors import LARGE
 from onnxplain.writer import to_proto
 
 Array = np.ndarray[Any, Any]
