@@ -17,6 +17,7 @@ from onnxplain.ir import Graph, Node
 from onnxplain.reader import Weights, external_array, graphs_of, shape_of, to_graph
 from onnxplain.tensors import LARGE, is_external, stub
 
+_LOSSY = ["FuseReluClip"]  # makes Relu and Clip one Clip, and rules for rectifiers would miss the Relu
 _WEIGHT_AT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}  # the other of inputs 0 and 1 is x
 _AFFINE = {"Add", "Sub", "Mul", "Div"}  # with a constant, fused into the layer before, as BatchNormalization is
 _MOVING = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"}  # fusion looks through these
@@ -59,7 +60,9 @@ def fold(model: Light, hidden: Collection[str]) -> Light:
         options.add_session_config_entry("session.disable_quant_qdq", "1")  # folds DequantizeLinear of weights, too
         options.add_external_initializers(list(shown), [ort_value(a) for a in shown.values()])
         try:
-            ort.InferenceSession(_hide(model, hidden).SerializeToString(), options, ["CPUExecutionProvider"])
+            ort.InferenceSession(
+                _hide(model, hidden).SerializeToString(), options, ["CPUExecutionProvider"], disabled_optimizers=_LOSSY
+            )
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
             raise ModelError(
                 f"ONNX Runtime cannot load the model: {str(error).strip().splitlines()[0]}",

@@ -196,6 +196,12 @@ def test_nodes_that_hand_on_their_input_vanish(text, left):
     check(result, proto, {"x": normal(2, 8)})
 
 
+def test_a_relu_before_a_clip_stays():
+    bounds = {"low": np.array(0, np.float32), "six": np.array(6, np.float32)}
+    result = canonical(model("(float[N,3] x) => (float[N,3] y) { r = Relu(x) y = Clip(r, low, six) }", **bounds))
+    assert ops(result.graph) == ["Relu", "Clip"]
+
+
 def test_batch_normalization_is_folded_into_its_layer():
     weights = {**WEIGHTS, "s": normal(4), "o": normal(4), "m": normal(4), "v": np.abs(normal(4))}
     proto = model(
