@@ -53,14 +53,15 @@ def select(output: Var, target: Var) -> Selection:
     """Write the choice of element ``target`` (shape (N,), `PREDICTED` for the highest) of ``output`` (N, ...)."""
     emitter = output.emitter
     flat = _flattened(output)
-    predicted = emitter.op("ArgMax", flat, axis=1, keepdims=0, select_last_index=0)
+    each = (_batch(output),)
+    predicted = emitter.op("ArgMax", flat, known=each, axis=1, keepdims=0, select_last_index=0)
     resolved = choose(target < 0, predicted, target)
-    column = emitter.op("Unsqueeze", resolved, emitter.ints([1]), known=(_batch(output), 1))
+    column = emitter.op("Unsqueeze", resolved, emitter.ints([1]), known=(*each, 1))
     count = emitter.op("Squeeze", flat.size(1), emitter.ints([0]), known=())
     positions = emitter.op("Range", count.like(0), count, count.like(1), known=(flat.shape or (None, None))[1:])
     chosen = positions.equal(column)
     score = emitter.op("GatherElements", flat, column, axis=1)  # fails where there is no such element; a sum would not
-    score = emitter.op("Squeeze", score, emitter.ints([1]), known=(_batch(output),))
+    score = emitter.op("Squeeze", score, emitter.ints([1]), known=each)
     one_hot = chosen if flat is output else chosen.reshape_like(output)
     return Selection(resolved, score, one_hot, output)
 
