@@ -34,8 +34,8 @@ class Line:
         ``gauss_legendre``, ``midpoint``, ``trapezoid``, ``left`` or ``right``; weights of all of them sum to 1
         (captum's trapezoid does not).
     calibrate
-        Move the weights, as little as possible, so that the slopes of the score at the points add up to its exact change
-        (see `calibrated`).
+        Move the weights, as little as possible, so that the slopes of the score at the points add up to its exact
+        change (see `calibrated`).
     """
 
     steps: int = 64
@@ -61,8 +61,8 @@ def calibrated(mean: Any, tilted: Any, gap: Any, spread: Any) -> Any:
     """Weighted mean with calibrated weights: the slopes' own weighted mean becomes exact at no further cost.
 
     The exact change F of the score along the line is known, and the slopes s_k at the points estimate it. The weights
-    w_k (1 + c (d_k - gap)), d_k = s_k - F, are those nearest to w_k (in the chi-square distance) for which the weighted sum of
-    d is 0 [deville]_. Takes numbers, arrays and Vars that broadcast.
+    w_k (1 + c (d_k - gap)), d_k = s_k - F, are those nearest to w_k (in the chi-square distance) for which the weighted
+    sum of d is 0 [deville]_. Takes numbers, arrays and Vars that broadcast.
 
     Parameters
     ----------

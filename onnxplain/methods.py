@@ -64,7 +64,7 @@ def sensitivity(norm: str = "square") -> Method:
 def integrated_gradients(
     steps: int = 64, baseline: Baseline = 0.0, quadrature: str = "gauss_legendre", calibrate: bool = False
 ) -> Method:
-    """Mean gradient on the line from a baseline, times the way (Sundararajan et al. 2017); calibrate=true: exact sum."""
+    """Mean gradient from a baseline to the input, times the way (Sundararajan et al. 2017); calibrate: exact sum."""
     _check_flag("calibrate", calibrate)
     line = Line(steps, baseline, quadrature, calibrate)
     return Method("integrated_gradients", composites.gradient(), line, readouts.times_delta, promise="completeness")

@@ -1,4 +1,4 @@
-"""Readouts: what the walk brought to a tensor -> its attribution. Written with operators only, so they take arrays and Vars."""
+"""Readouts: what the walk brought to a tensor -> its attribution. Operators only, so they take arrays and Vars."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ def take_out(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, np.ndar
     Returns
     -------
     model, weights
-        A small copy with stubs (name, type and shape, with the data marked as external), and the data by name. ``model``
-        itself is emptied of it.
+        A small copy with stubs (name, type and shape, with the data marked as external), and the data by name.
+        ``model`` itself is emptied of it.
     """
     weights: dict[str, np.ndarray[Any, Any]] = {}
 

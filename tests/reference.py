@@ -1,4 +1,4 @@
-"""Independent references: tiny models, finite differences in float64, and the comparison that DESIGN-level tolerances use."""
+"""Independent references: tiny models, finite differences in float64, and the comparison of two explanations."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ op_erf.Erf._run = lambda self, x: (np.vectorize(math.erf, otypes=[np.float64])(x
 class Case:
     """One operator call to differentiate.
 
-    Float arrays among ``inputs`` are differentiated unless their index is in ``constant``; everything else, and those, become
-    initializers. None is a missing optional input. ``used`` lists the outputs that get a cotangent (default: the float ones).
+    Float arrays among ``inputs`` are differentiated unless their index is in ``constant``; everything else, and those,
+    become initializers. None is a missing optional input. ``used`` lists the outputs that get a cotangent (default: the
+    float ones).
     """
 
     op: str

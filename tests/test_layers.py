@@ -1,4 +1,4 @@
-"""The architecture, held by a test: imports run one way, third-party libraries stay where they belong, files stay short."""
+"""The architecture, held by a test: imports run one way, libraries stay where they belong, files stay short."""
 
 from __future__ import annotations
 

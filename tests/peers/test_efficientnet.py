@@ -108,6 +108,6 @@ def test_calibrated_integrated_gradients_complete_at_64_steps(case: Case) -> Non
     result = onnxplain.explain(model, x.numpy(), "integrated_gradients", steps=64, target=CAT, calibrate=True)
     difference = result.values.sum(dtype=np.float64) - result.residual[0]
     assert abs(result.residual[0]) <= 1e-4 * difference
-    # The weights hardly move: the plain estimate is as far from this one as both are from the integral (6 % of its norm).
+    # The weights hardly move: the two estimates are closer than either is to the integral (6 % of its norm).
     plain = onnxplain.explain(model, x.numpy(), "integrated_gradients", steps=64, target=CAT)
     assert relative_error(result.values, plain.values) <= 0.03
