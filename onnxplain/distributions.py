@@ -35,7 +35,7 @@ class Line:
         (captum's trapezoid does not).
     calibrate
         Move the weights, as little as possible, so that the slopes of the score at the points add up to its exact
-        change (see `calibrated`).
+        change, unless that would take more than a moderate move (see `calibrated`).
     """
 
     steps: int = 64
@@ -69,7 +69,9 @@ def calibrated(mean: Any, tilted: Any, gap: Any, spread: Any) -> Any:
     mean, tilted
         sum w_k g_k and sum w_k d_k g_k of what is averaged, g.
     gap, spread
-        sum w_k d_k, and sum w_k d_k^2 - gap^2, which must not be 0.
+        sum w_k d_k, and sum w_k d_k^2 - gap^2. An infinite spread leaves the weights as they are. So they should be
+        where it is below gap^2: slopes that equal tell no points apart, and the weights would change by more than
+        themselves (their chi-square distance is gap^2 / spread), or by whatever rounding makes of the spread.
 
     References
     ----------

@@ -153,7 +153,7 @@ def _line(
     spread = square - gap**2
     for name, tilt in tilted.items():
         per_sample = (-1, *[1] * (tilt.ndim - 1))
-        safe = np.where(spread > 0, spread, np.inf).reshape(per_sample)  # equal slopes need no other weights
+        safe = np.where(spread > gap**2, spread, np.inf).reshape(per_sample)  # see `calibrated`
         means[name] = calibrated(means[name], tilt, gap.reshape(per_sample), safe)
     attributions = {
         name: np.asarray(method.readout(means[name], feeds[name], baselines[name]), dtype=feeds[name].dtype)

@@ -98,7 +98,7 @@ class _Sampled:
         if change is not None:
             gap, square = sums[-2:]
             spread = square - gap * gap
-            spread = where(spread > 0.0, spread, np.inf)  # equal slopes need no other weights
+            spread = where(spread > gap * gap, spread, np.inf)  # see `calibrated`
             found = zip(wanted, means, sums[len(wanted) : -2], strict=True)
             means = [calibrated(mean, tilt, _rows(gap, x[n]), _rows(spread, x[n])) for n, mean, tilt in found]
         return self._finish({n: method.readout(mean, x[n], baseline[n]) for n, mean in zip(wanted, means, strict=True)})
@@ -168,7 +168,7 @@ class _Sampled:
             index = body.input("index", "int64", ())
             go_on = body.input("go_on", bool, ())
             state = [body.input("state", v.dtype, v.shape) for v in initial]
-            results = step(body, index, state)
+            results = [body.refine(r, s.shape) for r, s in zip(step(body, index, state), state, strict=True)]
             names = [body.fresh(name) for name in ["go_on_out", *("state_out" for _ in results)]]
         graph = body.graph([index, go_on, *state], dict(zip(names, [go_on, *results], strict=True)), "loop")
         return self.emitter.ops(
@@ -193,7 +193,9 @@ class _Sampled:
     def _finish(self, attributions: Mapping[str, Var]) -> Graph:
         inputs = [self.emitter.var(v.name) for v in self.graph.inputs]
         outputs = {v.name: self.emitter.var(v.name) for v in self.graph.outputs}
-        outputs |= {self.program.attributions.get(n, "attribution"): v for n, v in attributions.items()}
+        for name, attribution in attributions.items():
+            shape = self.emitter.var(name).shape
+            outputs[self.program.attributions[name]] = self.emitter.refine(attribution, shape)
         return self.emitter.graph([*inputs, self.target], outputs)
 
 

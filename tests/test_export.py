@@ -15,6 +15,7 @@ import pytest
 
 import onnxplain as ox
 from onnxplain.errors import OptionError, OutputError, TargetError, UnsupportedModelError, UnsupportedOperatorError
+from onnxplain.ops import OPS
 from tests.models import BRANCHES, FIXED_BATCH, FREE_SIZES, IMAGES, MLP, TINY, TOKENS, TWO_INPUTS, Array, Tiny, model
 from tests.reference import relative_error, rng
 from tests.test_methods import OPTIONS, last_classes, load, parts, target_of
@@ -113,6 +114,7 @@ OPTION_CASES: list[tuple[str, dict[str, Any]]] = [
     ("integrated_gradients", {"steps": 4, "baseline": np.array([0.2, -0.4])[:, None, None]}),
     ("integrated_gradients", {"steps": 4, "baseline": rng(1).normal(size=(2, 9, 8))}),
     ("integrated_gradients", {"steps": 4, "baseline": rng(1).normal(size=(1, 2, 9, 8)), "quadrature": "trapezoid"}),
+    ("integrated_gradients", {"steps": 4, "calibrate": True, "baseline": 0.3}),
     ("occlusion", {"window": 4, "baseline": np.array([0.2, -0.4])[:, None, None]}),
     ("occlusion", {"window": (2, 3), "stride": (2, 1), "baseline": rng(1).normal(size=(2, 9, 8))}),
     ("occlusion", {"window": (1, 4, 4), "stride": (1, 3, 3)}),
@@ -292,9 +294,12 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert os.listdir(tmp_path) == ["a.onnx"]
 
 
-def test_operators_without_a_gradient_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedOperatorError, match=r"If 'h'\n.*occlusion"):
-        ox.Explainer(BRANCHES.proto(), "gradient").export(tmp_path / "a.onnx")
+def test_operators_without_a_gradient_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    explainer = ox.Explainer(FREE_SIZES.proto(), "gradient")
+    monkeypatch.delitem(OPS, "Conv")
+    with pytest.raises(UnsupportedOperatorError, match=r"2 of .* Conv 'c1', Conv 'c2'\n.*occlusion"):
+        explainer.export(tmp_path / "a.onnx")
+    assert os.listdir(tmp_path) == []
 
 
 def test_weights_are_stored_once(tmp_path: Path) -> None:

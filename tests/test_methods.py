@@ -212,6 +212,29 @@ def test_completeness_gets_better_with_steps_where_there_are_kinks() -> None:
         assert np.median(abs(fine.residual)) < np.median(abs(coarse.residual)) / 4
 
 
+def test_calibrated_weights_make_the_sum_exact_where_there_are_kinks() -> None:
+    for name in ("images", "volume", "two_inputs"):
+        feeds = TINY[name].feeds(5)
+        target = TINY[name].evaluate(feeds).argmax(axis=1)
+        result = ox.explain(load(name), feeds, "integrated_gradients", steps=16, calibrate=True)
+        expected = rise(TINY[name], feeds, {n: a * 0 for n, a in feeds.items()}, target)
+        np.testing.assert_allclose(totals(result), expected, atol=1e-5)
+        plain = ox.explain(load(name), feeds, "integrated_gradients", steps=16)
+        assert abs(plain.residual).max() > 1e-2
+        assert_close(parts(result), parts(plain), 0.05)
+
+
+def test_weights_are_left_alone_where_slopes_are_equal() -> None:
+    x = np.full((1, 2), 8, np.float32)
+    text = "m (float[N,2] x) => (float[N,2] y) { r = Relu(x)  h = Sub(x, c)  s = Relu(h)  y = Add(r, s) }"
+    proto = model(text, c=np.array([7.9]))  # a kink behind all three points
+    plain, result = (
+        ox.explain(proto, x, "integrated_gradients", steps=3, target=0, calibrate=c) for c in (False, True)
+    )
+    np.testing.assert_array_equal(result.values, plain.values)
+    np.testing.assert_allclose(result.residual, [-0.1], rtol=1e-4)  # and says what is missing
+
+
 BASELINES: dict[str, Callable[[Array], Any]] = {
     "number": lambda x: 0.5,
     "one for all": lambda x: x[0] * 0.3,

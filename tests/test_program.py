@@ -17,7 +17,7 @@ from onnxplain.reader import read
 from onnxplain.rules.base import Gradient
 from onnxplain.rules.lrp import AlphaBeta, Epsilon, Flat, Pass
 from onnxplain.writer import to_proto
-from tests.models import BRANCHES, IMAGES, MLP, SIGMOID, SOFTMAX, TOKENS, TWO_INPUTS, Tiny, model, weights
+from tests.models import IMAGES, MLP, SIGMOID, SOFTMAX, TOKENS, TWO_INPUTS, Tiny, model, weights
 from tests.reference import run_ort
 from tests.test_methods import OPTIONS
 
@@ -209,14 +209,6 @@ def test_operators_without_a_gradient_are_all_named_with_the_methods_that_still_
             compile_program(graph, make(method, {}), ask(graph))
     with pytest.raises(UnsupportedOperatorError, match=expected):
         report(graph, make("lrp", {}).composite, ask(graph))
-    compile_program(graph, make("occlusion", {}), ask(graph))
-
-
-def test_control_flow_is_named() -> None:
-    graph = graph_of(BRANCHES)
-    with pytest.raises(UnsupportedOperatorError, match="If 'h'"):
-        compile_program(graph, make("gradient", {}), ask(graph))
-    compile_program(graph, make("gradient", {}), ask(graph, at="h"))
     compile_program(graph, make("occlusion", {}), ask(graph))
 
 
