@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from onnxplain.control import CONTROL, ControlCall, Path, active_outputs
+from onnxplain.control.base import Sums
 from onnxplain.emit import Emitter, Var, sum_to
-from onnxplain.errors import UnsupportedOperatorError
-from onnxplain.ir import Graph, Node
+from onnxplain.errors import UnsupportedModelError, UnsupportedOperatorError
+from onnxplain.ir import Graph
 from onnxplain.ops import OPS, ZERO_GRADIENT, Call
 from onnxplain.rules.base import Rule
 
@@ -27,7 +29,8 @@ def backward(
     wanted
         Names of the values to explain: inputs or internal tensors.
     assign
-        Nodes on the path (output first) -> the rule of each. All rules are known before anything is written.
+        Nodes on the path (see `plan`) -> the rule of each; that of a control-flow node, whose bodies' nodes have their
+        own, does not matter. All rules are known before anything is written.
 
     Returns
     -------
@@ -40,47 +43,90 @@ def backward(
         Operators without a gradient on the path, all of them named.
     """
     calls = plan(graph, emitter, list(seeds), wanted)
-    rules = assign(calls)
-    arrived: dict[str, Var] = dict(seeds)
-    for call, rule in zip(calls, rules, strict=True):
-        cotangents = [arrived.get(o) for o in call.node.outputs]
-        if not any(cotangents):
-            continue
-        with emitter.within(f"{call.node.outputs[0]}/backward"):
-            for name, active, ct in zip(call.node.inputs, call.active, rule(call, *cotangents), strict=False):
-                if active and ct is not None:
-                    ct = sum_to(ct, call.y.shape, emitter.var(name)) if OPS[call.node.op].broadcast else ct
-                    ct = emitter.refine(ct, graph.value(name).shape)
-                    arrived[name] = arrived[name] + ct if name in arrived else ct
+    pairs = list(zip(calls, assign(calls), strict=True))
+
+    def walk(emitter: Emitter, seeds: Mapping[str, Var]) -> Sums:
+        """Walk through the nodes of one graph: the whole one, or a body."""
+        arrived = Sums(seeds)
+        for call, rule in pairs:
+            cotangents = [arrived.get(o) for o in call.node.outputs]
+            if call.emitter is not emitter or not any(cotangents):
+                continue
+            with emitter.within(f"{call.node.outputs[0]}/backward"):
+                if isinstance(call, ControlCall):
+                    results, broadcast = call.vjp(cotangents, walk), False
+                else:
+                    results, broadcast = rule(call, *cotangents), OPS[call.node.op].broadcast
+                for name, active, ct in zip(call.node.operands, call.active, results, strict=False):
+                    if active and ct is not None:
+                        x = emitter.var(name)
+                        arrived.add(name, emitter.refine(sum_to(ct, call.y.shape, x) if broadcast else ct, x.shape))
+        return arrived
+
+    arrived = walk(emitter, seeds)
     return {name: arrived.get(name) for name in wanted}
 
 
 def plan(graph: Graph, emitter: Emitter, outputs: Iterable[str], wanted: Iterable[str]) -> list[Call]:
-    """The nodes between ``wanted`` and ``outputs`` through which a gradient can flow, in the order of the walk."""
+    """The nodes between ``wanted`` and ``outputs`` through which a gradient can flow, in the order of the walk.
+
+    The nodes in the bodies of a control-flow node come right behind it; they belong to other emitters.
+
+    Raises
+    ------
+    UnsupportedOperatorError
+        Operators without a gradient on the path, all of them named.
+    UnsupportedModelError
+        Tensors on the path of which not even the number of axes is known.
+    """
+    path = _path(graph, emitter, outputs, wanted)
+    if path.missing:
+        names = ", ".join(node.label for node in reversed(path.missing))
+        raise UnsupportedOperatorError(
+            f"no gradient is known for {len(path.missing)} of the nodes on the path: {names}"
+        )
+    vague = [call.node.label for call in path.calls if call.emitter is not emitter and _vague(call)]
+    if vague:
+        raise UnsupportedModelError(f"the number of axes is not known at {', '.join(reversed(vague))}")
+    return path.calls
+
+
+def _path(graph: Graph, emitter: Emitter, outputs: Iterable[str], wanted: Iterable[str]) -> Path:
     active = active_values(graph, wanted)
-    needed: set[str] = set(outputs)
-    calls: list[Call] = []
-    missing: list[Node] = []
+    path = Path([], set(outputs), [])
     for node in reversed(graph.nodes):
-        if active.isdisjoint(node.reads) or not (needed & active & set(node.outputs)):
+        used = active.intersection(node.outputs, path.needed)
+        if not used or active.isdisjoint(node.reads):
             continue
-        flags = tuple(i in active for i in node.inputs)
-        needed.update(n for n in node.reads if n in active)
-        if node.domain or node.op not in OPS:
-            missing.append(node)
+        if node.domain or node.op not in OPS.keys() | CONTROL:
+            path.missing.append(node)
+            path.needed.update(active.intersection(node.reads))
             continue
-        bound = tuple(emitter.var(i) if i else None for i in node.inputs)
-        calls.append(Call(emitter, node, bound, tuple(emitter.var(o) if o else None for o in node.outputs), flags))
-    if missing:
-        names = ", ".join(node.label for node in reversed(missing))
-        raise UnsupportedOperatorError(f"no gradient is known for {len(missing)} of the nodes on the path: {names}")
-    return calls
+        tensors = [tuple(emitter.var(n) if n else None for n in names) for names in (node.operands, node.outputs)]
+        call = Call(emitter, node, tensors[0], tensors[1], tuple(n in active for n in node.operands))
+        inside = Path([], active.intersection(node.reads), [])
+        if node.op in CONTROL:
+            call, inside = CONTROL[node.op](call, used, active, _path, active_values)
+        path.calls.extend([call, *inside.calls])
+        path.needed.update(inside.needed)
+        path.missing.extend(inside.missing)
+    return path
+
+
+def _vague(call: Call) -> bool:
+    tensors = [x for x, active in zip(call.inputs, call.active, strict=True) if active] + list(call.outputs)
+    return any(x is not None and x.shape is None for x in tensors)
 
 
 def active_values(graph: Graph, wanted: Iterable[str]) -> set[str]:
     """Names of the float values that change continuously with one of ``wanted``, those included."""
     active = set(wanted)
     for node in graph.nodes:
-        if (node.domain or node.op not in ZERO_GRADIENT) and not active.isdisjoint(node.reads):
-            active.update(o for o in node.outputs if o and graph.value(o).is_float)
+        if active.isdisjoint(node.reads):
+            continue
+        if not node.domain and node.op in CONTROL:
+            outputs = active_outputs(node, active, active_values)
+        else:
+            outputs = set(node.outputs) if node.domain or node.op not in ZERO_GRADIENT else set()
+        active.update(o for o in outputs if o and graph.value(o).is_float)
     return active

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxplain.control import ControlCall
 from onnxplain.emit import Var
 from onnxplain.errors import NoRuleError, OptionError, did_you_mean
 from onnxplain.ops import OPS, Call, Kind
@@ -76,6 +77,7 @@ class Composite:
         ----------
         calls
             The nodes on the path, from the output to the input (as `onnxplain.backward.plan` gives them).
+            Control-flow nodes are no layers: what is said of them has no meaning.
 
         Raises
         ------
@@ -83,10 +85,7 @@ class Composite:
             Nodes that no row names, all of them.
         """
         first = _first_layers(calls)
-        rules = [
-            next((row.rule for row in self.rows if row.matches(call, call.node.outputs[0] in first)), self.fallback)
-            for call in calls
-        ]
+        rules = [self._rule(call, call.node.outputs[0] in first) for call in calls]
         missing = [call for call, rule in zip(calls, rules, strict=True) if rule is None]
         if missing:
             named = ", ".join(f"{call.node.label} ({kind_of(call).name})" for call in reversed(missing))
@@ -96,12 +95,17 @@ class Composite:
             )
         return _with_biases(calls, [rule for rule in rules if rule is not None])
 
+    def _rule(self, call: Call, is_first: bool) -> Rule | None:
+        if isinstance(call, ControlCall):
+            return Gradient()
+        return next((row.rule for row in self.rows if row.matches(call, is_first)), self.fallback)
+
 
 def _with_biases(calls: Sequence[Call], rules: Sequence[Rule]) -> list[Rule]:
     """Tell the rule of a matrix product the bias that is added behind it, where that addition passes relevance on."""
     users: dict[str, list[int]] = {}
     for i, call in enumerate(calls):
-        for name in call.node.inputs:
+        for name in dict(call.flows) if isinstance(call, ControlCall) else call.node.inputs:
             users.setdefault(name, []).append(i)
     joined = list(rules)
     for i, (call, rule) in enumerate(zip(calls, rules, strict=True)):
@@ -116,6 +120,8 @@ def _bias(product: Call, behind: Call) -> Var | None:
     """The vector that an Add behind ``x @ W`` adds to each row; None where it does something else."""
     if product.node.op != "MatMul" or not product.active[0] or behind.node.op != "Add":
         return None
+    if product.emitter is not behind.emitter:
+        return None  # the addition is in a body, and so may be its bias
     added = behind.need(behind.active.index(False))
     vector = added.shape is not None and all(size == 1 for size in added.shape[:-1])
     return added if vector else None
@@ -124,15 +130,16 @@ def _bias(product: Call, behind: Call) -> Var | None:
 def _first_layers(calls: Sequence[Call]) -> set[str]:
     """List the outputs of the linear layers that no other linear layer precedes."""
     behind: set[str] = set()  # values with a linear layer somewhere before them
-    first = set()
-    for call in reversed(calls):
-        linear = bool(kind_of(call) & LINEAR)
-        preceded = not behind.isdisjoint(call.node.inputs)
-        if linear and not preceded:
-            first.add(call.node.outputs[0])
-        if linear or preceded:
-            behind.update(call.node.outputs)
-    return first
+    linear = {id(call) for call in calls if not isinstance(call, ControlCall) and kind_of(call) & LINEAR}
+    known = -1
+    while known < len(behind):  # loops lead back to their start
+        known = len(behind)
+        for call in reversed(calls):
+            if isinstance(call, ControlCall):
+                behind.update(target for source, target in call.flows if source in behind)
+            elif id(call) in linear or not behind.isdisjoint(call.node.inputs):
+                behind.update(call.node.outputs)
+    return {c.node.outputs[0] for c in calls if id(c) in linear and behind.isdisjoint(c.node.inputs)}
 
 
 def _lrp(name: str, *rows: Row) -> Composite:

@@ -58,7 +58,7 @@ class Node:
     def label(self) -> str:
         """The node as error messages call it: operator and name."""
         operator = f"{self.domain}.{self.op}" if self.domain else self.op
-        return f"{operator} '{self.name or self.outputs[0]}'"
+        return f"{operator} '{self.name or next(filter(None, self.outputs), '')}'"
 
     @property
     def subgraphs(self) -> list[Graph]:
@@ -66,10 +66,19 @@ class Node:
         return [a for a in self.attrs.values() if isinstance(a, Graph)]
 
     @property
+    def captured(self) -> tuple[str, ...]:
+        """What the node's subgraphs read from outside."""
+        return tuple(dict.fromkeys(name for body in self.subgraphs for name in body.captured))
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """What a cotangent can flow to: the inputs (missing ones too), then what the subgraphs capture."""
+        return (*self.inputs, *self.captured)
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """Every value the node reads: its inputs, and what its subgraphs capture from outside."""
-        captured = (name for body in self.subgraphs for name in body.captured)
-        return (*(i for i in self.inputs if i), *captured)
+        return tuple(filter(None, self.operands))
 
     def __str__(self) -> str:
         attrs = ", ".join(f"{k}={'<graph>' if isinstance(v, Graph) else v}" for k, v in self.attrs.items())

@@ -10,6 +10,7 @@ from onnxplain import methods, quantities
 from onnxplain.backward import backward, plan
 from onnxplain.canonize import BATCH
 from onnxplain.composites import Composite, kind_of
+from onnxplain.control import ControlCall
 from onnxplain.distributions import Point
 from onnxplain.emit import Emitter, Var
 from onnxplain.errors import OptionError, UnsupportedModelError, UnsupportedOperatorError, did_you_mean
@@ -175,10 +176,13 @@ def _inputs(graph: Graph, names: Sequence[str] | str | None) -> list[str]:
 
 
 def report(graph: Graph, composite: Composite, question: Question) -> list[Assignment]:
-    """Node -> kind -> rule, in the order of the walk; raises like `compile_program`, before any graph is written."""
+    """Node -> kind -> rule, in the order of the walk; raises like `compile_program`, before any graph is written.
+
+    In place of a control-flow node, the nodes in its bodies are listed.
+    """
     calls = _plan(graph, Emitter(graph), question)
-    rules = composite.assign(calls)
-    return [Assignment(c.node, kind_of(c), r) for c, r in zip(calls, rules, strict=True)]
+    pairs = zip(calls, composite.assign(calls), strict=True)
+    return [Assignment(c.node, kind_of(c), r) for c, r in pairs if not isinstance(c, ControlCall)]
 
 
 def _plan(graph: Graph, emitter: Emitter, question: Question) -> list[Call]:

@@ -24,6 +24,7 @@ LAYERS = [
     "writer",
     "canonize",
     "ops",
+    "control",
     "rules",
     "composites",
     "backward",

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime as ort
 
 from onnxplain.canonize.prepare import forget_output_shapes, set_shape
+from onnxplain.canonize.shapes import inferred
 from onnxplain.canonize.trial import ort_value
 from onnxplain.errors import ModelError
 from onnxplain.ir import Graph, Node
@@ -158,8 +159,7 @@ def with_sizes(model: Light, sizes: Mapping[str, int]) -> Light:
 def shaped(model: Light) -> Graph:
     """Convert to the IR, with every shape that onnx can infer."""
     forget_output_shapes(model.proto.graph)
-    inferred = onnx.shape_inference.infer_shapes(model.proto, data_prop=True)
-    graph = without_identities(to_graph(inferred, model.weights))
+    graph = without_identities(to_graph(inferred(model.proto), model.weights))
     return graph.pruned([v.name for v in graph.outputs])
 
 

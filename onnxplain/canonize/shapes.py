@@ -1,0 +1,105 @@
+"""Shape inference that knows the states of loops too; onnx leaves them without shapes, as a loop might change these.
+
+A state is taken to have the shape that it has before the loop. Sizes to which the body gives another value are
+forgotten, until nothing changes any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import onnx
+
+from onnxplain.canonize.prepare import set_shape
+from onnxplain.ir import Shape
+from onnxplain.reader import graphs_of, shape_of
+
+_Loop = tuple[list[onnx.GraphProto], onnx.NodeProto]  # the graphs around it, the outermost first, and a Loop
+
+
+def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Infer all shapes from those of the model's inputs; what the bodies of control-flow nodes declare is ignored."""
+    told = onnx.ModelProto()
+    told.CopyFrom(model)
+    for graph in list(graphs_of(told.graph))[1:]:
+        del graph.value_info[:]
+        for info in (*graph.input, *graph.output):
+            _set(info, None)
+    loops = list(_loops(told.graph))
+    met = 0  # so many loops have states with shapes
+    while True:
+        result = onnx.shape_inference.infer_shapes(told, data_prop=True)
+        changed = False
+        for i, ((graphs, node), seen) in enumerate(zip(loops, _loops(result.graph), strict=True)):
+            changed |= _learn(graphs[-1], node, seen, first=i == met)
+            if i == met:
+                met += 1
+                break  # shapes behind this loop are not what they will be
+        if not changed and met == len(loops):
+            return result
+
+
+def _loops(graph: onnx.GraphProto, around: Sequence[onnx.GraphProto] = ()) -> Iterator[_Loop]:
+    graphs = [*around, graph]
+    for node in graph.node:
+        if node.op_type == "Loop":
+            yield graphs, node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _loops(attribute.g, graphs)
+
+
+def _learn(graph: onnx.GraphProto, node: onnx.NodeProto, seen: _Loop, first: bool) -> bool:
+    """Declare what is seen of a loop's states in the body and behind the loop; return whether that was news."""
+    graphs, shown = seen
+    body, seen_body = _body(node), _body(shown)
+    for info in body.input[:2]:
+        _set(info, ())
+    changed = False
+    shapes = {name: shape for part in graphs for name, shape in _shapes(part)}
+    for k, name in enumerate(node.input[2:]):
+        inside, initial = body.input[2 + k], shapes.get(name)
+        shape = _common(initial, initial)
+        if not first:
+            shape = _common(_common(shape_of(inside), shape), shape_of(seen_body.output[1 + k]))
+        changed |= first or shape != shape_of(inside)
+        kind = seen_body.input[2 + k].type
+        inside.type.CopyFrom(kind)
+        _set(inside, shape)
+        if k < len(node.output) and node.output[k]:
+            _set(_info(graph, node.output[k], kind), shape)
+    return changed
+
+
+def _body(node: onnx.NodeProto) -> onnx.GraphProto:
+    body: onnx.GraphProto = next(a.g for a in node.attribute if a.name == "body")
+    return body
+
+
+def _shapes(graph: onnx.GraphProto) -> Iterator[tuple[str, Shape | None]]:
+    for info in (*graph.input, *graph.value_info, *graph.output):
+        yield info.name, shape_of(info)
+    for tensor in graph.initializer:
+        yield tensor.name, tuple(tensor.dims)
+
+
+def _common(a: Shape | None, b: Shape | None) -> Shape | None:
+    """What two shapes agree on; names that onnx made up (unk__1) change from one inference to the next."""
+    if a is None or b is None or len(a) != len(b):
+        return None
+    return tuple(d if d == e and not str(d).startswith("unk__") else None for d, e in zip(a, b, strict=True))
+
+
+def _info(graph: onnx.GraphProto, name: str, kind: onnx.TypeProto) -> onnx.ValueInfoProto:
+    """Find the declaration of a value, or make one."""
+    infos: list[onnx.ValueInfoProto] = [v for v in (*graph.output, *graph.value_info) if v.name == name]
+    return infos[0] if infos else graph.value_info.add(name=name, type=kind)
+
+
+def _set(info: onnx.ValueInfoProto, shape: Shape | None) -> None:
+    """Declare the shape of a tensor; None: not even its rank."""
+    if info.type.HasField("tensor_type"):
+        info.type.tensor_type.ClearField("shape")
+        if shape is not None:
+            info.type.tensor_type.shape.SetInParent()
+            set_shape(info, shape)

@@ -1,0 +1,70 @@
+"""What the control-flow operators have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnxplain.emit import Emitter, Var
+from onnxplain.ir import Graph, Node
+from onnxplain.ops.index import zeros
+from onnxplain.ops.table import Call, Cotangent
+
+
+@dataclass(frozen=True)
+class Path:
+    """What lies between some tensors and some outputs of a graph.
+
+    Attributes
+    ----------
+    calls
+        The nodes that the walk goes through, in its order; those in the bodies of a node come right behind it.
+    needed
+        Names of the active values that it reaches.
+    missing
+        Nodes that it cannot go through.
+    """
+
+    calls: list[Call]
+    needed: set[str]
+    missing: list[Node]
+
+
+Plan = Callable[[Graph, Emitter, Iterable[str], Iterable[str]], Path]  # (graph, emitter, outputs, wanted)
+Walk = Callable[[Emitter, Mapping[str, Var]], Mapping[str, Var]]  # (emitter, seeds) -> what arrives, by name
+Activity = Callable[[Graph, Iterable[str]], set[str]]  # (graph, wanted) -> the values that depend on them
+
+
+@dataclass(frozen=True)
+class ControlCall(Call):
+    """A control-flow node bound to its tensors: ``inputs`` and ``active`` have an entry for each of its operands."""
+
+    @property
+    @abstractmethod
+    def flows(self) -> Iterator[tuple[str, str]]:
+        """Pairs of values, on two sides of a body's boundary, of which the second may be the first."""
+
+    @abstractmethod
+    def vjp(self, cotangents: Sequence[Cotangent], walk: Walk) -> Sequence[Cotangent]:
+        """Write the way back: one cotangent per operand."""
+
+
+class Sums(dict[str, Var]):
+    """Name -> the sum of the cotangents that have arrived there."""
+
+    def add(self, name: str, cotangent: Cotangent) -> None:
+        """Add one; None is nothing."""
+        if cotangent is not None:
+            self[name] = self[name] + cotangent if name in self else cotangent
+
+
+def zeros_like(x: Var) -> Var:
+    """Zeros of the shape of ``x``."""
+    return zeros(x.sizes(), x.dtype, x.shape)
+
+
+def outputs_like(tensors: Sequence[Var]) -> dict[str, Any]:
+    """Say to `Emitter.ops` that a node has outputs like these."""
+    return {"outputs": len(tensors), "dtypes": [t.dtype for t in tensors], "shapes": [t.shape for t in tensors]}
