@@ -215,6 +215,14 @@ def test_bodies_share_the_register_of_names() -> None:
     assert inner.var("x").shape == (2,)
 
 
+def test_bodies_avoid_the_names_of_the_graph_around_them() -> None:
+    graph = to_graph(inferred("m (float[N,2] state) => (float[N,2] y) { Add = Relu(state)  y = Neg(Add) }"))
+    body = Emitter(outer=Emitter(graph))
+    state = body.input("state", "float32", ("N", 2))
+    assert state.name != "state"
+    assert (state + 1).name != "Add"
+
+
 # Shapes.
 
 SHAPES: list[tuple[list[Shape | None], Shape | None]] = [
@@ -243,7 +251,9 @@ UNBROADCAST = [
     ((4, 2, 3), (2, 3)),
     ((4, 2, 3), (1, 3)),
     ((4, 2, 3), ()),
+    ((4, 2, 3), (4, 1, 3)),
     ((2, 3), (1, 1)),
+    ((2, 3), (3,)),
     ((1, 3), (1, 3)),
 ]
 
@@ -313,14 +323,14 @@ def test_graph_drops_what_nobody_needs_and_gives_the_names_asked_for() -> None:
 
 def test_inline_renames_and_shares() -> None:
     table = rng().normal(size=(3, 3)).astype(np.float32)
-    graph = to_graph(
-        inferred("m (float[N,3] x) => (float[N,3] y) { h = MatMul(x, w)  y = Add(h, b) }", w=table, b=X[:1])
-    )
+    text = "m (float[N,3] x) => (float[N,3] y) { [stem] h = MatMul(x, w)  y = Add(h, b) }"
+    graph = to_graph(inferred(text, w=table, b=X[:1]))  # ONNX Runtime accepts no two nodes of one name
     emitter = Emitter(graph.pruned(["h"]))  # has x, h and the very array of w, but not b
     given = emitter.var("h") * 2
     (y,) = emitter.inline(graph, {"x": given}, ["y"])
     result = emitter.graph([emitter.var("x")], {"h": emitter.var("h"), "result": y})
     assert sum(array is graph.constants["w"] for array in result.constants.values()) == 1
+    assert [n.name for n in result.nodes].count("stem") == 1
     onnx.checker.check_model(to_proto(result), full_check=True)
     arrays = run_ort(result, {"x": X})
     np.testing.assert_allclose(arrays["result"], 2 * (X @ table) @ table + X[:1], rtol=1e-4)

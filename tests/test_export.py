@@ -121,6 +121,7 @@ OPTION_CASES: list[tuple[str, dict[str, Any]]] = [
     ("occlusion", {"window": (3,), "stride": 2}),
     ("occlusion", {"window": 4, "stride": (2, 3)}),
     ("occlusion", {}),
+    ("occlusion", {"window": 19, "stride": 1}),
     ("sensitivity", {"norm": "absolute"}),
     ("lrp", {}),
     ("lrp", {"composite": "epsilon_gamma_box", "low": np.full((2, 1, 1), -4.0), "high": 4.0}),
@@ -136,6 +137,13 @@ def test_options_are_built_in(method: str, options: dict[str, Any], tmp_path: Pa
     check_plain(tmp_path / "a.onnx")
     x = IMAGES.x(2)
     assert_same(bare(tmp_path / "a.onnx", {"x": x}), explainer(x, target=1))
+
+
+def test_calibrated_weights_are_left_alone_where_slopes_are_equal(tmp_path: Path) -> None:
+    explainer = ox.Explainer(load("two_inputs"), "integrated_gradients", steps=16, calibrate=True)
+    explainer.export(tmp_path / "a.onnx", target=2)
+    feeds = TWO_INPUTS.feeds(5)  # the ways of some of which meet no kink
+    assert_same(bare(tmp_path / "a.onnx", feeds), explainer(feeds, target=2), 1e-4)
 
 
 def test_probability_is_built_in(tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from onnxplain.files import check_writable, replacing
 def test_a_file_takes_the_place_of_another_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with replacing(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
+    with open(path) as reader:
+        with replacing(path) as temporary:
+            temporary.write_text("new")
+            assert path.read_text() == "old"
+        assert reader.read() == "old"  # who reads the old file reads it to its end
     assert path.read_text() == "new"
     assert os.listdir(tmp_path) == ["a.txt"]
 
