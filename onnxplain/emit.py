@@ -191,7 +191,17 @@ def concat(parts: Sequence[Var], axis: int = 0) -> Var:
     arrays = [p.value for p in parts if p.value is not None]
     if len(arrays) == len(parts):
         return parts[0].emitter.const(np.concatenate(arrays, axis=axis))
-    return parts[0].emitter.op("Concat", *parts, axis=axis)
+    return parts[0].emitter.op("Concat", *parts, known=_joined([p.shape for p in parts], axis), axis=axis)
+
+
+def _joined(shapes: Sequence[Shape | None], axis: int) -> Shape | None:
+    if shapes[0] is None:
+        return None
+    sizes = [None if s is None else s[axis] for s in shapes]
+    whole = sum(d for d in sizes if isinstance(d, int)) if all(isinstance(d, int) for d in sizes) else None
+    known = list(shapes[0])
+    known[axis] = whole
+    return tuple(known)
 
 
 def broadcast_shape(*shapes: Shape | None) -> Shape | None:
@@ -363,6 +373,16 @@ class Emitter:
         self.nodes.append(Node(op, read, tuple(r.name for r in results), attrs, domain=domain))
         self._written[key] = tuple(results)
         return tuple(results)
+
+    def complete(self, node: Node, index: int, known: Shape | None = None) -> Var:
+        """Take an output that ``node``, which is there already, leaves out; of the dtype of its first input."""
+        given = next(filter(None, node.outputs))
+        place = next(i for i, n in enumerate(self.nodes) if given in n.outputs)
+        outputs = list(self.nodes[place].outputs)
+        if not outputs[index]:
+            outputs[index] = self.input(node.op, self.var(node.inputs[0]).dtype, known).name
+            self.nodes[place] = replace(self.nodes[place], outputs=tuple(outputs))
+        return self.var(outputs[index])
 
     def refine(self, var: Var, shape: Shape | None) -> Var:
         """The same Var with what the caller knows of its shape."""

@@ -233,10 +233,8 @@ def _node(
             value = load(value)
         elif isinstance(value, onnx.GraphProto):
             value = _graph(value, load, versions)
-        elif isinstance(value, bytes):
-            value = value.decode(errors="replace")
-        elif isinstance(value, Iterable) and not isinstance(value, str):
-            value = [v.decode(errors="replace") if isinstance(v, bytes) else v for v in value]
+        else:
+            value = _plain(value)
         if attribute.name in ("to", "dtype") and isinstance(value, int):
             value = onnx.helper.tensor_dtype_to_np_dtype(value)
         attrs[attribute.name] = value
@@ -255,9 +253,14 @@ def _default_attributes(op: str, domain: str, version: int) -> Iterator[tuple[st
     for name, attribute in onnx.defs.get_schema(op, version, domain).attributes.items():
         default = attribute.default_value
         if default.type:
-            value = onnx.helper.get_attribute_value(default)
-            value = value.decode() if isinstance(value, bytes) else value
-            yield name, list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+            yield name, _plain(onnx.helper.get_attribute_value(default))
+
+
+def _plain(value: Any) -> Any:
+    """Text as str, sequences as lists."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return [_plain(v) for v in value] if isinstance(value, Iterable) and not isinstance(value, str) else value
 
 
 def _value(info: onnx.ValueInfoProto) -> Value:

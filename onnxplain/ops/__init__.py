@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxplain.ops import activation, elementwise, index, linear, norm, pool, reduce, resize, shape
+from onnxplain.ops import activation, elementwise, index, linear, norm, pool, recurrent, reduce, resize, shape
 from onnxplain.ops.nograd import ZERO_GRADIENT
 from onnxplain.ops.table import Call, Kind, OpRow, OpTable, merge
 
@@ -13,6 +13,7 @@ OPS: dict[str, OpRow] = merge(
     linear.TABLE,
     norm.TABLE,
     pool.TABLE,
+    recurrent.TABLE,
     reduce.TABLE,
     resize.TABLE,
     shape.TABLE,
