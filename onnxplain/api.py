@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -24,10 +23,12 @@ from onnxplain.reader import Source, read
 from onnxplain.result import Attribution, Single
 from onnxplain.runtime.batching import DEFAULT_MEMORY, chunk_size, parse_memory
 from onnxplain.runtime.providers import Choice, Provider, choose
+from onnxplain.runtime.recent import Recent
 from onnxplain.runtime.session import Session
 
 Array = np.ndarray[Any, Any]
 Inputs = Array | Mapping[str, Array]
+Sizes = tuple[tuple[str, int], ...]  # of free dimensions, sorted by name
 
 
 class Model:
@@ -41,8 +42,7 @@ class Model:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self._lock = threading.Lock()
-        self._canonical: dict[tuple[tuple[str, int], ...], Canonical] = {}
+        self._canonical = Recent(self._canonize)
 
     @cached_property
     def inputs(self) -> list[Value]:
@@ -69,11 +69,10 @@ class Model:
 
     def canonical(self, sizes: Mapping[str, int] | None = None) -> Canonical:
         """The canonical graph, for given sizes of the free dimensions or for any; made once and kept."""
-        key = tuple(sorted((sizes or {}).items()))
-        with self._lock:
-            if key not in self._canonical:
-                self._canonical[key] = canonize(self.source, sizes)
-            return self._canonical[key]
+        return self._canonical(tuple(sorted((sizes or {}).items())))
+
+    def _canonize(self, sizes: Sizes) -> Canonical:
+        return canonize(self.source, dict(sizes))
 
     def __str__(self) -> str:
         canonical = self.canonical()
@@ -160,8 +159,7 @@ class Explainer:
         if at is not None and not isinstance(self.method.distribution, Point):
             raise OptionError(f"at= needs a method that looks at one point; '{method}' looks at many")
         self._ask = partial(ask, output=output, wrt=wrt, at=at, probability=probability)
-        self._lock = threading.Lock()
-        self._runners: dict[tuple[tuple[str, int], ...], execution.Runner] = {}
+        self._runner = Recent(self._compile)
         if not self.model.free_sizes:
             self.report()
 
@@ -196,7 +194,7 @@ class Explainer:
         value = canonical.graph.value(question.explained)
         flat = quantities.resolve(target, value, samples)
         execution.check(self.method, feeds, question.wanted)
-        runner = self._compile(sizes)
+        runner = self._runner(tuple(sorted(sizes.items())))
         answer = execution.run(runner, self.method, feeds, flat, progress)
         parts = {name: Single(name, values) for name, values in answer.attributions.items()}
         return Attribution(
@@ -206,7 +204,13 @@ class Explainer:
     @property
     def provider(self) -> str | None:
         """The execution provider that runs it, once it has run; ``providers`` says why."""
-        return next((runner.session.provider for runner in list(self._runners.values())), None)
+        runner = self._runner.newest()
+        return runner and runner.session.provider
+
+    @property
+    def explained(self) -> tuple[str, ...]:
+        """Names of the tensors that get an attribution."""
+        return self._question()[1].wanted
 
     def report(self) -> list[Assignment]:
         """Node -> kind -> rule of the reverse walk, in its order; empty for methods without one.
@@ -256,14 +260,8 @@ class Explainer:
         canonical = self.model.canonical(sizes)
         return canonical, self._ask(canonical.graph)
 
-    def _compile(self, sizes: Mapping[str, int]) -> execution.Runner:
-        key = tuple(sorted(sizes.items()))
-        with self._lock:
-            if key not in self._runners:
-                self._runners[key] = self._runner(*self._question(sizes))
-            return self._runners[key]
-
-    def _runner(self, canonical: Canonical, question: Question) -> execution.Runner:
+    def _compile(self, sizes: Sizes) -> execution.Runner:
+        canonical, question = self._question(dict(sizes))
         program = compile_program(canonical.graph, self.method, question)
         session = Session(program.graph, self.providers)
         alone = 1 in (rows(canonical.graph.value(name)) for name in (question.explained, *question.wanted))

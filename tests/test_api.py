@@ -15,6 +15,7 @@ import pytest
 import onnxplain as ox
 from onnxplain import api
 from onnxplain.ops import OPS
+from onnxplain.runtime.recent import KEPT
 from tests.models import BRANCHES, FREE_SIZES, IMAGES, MLP, SEGMENTATION, SOFTMAX, TOKENS, TWO_INPUTS, model, weights
 from tests.reference import relative_error, rng
 from tests.test_methods import OPTIONS, load, parts
@@ -130,6 +131,16 @@ def test_it_is_compiled_for_every_size_of_an_image(sessions: type[Counting]) -> 
         rise = tiny.evaluate({"x": x + 1e-4 * gradient}) - tiny.evaluate({"x": x - 1e-4 * gradient})
         np.testing.assert_allclose(rise[:, 1], 2e-4 * (gradient**2).sum(axis=(1, 2, 3)), rtol=1e-3)
     assert sessions.made == 2
+
+
+def test_few_sizes_are_kept_those_used_last(sessions: type[Counting]) -> None:
+    explainer = ox.Explainer(FREE_SIZES.proto(), "gradient")
+    images = [np.zeros((1, 2, 8, size), np.float32) for size in range(4, 4 + KEPT + 1)]
+    for x in (*images[:KEPT], images[0], images[KEPT], images[0]):
+        explainer(x)
+    assert sessions.made == KEPT + 1
+    explainer(images[1])  # the one that had to go
+    assert sessions.made == KEPT + 2
 
 
 @pytest.mark.parametrize("method", ["integrated_gradients", "occlusion", "lrp"])
