@@ -205,7 +205,7 @@ class Explainer:
     def provider(self) -> str | None:
         """The execution provider that runs it, once it has run; ``providers`` says why."""
         runner = self._runner.newest()
-        return runner and runner.session.provider
+        return None if runner is None else runner.session.provider
 
     @property
     def explained(self) -> tuple[str, ...]:
