@@ -188,6 +188,8 @@ class Explainer:
             Wrong names, rank, shape, dtype, NaN or infinity.
         TargetError
             No such target.
+        OptionError
+            A baseline or a window that does not fit the input.
         """
         feeds, samples, sizes = checks.check_inputs(x, self.model.inputs, self._batched)
         canonical, question = self._question(sizes)
