@@ -5,8 +5,9 @@ The passes, in order:
 1. `prepare`: inputs that are weights become constants, functions are inlined, half precision is widened, free
    dimensions get names, declared shapes are forgotten.
 2. `opset`: every operator gets its opset-21 meaning; operators newer than that are expanded.
-3. `fold`: ONNX Runtime folds constants and shape arithmetic, with its own semantics.
-4. `batch`: what depends on the batch size only is worked out, so that the graph holds for every batch size.
+3. `expand`: operators of ONNX Runtime's own, and integer arithmetic, become standard floating-point operators.
+4. `fold`: ONNX Runtime folds constants and shape arithmetic, with its own semantics.
+5. `batch`: what depends on the batch size only is worked out, so that the graph holds for every batch size.
 
 Large weights take no part in this: they are views on the model's bytes, with stubs in their places.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from onnxplain.canonize import batch, fold, opset, prepare
+from onnxplain.canonize import batch, expand, fold, opset, prepare
 from onnxplain.ir import Graph
 from onnxplain.reader import Source
 
@@ -51,8 +52,10 @@ def canonize(source: Source, sizes: Mapping[str, int] | None = None) -> Canonica
     """
     prepared = prepare.prepare(source, sizes or {})
     changes = list(prepared.changes)
+    hints = expand.types(fold.Light(prepared.model, prepared.weights))
     light = fold.Light(opset.raise_opset(prepared.model, changes), prepared.weights)
     before = len(light.proto.graph.node)
+    light = expand.expand(light, hints, changes)
     light = fold.fold(light, hidden=fold.unfoldable(light))
     if sizes and BATCH in sizes:
         graph, fixed = fold.shaped(light), prepared.fixed_batch

@@ -7,17 +7,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 
 from onnxplain.canonize.prepare import forget_output_shapes, set_shape
 from onnxplain.canonize.shapes import inferred
 from onnxplain.canonize.trial import ort_value
-from onnxplain.errors import ModelError
-from onnxplain.ir import Graph, Node
-from onnxplain.reader import Weights, external_array, graphs_of, shape_of, to_graph
+from onnxplain.errors import ModelError, UnsupportedOperatorError
+from onnxplain.ir import Graph, Node, Value
+from onnxplain.reader import Weights, external_array, graphs_of, nodes_of, shape_of, to_graph
 from onnxplain.tensors import LARGE, is_external, stub
 
+_STANDARD = {"", "ai.onnx", "ai.onnx.ml"}
 _LOSSY = ["FuseReluClip"]  # makes Relu and Clip one Clip, and rules for rectifiers would miss the Relu
 _WEIGHT_AT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}  # the other of inputs 0 and 1 is x
 _AFFINE = {"Add", "Sub", "Mul", "Div"}  # with a constant, fused into the layer before, as BatchNormalization is
@@ -47,7 +49,8 @@ def fold(model: Light, hidden: Collection[str]) -> Light:
     ModelError
         ONNX Runtime does not accept the model.
     """
-    shown = {k: v for k, v in model.weights.items() if k not in hidden}
+    used = _used(model.proto.graph)  # ONNX Runtime drops the others before it gets their data, and then complains
+    shown = {k: v for k, v in model.weights.items() if k in used and k not in hidden}
     with tempfile.TemporaryDirectory(prefix="onnxplain-") as scratch:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -62,13 +65,10 @@ def fold(model: Light, hidden: Collection[str]) -> Light:
         options.add_external_initializers(list(shown), [ort_value(a) for a in shown.values()])
         try:
             ort.InferenceSession(
-                _hide(model, hidden).SerializeToString(), options, ["CPUExecutionProvider"], disabled_optimizers=_LOSSY
+                hide(model, hidden).SerializeToString(), options, ["CPUExecutionProvider"], disabled_optimizers=_LOSSY
             )
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
-            raise ModelError(
-                f"ONNX Runtime cannot load the model: {str(error).strip().splitlines()[0]}",
-                "Does it run on the CPU, with onnxruntime.InferenceSession(model)?",
-            ) from None
+            raise _failure(model.proto.graph, str(error).strip().splitlines()[0]) from None
         folded = onnx.load(options.optimized_model_filepath, load_external_data=False)
         weights = {k: v for k, v in model.weights.items() if k in hidden}
         for tensor in filter(is_external, folded.graph.initializer):
@@ -76,18 +76,39 @@ def fold(model: Light, hidden: Collection[str]) -> Light:
     return Light(_show(folded, weights), weights)
 
 
-def _hide(model: Light, hidden: Collection[str]) -> onnx.ModelProto:
-    """Turn the hidden weights into inputs."""
+def _failure(graph: onnx.GraphProto, why: str) -> ModelError:
+    """Name all nodes that are not standard operators, of which ONNX Runtime names the first that it does not know."""
+    hint = "Does it run on the CPU, with onnxruntime.InferenceSession(model)?"
+    foreign = [n for n in nodes_of(graph) if n.domain not in _STANDARD]
+    if not foreign:
+        return ModelError(f"ONNX Runtime cannot load the model: {why}", hint)
+    names = ", ".join(f"{n.domain}.{n.op_type} '{n.name or n.output[0]}'" for n in foreign)
+    what = (
+        f"ONNX Runtime cannot load the model, which has {len(foreign)} nodes that are not standard operators: {names}"
+    )
+    return UnsupportedOperatorError(f"{what} ({why})", hint)
+
+
+def hide(model: Light, hidden: Collection[str]) -> onnx.ModelProto:
+    """Turn the hidden weights into inputs, and drop those that nothing uses."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     del proto.graph.initializer[:]
+    used = _used(model.proto.graph)
     for tensor in model.proto.graph.initializer:
         if tensor.name in hidden:
             info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             proto.graph.input.append(info)
-        else:
+        elif tensor.name in used:
             proto.graph.initializer.append(tensor)
     return proto
+
+
+def _used(graph: onnx.GraphProto) -> set[str]:
+    """Names that a graph and its subgraphs read or hand out."""
+    parts = list(graphs_of(graph))
+    read = {name for part in parts for node in part.node for name in node.input}
+    return read.union(output.name for part in parts for output in part.output)
 
 
 def _show(proto: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
@@ -160,7 +181,8 @@ def shaped(model: Light) -> Graph:
     """Convert to the IR, with every shape that onnx can infer."""
     forget_output_shapes(model.proto.graph)
     graph = without_identities(to_graph(inferred(model.proto), model.weights))
-    return graph.pruned([v.name for v in graph.outputs])
+    unknown = {o: Value(o, np.dtype(np.float32), None) for n in graph.nodes for o in n.outputs if o}  # to onnx
+    return graph.replace(values=unknown | dict(graph.values)).pruned([v.name for v in graph.outputs])
 
 
 def without_identities(graph: Graph) -> Graph:
