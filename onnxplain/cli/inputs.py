@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,30 +12,26 @@ import numpy as np
 
 import onnxplain as ox
 from onnxplain.errors import InputError, OptionError
-from onnxplain.preprocessing import PRESETS, Preprocessing, find_note, preset
+from onnxplain.preprocessing import PRESETS, Note, Preprocessing, find_note, preset
 
 Array = np.ndarray[Any, Any]
 
+ARRAYS = (".npy", ".npz")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model input, and what is known of the photo it came from."""
+    """A model input, and, for photos, how the model sees the photo and how it was prepared."""
 
     arrays: Array | dict[str, Array]
     photo: Array | None = None
     preprocessing: Preprocessing | None = None
-    labels: Path | None = None
 
     @property
     def layout(self) -> str | None:
         """NCHW or NHWC, for photos."""
         return self.preprocessing.layout if self.preprocessing else None
-
-    def bounds(self, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The bounds of the input, for rules that need them and if the user gave none."""
-        return _bounds(self.preprocessing, method, options)
 
 
 def presets() -> list[str]:
@@ -42,21 +39,33 @@ def presets() -> list[str]:
     return list(PRESETS)
 
 
-def providers(names: tuple[str, ...]) -> list[str] | None:
+def providers(names: Sequence[str]) -> list[str] | None:
     """Execution providers from short or full names."""
     return [PROVIDERS.get(name.lower(), name) for name in names] or None
 
 
+def note_of(model: ox.Model) -> Note | None:
+    """The model's preprocessing note."""
+    return find_note(model.source.path, model.source.metadata)
+
+
 def load_array(path: Path) -> Array:
     """One array from a .npy file."""
-    try:
-        array: Array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from None
+    array = _load(path)
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"'{path}' holds several arrays, not one", "Name it .npz.")
     return array
 
 
-def prepare(model: ox.Model, path: Path, options: dict[str, Any]) -> Prepared:
+def _load(path: Path) -> Array | dict[str, Array]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else np.asarray(loaded)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from None
+
+
+def prepare(model: ox.Model, note: Note | None, path: Path, options: Mapping[str, Any]) -> Prepared:
     """Read ``path`` and make a model input of it.
 
     Raises
@@ -64,20 +73,25 @@ def prepare(model: ox.Model, path: Path, options: dict[str, Any]) -> Prepared:
     InputError
         The file cannot be read, or the model does not take photos.
     OptionError
-        Nobody says how a photo is to be prepared.
+        Nothing says how a photo is to be prepared.
     """
-    note = find_note(model.source.path, model.source.metadata)
-    if path.suffix in (".npy", ".npz"):
+    if path.suffix in ARRAYS:
         if options:
             raise OptionError(f"--{next(iter(options))} is for photos; '{path}' goes in as it is")
-        arrays = load_array(path)
-        stored = {name: arrays[name] for name in arrays} if path.suffix == ".npz" else arrays
-        return Prepared(stored, labels=note.labels if note else None)
+        return Prepared(_load(path) if path.suffix == ".npz" else load_array(path))
     inputs = model.inputs
     if len(inputs) != 1 or len(inputs[0].shape or ()) != 4:
-        raise InputError(f"'{path}' is taken for a photo, and the model takes {', '.join(map(str, inputs))}", "Use .npy or .npz.")
+        takes = ", ".join(map(str, inputs))
+        raise InputError(f"'{path}' is taken for a photo, and the model takes {takes}", "Give arrays: .npy or .npz.")
     from onnxplain.images import preprocess, read_image, view
 
+    shape = inputs[0].shape or ()
+    how = replace(_how(note, path, options), dtype=str(inputs[0].dtype)).for_shape(shape)
+    image = read_image(path)
+    return Prepared(preprocess(image, how, shape), view(image, how, shape), how)
+
+
+def _how(note: Note | None, path: Path, options: Mapping[str, Any]) -> Preprocessing:
     given = {key: _numbers(key, value) for key, value in options.items() if key != "preset"}
     if "preset" in options:
         how = preset(options["preset"])
@@ -90,10 +104,7 @@ def prepare(model: ox.Model, path: Path, options: dict[str, Any]) -> Prepared:
             f"nothing says how '{path}' becomes an input of the model",
             f"Give --preset ({', '.join(PRESETS)}), or --mean, --std and --scale, or a note next to the model.",
         )
-    shape = inputs[0].shape or ()
-    how = replace(how, dtype=str(inputs[0].dtype), **given).for_shape(shape)
-    image = read_image(path)
-    return Prepared(preprocess(image, how, shape), view(image, how, shape), how, note.labels if note else None)
+    return replace(how, **given)
 
 
 def _numbers(key: str, value: Any) -> Any:
@@ -109,35 +120,42 @@ def _numbers(key: str, value: Any) -> Any:
     return parts[0] if len(parts) == 1 else parts
 
 
-def labels(given: Path | None, noted: Path | None) -> list[str] | None:
-    """Names of the classes: from the file that the user names, else from the note's if it is there."""
+def class_names(given: Path | None, note: Note | None) -> list[str] | None:
+    """Names of the classes: from the file that the user gives, else from the note's, if it is there."""
+    path = given or (note.labels if note and note.labels and note.labels.is_file() else None)
+    if path is None:
+        return None
     from onnxplain.images import read_labels
 
-    if given is not None:
-        return read_labels(given)
-    return read_labels(noted) if noted is not None and noted.is_file() else None
+    return read_labels(path)
 
 
-def note_labels(model: ox.Model) -> Path | None:
-    """The labels file that a model's note names."""
-    note = find_note(model.source.path, model.source.metadata)
-    return note.labels if note else None
+def check_names(names: Sequence[str] | None, model: ox.Model, output: str | None) -> None:
+    """Raise InputError if there are more or fewer names than the output has classes."""
+    if names is None or model.free_sizes:
+        return
+    explained = next((v for v in model.outputs if (v.name == output if output else v.is_float)), None)
+    if explained is None or explained.shape is None or len(explained.shape) != 2:
+        return
+    classes = explained.shape[1]
+    if isinstance(classes, int) and classes != len(names):
+        raise InputError(
+            f"the labels name {len(names)} classes, the output '{explained.name}' has {classes}",
+            "Give --labels with one line per class, in their order.",
+        )
 
 
-def note_bounds(model: ox.Model, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Bounds of a photo in the model's units, from its note, for rules that need them."""
-    note = find_note(model.source.path, model.source.metadata)
-    shape = model.inputs[0].shape if model.inputs else None
-    if note is None or shape is None or len(shape) != 4:
-        return {}
-    return _bounds(note.preprocessing.for_shape(shape), method, options)
-
-
-def _bounds(how: Preprocessing | None, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    needed = options.get("rule") == "z_box" or options.get("composite") == "epsilon_gamma_box"
-    if how is None or method != "lrp" or not needed:
-        return {}
-    mean, std = (np.atleast_1d(np.asarray(v, np.float32)) for v in (how.mean, how.std))
+def with_bounds(how: Preprocessing | None, method: str, options: dict[str, Any]) -> dict[str, Any]:
+    """``options``, with the bounds of a photo in the model's units for the composite that needs them, unless given."""
+    if how is None or method != "lrp" or options.get("composite") != "epsilon_gamma_box":
+        return options
     per_channel = (-1, 1, 1) if how.layout == "NCHW" else (1, 1, -1)
-    bounds = {"low": ((0 - mean) / std).reshape(per_channel), "high": ((255 * how.scale - mean) / std).reshape(per_channel)}
-    return {k: v for k, v in bounds.items() if k not in options}
+    mean, std = (np.atleast_1d(np.asarray(v, np.float32)).reshape(per_channel) for v in (how.mean, how.std))
+    black, white = (0 - mean) / std, (255 * how.scale - mean) / std
+    return {"low": np.minimum(black, white), "high": np.maximum(black, white), **options}
+
+
+def noted_preprocessing(model: ox.Model, note: Note | None) -> Preprocessing | None:
+    """How the note says that photos become inputs, completed from the input's shape."""
+    shape = model.inputs[0].shape if len(model.inputs) == 1 else None
+    return note.preprocessing.for_shape(shape) if note and shape is not None and len(shape) == 4 else None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect as signatures
-import json
-import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,248 +14,213 @@ import numpy as np
 
 import onnxplain as ox
 from onnxplain import files, methods
-from onnxplain.cli import inputs, show
+from onnxplain.cli import inputs, options, show
+from onnxplain.composites import COMPOSITES, RULES
 from onnxplain.errors import OnnxplainError, OptionError
 
-EPILOG = "Errors go to standard error as one line and a hint; exit status 1 for them, 2 for a wrong command line."
+PICTURES = (".png", ".jpg", ".jpeg")
+INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
+EPILOG = "Errors are one line and perhaps a hint, on standard error. Exit status: 1, or 2 for a wrong command line."
 
 
 class Commands(click.Group):
-    """A group that shows this package's errors as a line and a hint instead of a traceback."""
+    """A group that shows errors as a line and a hint instead of a traceback or a usage text."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command and exit."""
+        kwargs |= {"standalone_mode": False, "prog_name": "onnxplain"}
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: show.warning(str(message))
+            sys.exit(self._run(*args, **kwargs))
+
+    def _run(self, *args: Any, **kwargs: Any) -> int:
         try:
-            return super().invoke(ctx)
+            return int(super().main(*args, **kwargs) or 0)
         except OnnxplainError as error:
-            show.error(error)
-            ctx.exit(1)
+            show.error(error.message, error.hint)
+            return 1
+        except click.UsageError as error:
+            show.error(error.format_message(), f"{error.ctx.command_path} --help" if error.ctx else "")
+            return error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            return INTERRUPTED
 
 
-@click.group(cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    epilog=EPILOG,
+    invoke_without_command=True,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(ox.__version__, prog_name="onnxplain")
-def main() -> None:
-    """Explain any ONNX model: which parts of the input spoke for the answer?"""
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Explain any ONNX model: show which parts of an input spoke for its answer."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
-def _parse(items: tuple[str, ...]) -> dict[str, Any]:
-    """KEY=VALUE options of a method: JSON values, comma-separated numbers, .npy files, or plain text."""
-    options: dict[str, Any] = {}
-    for item in items:
-        key, equals, text = item.partition("=")
-        if not equals:
-            raise OptionError(f"-p takes KEY=VALUE, not {item!r}", "For example: -p steps=128")
-        options[key.strip()] = _value(text.strip())
-    return options
-
-
-def _value(text: str) -> Any:
-    if text.endswith(".npy"):
-        return inputs.load_array(Path(text))
-    try:
-        value = json.loads(text)
-        return tuple(value) if isinstance(value, list) else value
-    except json.JSONDecodeError:
-        pass
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        return text
-
-
-def _target(text: str | None, labels: list[str] | None = None) -> int | tuple[int, ...] | None:
-    """A target: a class number, an index "4,10,12", or a class name from the labels."""
-    if text is None or text == "predicted":
-        return None
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-        return numbers[0] if len(numbers) == 1 else numbers
-    except ValueError:
-        pass
-    matches = [i for i, label in enumerate(labels or []) if label.lower() == text.lower()]
-    if not matches:
-        hint = "Give a number, or --labels with a file that names the classes."
-        raise ox.TargetError(f"there is no class called {text!r}", "" if labels else hint)
-    return matches[0]
-
-
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def _common(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of every command that runs or writes a method."""
-    options: list[Decorator] = [
-        click.option("-m", "--method", default="lrp", show_default=True, help="Method; see 'onnxplain methods'."),
-        click.option("-p", "--param", "params", multiple=True, metavar="KEY=VALUE", help="Option of the method; repeatable."),
-        click.option("--target", help="Class number, index (4,10,12), or class name; default: the predicted class."),
-        click.option("--output", help="Model output to explain; default: the first floating-point one."),
-        click.option("--wrt", multiple=True, help="Input that gets the attribution; repeatable; default: all."),
-        click.option("--at", help="Internal tensor that gets the attribution instead of an input."),
-        click.option("--probability", is_flag=True, help="Explain the value after a final softmax, not before it."),
-        click.option("--labels", type=click.Path(path_type=Path), help="Text file that names the classes, one a line."),
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
-def _photo_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    options: list[Decorator] = [
-        click.option("--preset", help="Known preprocessing: " + ", ".join(inputs.presets()) + "."),
-        click.option("--mean", help="Mean to subtract: a number, or one per channel, 123.7,116.8,103.9."),
-        click.option("--std", help="Standard deviation to divide by, likewise."),
-        click.option("--scale", type=float, help="Factor on the pixels (0..255) before that."),
-        click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="Axes of the model's input."),
-        click.option("--color", type=click.Choice(["RGB", "BGR", "GRAY"]), help="Order of the channels."),
-        click.option("--size", help="Height and width, 224 or 224,224; default: from the model."),
-        click.option("--resize", type=click.Choice(["stretch", "crop", "pad"]), help="How a photo is made to fit."),
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
-@main.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("input", type=click.Path(path_type=Path))
-@_common
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Picture (.png, .jpg) or raw values (.npy, .npz).")
-@_photo_options
+@main.command(short_help="Explain what a model says about an input, and draw it.")
+@click.argument("model", type=options.PATH)
+@click.argument("input", type=options.PATH)
+@options.method(required=True)
+@click.option(
+    "--target", help="Class number or name, or index into the output (4,10,12); default: the predicted class."
+)
+@options.labels
+@options.ask()
+@options.out_of_explain
+@click.option("--sample", default=0, show_default=True, help="Which sample of a batch a picture shows.")
+@click.option("--plain", is_flag=True, help="Draw the heatmap alone, not over the photo.")
+@options.photos()
 @click.option("--provider", "providers", multiple=True, help="cpu, cuda, or an ONNX Runtime provider; repeatable.")
 @click.option("--memory", default="1 GiB", show_default=True, help="Bound on the memory of one run's activations.")
-@click.option("--plain", is_flag=True, help="Draw the heatmap alone, not over the photo.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@options.as_json
 def explain(
     model: Path,
     input: Path,
     method: str,
     params: tuple[str, ...],
     target: str | None,
-    output: str | None,
-    wrt: tuple[str, ...],
-    at: str | None,
-    probability: bool,
     labels: Path | None,
     out: Path | None,
+    sample: int,
+    plain: bool,
     providers: tuple[str, ...],
     memory: str,
-    plain: bool,
     as_json: bool,
-    **photo: Any,
+    **given: Any,
 ) -> None:
     """Explain what MODEL says about INPUT (a photo, .npy or .npz) and draw it.
 
-    Photos are prepared as the model's preprocessing note says (MODEL.preprocessing.json next to it, or in its metadata), as a
-    --preset says, or as --mean, --std, --scale ... say.
+    A photo is prepared as --mean, --std, --scale ... say, as a --preset says, or as the model's preprocessing note says
+    (MODEL.preprocessing.json next to it, or 'onnxplain.preprocessing' in its metadata). Arrays go in as they are.
+
+    It prints what was explained, its score, and for methods that promise what the attributions sum to, the residual:
+    their sum minus what it should be.
     """
-    out = out or input.with_name(f"{input.stem}_{method}{'.png' if input.suffix not in ('.npy', '.npz') else '.npy'}")
-    files.check_writable(out, {".png", ".jpg", ".jpeg", ".npy", ".npz"})
-    loaded = ox.load(model)
-    prepared = inputs.prepare(loaded, input, {k: v for k, v in photo.items() if v is not None})
-    names = inputs.labels(labels, prepared.labels)
-    options = {**prepared.bounds(method, _parse(params)), **_parse(params)}
-    explainer = ox.Explainer(
-        loaded,
-        method,
-        output=output,
-        wrt=list(wrt) or None,
-        at=at,
-        probability=probability,
-        providers=inputs.providers(providers),
-        memory=memory,
-        **options,
-    )
+    asked = {key: given.pop(key) for key in options.ASK}
+    out = out or Path(f"{input.stem}_{method}{input.suffix if input.suffix in inputs.ARRAYS else '.png'}")
+    options.check_out(out, {*PICTURES, *inputs.ARRAYS}, input, model)
     with show.progress(method) as step:
-        result = explainer(prepared.arrays, _target(target, names), progress=step)
-    _write(result, out, prepared, plain)
-    show.result(result, out, names, explainer, as_json)
+        loaded = ox.load(model)
+        note = inputs.note_of(loaded)
+        prepared = inputs.prepare(loaded, note, input, {k: v for k, v in given.items() if v is not None})
+        names = inputs.class_names(labels, note)
+        wanted = inputs.with_bounds(prepared.preprocessing, method, options.parse(params))
+        running = {"providers": inputs.providers(providers), "memory": memory}
+        explainer = _explainer(loaded, method, asked, wanted | running)
+        _check_one(out, explainer)
+        inputs.check_names(names, loaded, asked["output"])
+        result = explainer(prepared.arrays, options.parse_target(target, names), progress=step)
+        _write(result, out, sample, None if plain else prepared.photo, None if asked["at"] else prepared.layout)
+    show.result(result, out, sample, names, explainer, prepared, as_json)
 
 
-def _write(result: ox.Attribution, out: Path, prepared: inputs.Prepared, plain: bool) -> None:
-    from onnxplain import heatmap
+def _check_one(out: Path, explainer: ox.Explainer) -> None:
+    """Only .npz files hold the attributions of several inputs."""
+    if out.suffix != ".npz" and len(explainer.model.inputs) > 1 and len(explainer.explained) > 1:
+        raise OptionError(
+            f"several inputs get an attribution ({', '.join(explainer.explained)}), and '{out}' holds one",
+            "Choose with --wrt, or write .npz.",
+        )
 
+
+def _write(result: ox.Attribution, out: Path, sample: int, photo: inputs.Array | None, layout: str | None) -> None:
     if out.suffix == ".npz":
         with files.replacing(out) as temporary, open(temporary, "wb") as file:
             np.savez(file, allow_pickle=False, **{name: result[name].values for name in result.names})
-    elif out.suffix == ".npy":
-        heatmap.save(out, result.values)
-    else:
-        name = result.names[0]
-        if len(result.names) > 1:
-            raise OptionError(f"a picture shows one input: {', '.join(result.names)}", "Choose with --wrt, or write .npz.")
-        photo = None if plain or result[name].values.ndim != 4 else prepared.photo
-        result.save(out, image=photo, layout="HWC" if prepared.layout == "NHWC" else "CHW")
+        return
+    drawn = photo if result.values.ndim == 4 else None
+    result.save(out, image=drawn, sample=sample, layout={"NHWC": "HWC", "NCHW": "CHW"}.get(layout or "", "auto"))
 
 
-@main.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The explainer's file (.onnx).")
-@_common
+@main.command(short_help="Save a model and a method as one .onnx file that explains.")
+@click.argument("model", type=options.PATH)
+@options.out_of_convert
+@options.method(required=True)
+@click.option("--target", help="Always explain this class: number, name, index (4,10,12), or 'predicted'.")
+@options.labels
+@options.ask()
+@options.as_json
 def convert(
     model: Path,
     out: Path,
     method: str,
     params: tuple[str, ...],
     target: str | None,
-    output: str | None,
-    wrt: tuple[str, ...],
-    at: str | None,
-    probability: bool,
     labels: Path | None,
+    as_json: bool,
+    **asked: Any,
 ) -> None:
     """Save MODEL and a method as one stand-alone .onnx file.
 
-    Its inputs are MODEL's and 'target' (int64 per sample; -1: the predicted class), unless --target fixes it; its outputs are
-    MODEL's and 'attribution'. It runs in any ONNX Runtime, without this package.
+    Its inputs are MODEL's and, unless --target fixes it, 'target': int64, one per sample, -1 for the predicted class.
+    Its outputs are MODEL's and 'attribution'. It runs in any ONNX Runtime, without this package.
     """
-    files.check_writable(out, {".onnx"})
+    options.check_out(out, {".onnx"}, model)
     loaded = ox.load(model)
-    names = inputs.labels(labels, inputs.note_labels(loaded))
-    options = {**inputs.note_bounds(loaded, method, _parse(params)), **_parse(params)}
-    explainer = ox.Explainer(loaded, method, output=output, wrt=list(wrt) or None, at=at, probability=probability, **options)
-    explainer.export(out, target="input" if target is None else _target(target, names))
-    show.line(f"{out}: {os.path.getsize(out) / 1e6:.1f} MB, explains by {method}")
+    note = inputs.note_of(loaded)
+    names = inputs.class_names(labels, note)
+    how = inputs.noted_preprocessing(loaded, note)
+    with show.progress(method):
+        explainer = _explainer(loaded, method, asked, inputs.with_bounds(how, method, options.parse(params)))
+        inputs.check_names(names, loaded, asked["output"])
+        explainer.export(out, target="input" if target is None else options.parse_target(target, names))
+    show.converted(ox.load(out), out, method, as_json)
 
 
-@main.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("-m", "--method", help="Show node -> kind -> rule for this method.")
-@click.option("-p", "--param", "params", multiple=True, metavar="KEY=VALUE", help="Option of the method; repeatable.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(model: Path, method: str | None, params: tuple[str, ...], as_json: bool) -> None:
+def _explainer(model: ox.Model, method: str, asked: Mapping[str, Any], more: Mapping[str, Any]) -> ox.Explainer:
+    return ox.Explainer(model, method, **{**asked, "wrt": asked["wrt"] or None}, **more)
+
+
+@main.command(short_help="Show what a model is made of, and which methods work on it.")
+@click.argument("model", type=options.PATH)
+@options.method(required=False)
+@options.ask()
+@click.option("--tensors", is_flag=True, help="List the tensors that --at can name.")
+@options.as_json
+def inspect(
+    model: Path, method: str | None, params: tuple[str, ...], tensors: bool, as_json: bool, **asked: Any
+) -> None:
     """Show MODEL's inputs and outputs, what was changed to read it, and which methods work on it."""
+    if params and not method:
+        raise OptionError("-p belongs to a method", "Name it with -m.")
     loaded = ox.load(model)
-    if method:
-        options = {**inputs.note_bounds(loaded, method, _parse(params)), **_parse(params)}
-        show.rules(ox.Explainer(loaded, method, **options), as_json)
-        return
-    verdicts: dict[str, str] = {}
-    for name in ox.METHODS:
-        try:
-            ox.Explainer(loaded, name).report()
-            verdicts[name] = ""
-        except ox.UnsupportedModelError as error:
-            verdicts[name] = error.message
-    show.model(loaded, verdicts, as_json)
+    note = inputs.note_of(loaded)
+    how = inputs.noted_preprocessing(loaded, note)
+    if tensors:
+        show.tensors(loaded.tensors, as_json)
+    elif method:
+        show.rules(_explainer(loaded, method, asked, inputs.with_bounds(how, method, options.parse(params))), as_json)
+    else:
+        verdicts = {name: _in_the_way(loaded, name, asked) for name in ox.METHODS}
+        show.model(loaded, note, how, verdicts, as_json)
 
 
-@main.command("methods")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def _in_the_way(model: ox.Model, method: str, asked: Mapping[str, Any]) -> str:
+    """Why a method does not work on a model; empty if it does."""
+    try:
+        _explainer(model, method, asked, {}).report()
+    except ox.UnsupportedModelError as error:
+        return error.message
+    return ""
+
+
+@main.command("methods", short_help="List the methods and their options.")
+@options.as_json
 def list_methods(as_json: bool) -> None:
-    """List the methods, their options and defaults, and the names of rules and composites."""
-    table: dict[str, Mapping[str, Any]] = {
-        name: {
-            "summary": methods.summary(name),
-            "options": {k: _plain(p.default) for k, p in signatures.signature(function).parameters.items()},
-        }
-        for name, function in ox.METHODS.items()
+    """List the methods with their options and defaults, and the rules and composites of lrp."""
+    table = {name: {"summary": methods.summary(name), "options": _defaults(f)} for name, f in ox.METHODS.items()}
+    parts = {
+        "rules": {name: _defaults(f) for name, f in RULES.items()},
+        "composites": {name: _defaults(f) for name, f in COMPOSITES.items()},
     }
-    show.methods(table, as_json)
+    show.methods(table, parts, as_json)
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """Parameters and their defaults; None for those without one."""
+    parameters = signatures.signature(function).parameters
+    return {name: None if p.default is p.empty else p.default for name, p in parameters.items()}

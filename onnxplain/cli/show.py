@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,128 +16,191 @@ from rich.table import Table
 from rich.text import Text
 
 import onnxplain as ox
-from onnxplain.errors import OnnxplainError
+from onnxplain.cli.inputs import Prepared
+from onnxplain.ir import Value
+from onnxplain.preprocessing import Note, Preprocessing
+
+PIPE_WIDTH = 160  # a pipe has no width; lines should not be cut for one
 
 
 def _console(stderr: bool = False) -> Console:
     console = Console(stderr=stderr, highlight=False)
     if not console.is_terminal:
-        console.width = 160  # a pipe has no width; lines should not be cut for one
+        console.width = PIPE_WIDTH
     return console
 
 
-def line(text: str) -> None:
-    """Print one line."""
-    click.echo(text)
+def _dump(data: Any) -> None:
+    click.echo(json.dumps(data, indent=2, default=_plain))
 
 
-def dump(data: Any) -> None:
-    """Print JSON."""
-    click.echo(json.dumps(data, indent=2, default=lambda a: a.tolist() if isinstance(a, np.ndarray | np.generic) else str(a)))
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
-def error(problem: OnnxplainError) -> None:
-    """Print an error as one line and a hint, on standard error."""
-    message = " ".join(problem.message.split())
-    console = _console(stderr=True)
-    console.print(Text("error: ", style="bold red") + Text(message, style=""), soft_wrap=True)
-    if problem.hint:
-        console.print(Text("hint: ", style="bold") + Text(problem.hint), soft_wrap=True)
+def _say(label: str, text: str, style: str = "bold") -> None:
+    words = Text(f"{label}: ", style=style) + Text(" ".join(text.split()), style="")
+    _console(stderr=True).print(words, soft_wrap=True)
+
+
+def error(message: str, hint: str) -> None:
+    """Print an error as one line and perhaps a hint, on standard error."""
+    _say("error", message, "bold red")
+    if hint:
+        _say("hint", hint)
+
+
+def warning(message: str) -> None:
+    """Print a warning on standard error."""
+    _say("warning", message, "bold yellow")
 
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, nothing elsewhere."""
+    """A progress bar on a terminal, nothing elsewhere; it pulses until the first step is done."""
     console = _console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(f"{label}: preparing", total=None)
+        yield lambda done, total: bar.update(task, description=label, completed=done, total=total)
 
 
-def _named(target: Any, labels: list[str] | None) -> str:
-    if isinstance(target, int) and labels and target < len(labels):
-        return f"{target} ({labels[target]})"
-    return str(target)
+def _label(target: Any, names: Sequence[str] | None) -> str | None:
+    return names[target] if names and isinstance(target, int) and target < len(names) else None
 
 
-def result(answer: ox.Attribution, out: Path, labels: list[str] | None, explainer: ox.Explainer, as_json: bool) -> None:
+def result(
+    answer: ox.Attribution,
+    out: Path,
+    sample: int,
+    names: Sequence[str] | None,
+    explainer: ox.Explainer,
+    prepared: Prepared,
+    as_json: bool,
+) -> None:
     """Print what was explained and where it was written."""
     targets = answer.target.tolist()
     if as_json:
-        dump(
+        how = prepared.preprocessing
+        _dump(
             {
                 "file": str(out),
                 "method": answer.method,
                 "target": targets,
-                "label": [labels[t] if labels and isinstance(t, int) and t < len(labels) else None for t in targets],
+                "label": [_label(target, names) for target in targets],
                 "score": answer.score,
                 "residual": answer.residual,
+                "shape": {name: answer[name].values.shape for name in answer.names},
+                "preprocessing": how.to_note() if how else None,
                 "provider": explainer.provider,
                 "provider_reason": str(explainer.providers),
-                "shape": {name: answer[name].values.shape for name in answer.names},
             }
         )
         return
-    for sample, target in enumerate(targets):
-        gap = "" if answer.residual is None else f", residual {answer.residual[sample]:+.3g}"
-        line(f"class {_named(target, labels)}, score {answer.score[sample]:.4g}{gap}")
-    line(f"{answer.method} written to {out}")
+    several = len(targets) > 1
+    for position, target in enumerate(targets):
+        label = _label(target, names)
+        named = f"{target} ({label})" if label else str(target)
+        gap = "" if answer.residual is None else f", residual {answer.residual[position]:+.3g}"
+        prefix = f"sample {position}: " if several else ""
+        click.echo(f"{prefix}class {named}, score {answer.score[position]:.4g}{gap}")
+    drawn = f" of sample {sample}" if several and out.suffix not in (".npy", ".npz") else ""
+    click.echo(f"{out}: {answer.method}{drawn}, on {explainer.provider}")
+
+
+def converted(explainer: ox.Model, out: Path, method: str, as_json: bool) -> None:
+    """Print what a stand-alone explainer takes and gives."""
+    graph = explainer.source.proto.graph
+    size, outputs = out.stat().st_size, [v.name for v in graph.output]
+    if as_json:
+        inputs = [_described(v) for v in explainer.inputs]
+        _dump({"file": str(out), "bytes": size, "method": method, "inputs": inputs, "outputs": outputs})
+        return
+    click.echo(f"{out}: {method}, {size / 1e6:.3g} MB")
+    for value in explainer.inputs:
+        click.echo(f"  input  {value}")
+    click.echo(f"  outputs {', '.join(outputs)}")
 
 
 def rules(explainer: ox.Explainer, as_json: bool) -> None:
     """Print node -> kind -> rule."""
-    assignments = explainer.report()
-    rows = [(a.node.op, a.node.name or a.node.outputs[0], a.kind.name or "", repr(a.rule)) for a in assignments]
+    rows = [(a.node.op, a.node.name or a.node.outputs[0], a.kind.name or "", repr(a.rule)) for a in explainer.report()]
+    columns = ("operator", "node", "kind", "rule")
     if as_json:
-        dump([dict(zip(("operator", "node", "kind", "rule"), row, strict=True)) for row in rows])
-        return
-    if not rows:
-        line(f"{explainer.method.name} runs the model forward only: no rules.")
-        return
-    table = Table("operator", "node", "kind", "rule", title=f"{explainer.method.name}: from the output to the input")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    _console().print(table)
+        _dump([dict(zip(columns, row, strict=True)) for row in rows])
+    elif rows:
+        _print(columns, rows, title=f"{explainer.method.name}: from the output to the input")
+    else:
+        click.echo(f"{explainer.method.name} runs the model forward only: no rules.")
 
 
-def model(loaded: ox.Model, verdicts: Mapping[str, str], as_json: bool) -> None:
+def tensors(values: Sequence[Value], as_json: bool) -> None:
+    """Print the tensors that can get the attribution."""
+    if as_json:
+        _dump([_described(v) for v in values])
+        return
+    _print(("tensor", "type", "shape"), [(v.name, str(v.dtype), _shape(v)) for v in values])
+
+
+def model(
+    loaded: ox.Model, note: Note | None, how: Preprocessing | None, verdicts: Mapping[str, str], as_json: bool
+) -> None:
     """Print a model's summary, and which methods work on it."""
+    canonical = loaded.canonical()
     if as_json:
-        canonical = loaded.canonical()
-        dump(
+        _dump(
             {
                 "inputs": [_described(v) for v in loaded.inputs],
                 "outputs": [_described(v) for v in loaded.outputs],
                 "nodes": len(canonical.graph.nodes),
                 "fixed_batch": canonical.fixed_batch,
                 "changes": canonical.changes,
+                "preprocessing": how.to_note() if how else None,
+                "labels": str(note.labels) if note and note.labels else None,
                 "methods": {name: why or "works" for name, why in verdicts.items()},
             }
         )
         return
-    line(str(loaded))
-    table = Table("method", "works", "what is in the way")
+    click.echo(str(loaded))
+    if note and how:
+        height, width = how.size or ("?", "?")
+        formula = f"(pixel * {how.scale:.6g} - {how.mean}) / {how.std}"
+        click.echo(f"  photos {height} x {width} {how.color}, {how.resize}: {formula}")
+        click.echo(f"         says {note.source}; labels: {note.labels or 'none'}")
+    reasons: dict[str, list[str]] = {}
     for name, why in verdicts.items():
-        table.add_row(name, "no" if why else "yes", Text(why))
+        reasons.setdefault(why, []).append(name)
+    rows = [(", ".join(names), "no" if why else "yes", why) for why, names in sorted(reasons.items())]
+    _print(("methods", "work", "what is in the way"), rows)
+
+
+def methods(
+    table: Mapping[str, Mapping[str, Any]], parts: Mapping[str, Mapping[str, Mapping[str, Any]]], as_json: bool
+) -> None:
+    """Print the methods with their options, and the parts of lrp with theirs."""
+    if as_json:
+        _dump({"methods": table, "lrp": parts})
+        return
+    rows = [(name, entry["summary"], _options(entry["options"])) for name, entry in table.items()]
+    _print(("method", "what it computes", "options"), rows, show_lines=True)
+    for what, known in parts.items():
+        _print((f"lrp {what}", "options"), [(name, _options(defaults)) for name, defaults in known.items()])
+
+
+def _print(columns: Sequence[str], rows: Sequence[Sequence[str]], **style: Any) -> None:
+    table = Table(*columns, **style)
+    for row in rows:
+        table.add_row(*map(Text, row))
     _console().print(table)
 
 
-def _described(value: Any) -> dict[str, Any]:
+def _options(defaults: Mapping[str, Any]) -> str:
+    return ", ".join(name if value is None else f"{name}={value}" for name, value in defaults.items())
+
+
+def _described(value: Value) -> dict[str, Any]:
     return {"name": value.name, "dtype": str(value.dtype), "shape": value.shape}
 
 
-def methods(table: Mapping[str, Mapping[str, Any]], as_json: bool) -> None:
-    """Print the methods with their options."""
-    from onnxplain.composites import COMPOSITES, RULES
-
-    if as_json:
-        dump({"methods": table, "lrp_rules": list(RULES), "lrp_composites": list(COMPOSITES)})
-        return
-    printed = Table("method", "what it computes", "options", show_lines=True)
-    for name, entry in table.items():
-        options = ", ".join(f"{k}={'-' if v is None else v}" for k, v in entry["options"].items())
-        printed.add_row(name, Text(entry["summary"]), Text(options))
-    _console().print(printed)
-    line(f"lrp rules: {', '.join(RULES)}")
-    line(f"lrp composites: {', '.join(COMPOSITES)}")
+def _shape(value: Value) -> str:
+    return " x ".join("?" if d is None else str(d) for d in value.shape) if value.shape is not None else "?"
