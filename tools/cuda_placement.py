@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""Which nodes of a model would ONNX Runtime run on CUDA? Answers on a machine without a GPU.
+
+    tools/cuda_placement.py EXPLAINER.onnx ...
+    tools/cuda_placement.py MODEL.onnx ... --method gradient --method lrp
+
+With --method, what is checked is not MODEL but the stand-alone explainers that onnxplain exports of it.
+
+Loads the real CUDA provider of onnxruntime-gpu against stub libraries (no CUDA installed, nothing is computed) and
+asks where each node went. Operators on the CPU that work on sizes are normal and cost nothing. Any other one, and
+every node that ONNX Runtime adds to copy between the devices, slows a model down and rules out CUDA graphs; exit status
+1 if there are any. Kernels that call cuDNN when they are made (LRN, LSTM, GRU, RNN) cannot be made with stubs and show
+up as an error.
+
+Needs gcc and nm. A virtual environment with onnxruntime-gpu (260 MB) is made on first use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from rich.console import Console
+from rich.table import Table
+
+import onnxplain as ox
+
+VERSION = "1.31.1"
+STUBS = Path(__file__).with_name("cuda_stubs.c")
+LIBRARIES = re.compile(r"(\w+)@(lib(?:cublas|cublasLt|cudart|cudnn|curand|cufft)\.so\.\d+)")
+SIZES = set(
+    "Shape Size Constant ConstantOfShape Range Gather Slice Concat Reshape Squeeze Unsqueeze Cast "
+    "Add Sub Mul Div Mod Min Max Equal Not And Where".split()
+)
+UNVERSIONED = {"libcuda.so.1": {"cuTensorMapEncodeTiled"}}  # loaded by name while running
+
+SESSION = """
+import json, sys
+import onnxruntime as ort
+options = ort.SessionOptions()
+options.log_severity_level = 4
+options.optimized_model_filepath = sys.argv[2]
+options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+session = ort.InferenceSession(sys.argv[1], options, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+parts = session.get_provider_graph_assignment_info()
+print(json.dumps([(node.op_type, part.ep_name) for part in parts for node in part.get_nodes()]))
+"""
+
+
+def prepare(folder: Path) -> tuple[Path, Path]:
+    """The interpreter that has onnxruntime-gpu, and the folder of the stub libraries; made if they are not there."""
+    python, stubs = folder / "bin" / "python", folder / "stubs"
+    if not (stubs / "libcuda.so.1").exists():
+        venv.create(folder, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", f"onnxruntime-gpu=={VERSION}"], check=True)
+        partial = folder / "stubs.partial"
+        partial.mkdir(exist_ok=True)
+        build(next(folder.glob("lib/python*/site-packages/onnxruntime/capi/libonnxruntime_providers_cuda.so")), partial)
+        partial.rename(stubs)
+    return python, stubs
+
+
+def build(provider: Path, folder: Path) -> None:
+    """Compile one stub library per CUDA library that the provider links, with exactly the symbols that it asks for."""
+    listing = subprocess.run(["nm", "-D", "--undefined-only", provider], capture_output=True, text=True, check=True)
+    libraries: dict[str, set[str]] = collections.defaultdict(set, {k: set(v) for k, v in UNVERSIONED.items()})
+    for name, library in LIBRARIES.findall(listing.stdout):
+        libraries[library].add(name)
+    libraries.setdefault("libcurand.so.10", set()).add("curandStub")  # linked, though nothing of it is used
+    written = STUBS.read_text()
+    for library, names in libraries.items():
+        generated = [name for name in sorted(names) if not re.search(rf"\b{name}\(", written)]
+        source, versions = folder / f"{library}.c", folder / f"{library}.map"
+        source.write_text(written + "".join(f"long {name}(void) {{ return 0; }}\n" for name in generated))
+        version = "" if library in UNVERSIONED else library
+        versions.write_text(f"{version} {{ global: {' '.join(f'{name};' for name in sorted(names))} local: *; }};\n")
+        flags = ["-w", "-O1", "-shared", "-fPIC", f"-Wl,-soname,{library}", f"-Wl,--version-script={versions}"]
+        subprocess.run(["gcc", *flags, "-o", folder / library, source], check=True)
+
+
+def place(model: Path, python: Path, stubs: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    """(operator, provider) of every node, and the operators that take copies between the devices.
+
+    Raises
+    ------
+    RuntimeError
+        No session can be made.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        command = [python, "-c", SESSION, model, optimized]
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(stubs.resolve())}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError((done.stderr.strip().splitlines() or ["it crashed"])[-1])
+        graph = onnx.load(optimized, load_external_data=False).graph
+    return json.loads(done.stdout), [op for part in graphs(graph) for op in copied(part)]
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and its subgraphs."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from graphs(attribute.g)
+
+
+def copied(graph: onnx.GraphProto) -> Iterator[str]:
+    """The operator on the CPU that each copy is for: what takes it on the host, or what made it there."""
+    for node in graph.node:
+        if node.op_type == "MemcpyToHost":
+            yield next((n.op_type for n in graph.node if node.output[0] in n.input), "output")
+        elif node.op_type == "MemcpyFromHost":
+            yield next((n.op_type for n in graph.node if node.input[0] in n.output), "input")
+
+
+def explainers(models: list[Path], names: list[str], folder: Path) -> Iterator[tuple[str, Path]]:
+    """What is checked: the models themselves, or their exported explainers."""
+    for model in models:
+        if not names:
+            yield model.name, model
+        for name in names:
+            exported = folder / "explainer.onnx"
+            ox.Explainer(model, name, providers=["CPUExecutionProvider"]).export(exported)
+            yield f"{model.name}, {name}", exported
+
+
+def main() -> int:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "onnxplain", "cuda_placement")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
+    parser.add_argument("--method", action="append", default=[], choices=sorted(ox.METHODS), help="repeatable")
+    parser.add_argument("--venv", type=Path, default=cache, help="virtual environment (default: %(default)s)")
+    options = parser.parse_args()
+    python, stubs = prepare(options.venv)
+    table = Table("model", "nodes", "on the CPU", "not for sizes", "copies for", title=f"onnxruntime-gpu {VERSION}")
+    failed = False
+    with tempfile.TemporaryDirectory() as folder:
+        for name, path in explainers(options.models, options.method, Path(folder)):
+            try:
+                nodes, copies = place(path, python, stubs)
+            except RuntimeError as error:
+                failed = True
+                table.add_row(name, "-", "no session", "-", str(error)[:300])
+                continue
+            on_cpu = [op for op, provider in nodes if provider == "CPUExecutionProvider"]
+            astray = [op for op in on_cpu if op not in SIZES]
+            failed |= bool(astray or copies)
+            table.add_row(name, str(len(nodes)), counted(on_cpu), counted(astray), counted(copies))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    return int(failed)
+
+
+def counted(operators: list[str]) -> str:
+    return ", ".join(f"{n} {op}" for op, n in collections.Counter(operators).most_common()) or "none"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
