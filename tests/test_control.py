@@ -7,7 +7,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from onnxplain.backward import plan
+from onnxplain.backward import active_values, plan
 from onnxplain.canonize.shapes import inferred
 from onnxplain.emit import Emitter
 from onnxplain.errors import UnsupportedOperatorError
@@ -75,6 +75,43 @@ def test_both_branches(condition: bool) -> None:
     check(IF, {"x": X, "c": np.array(condition)})
 
 
+BRANCHES = {
+    "one branch does not reach": "r = Exp(z) | s = Sin(w2)",
+    "one branch is a step": "r = Ceil(z) | s = Mul(z, z)",
+    "they reach different tensors": "r = Mul(x, x) | s = Sin(z)",
+    "they return what they find": "r = Identity(z) | s = Identity(x)",
+    "a weight inside": "k = Constant<value=float[1,3] {0.5, -1.5, 2.0}>()  r = Mul(z, k) | s = Mul(x, w2)",
+}
+
+
+@pytest.mark.parametrize("condition", [True, False])
+@pytest.mark.parametrize("branches", BRANCHES.values(), ids=BRANCHES)
+def test_branches(branches: str, condition: bool) -> None:
+    then, other = branches.split(" | ")
+    text = f"""m (float[2,3] x, bool c) => (float[2,3] y) {{
+        z = Sin(x)
+        h = If(c) <
+            then_branch = rise () => (float[2,3] r) {{ {then} }},
+            else_branch = fall () => (float[2,3] s) {{ {other} }}
+        >
+        y = Add(h, z)
+    }}"""
+    check(text, {"x": X, "c": np.array(condition)}, w2=X)
+
+
+def test_an_if_nobody_needs_is_left_alone() -> None:
+    text = """m (float[N,3] x, bool c) => (float[N,3] y) {
+        unused, h = If(c) <
+            then_branch = rise () => (float[N,3] a, float[N,3] r) { a = NonZero(x)  r = Exp(x) },
+            else_branch = fall () => (float[N,3] b, float[N,3] s) { b = Det(x)  s = Sin(x) }
+        >
+        y = Exp(h)
+    }"""
+    graph = graph_of(text)
+    assert [c.node.op for c in plan(graph, Emitter(graph), ["y"], ["x"])] == ["Exp", "If", "Exp", "Sin"]
+    assert active_values(graph, ["x"]) == {"x", "unused", "h", "y"}
+
+
 LOOP = """m (float[N,3] x, float[T,N,3] xs, int64 n) => (float[N,3] y) {
     final, ys = Loop(n, , x) <
         body = step (int64 i, bool on, float[N,3] s) => (bool go, float[N,3] s_out, float[N,3] z) {
@@ -96,6 +133,199 @@ LOOP = """m (float[N,3] x, float[T,N,3] xs, int64 n) => (float[N,3] y) {
 @pytest.mark.parametrize("trips", [4, 3, 1])
 def test_states_captures_slices_and_scan_outputs(trips: int) -> None:
     check(LOOP, {"x": X, "xs": XS, "n": np.array(trips)}, ["x", "xs"])
+
+
+LOOPS = {  # name: (state, its end, scan output), in terms of the state s, the trip i, x, xs, w and the trip's slice t
+    "a state that is passed on": "s_out = Identity(s)  z = Mul(s, t)",
+    "a state that is read by nobody": "s_out = Sin(t)  z = Mul(t, x)",
+    "a state that forgets": "s_out = Identity(w1)  z = Mul(s, t)",
+    "a scan output that is the state": "s_out = Mul(s, t)  z = Identity(s)",
+    "a slice of another axis": "q = Gather<axis=1>(xs, i)  r = ReduceSum(q, axis)  s_out = Mul(s, r)  z = Mul(r, s)",
+    "a slice read twice": "q = Gather<axis=0>(xs, i)  p = Mul(q, t)  s_out = Sin(p)  z = Mul(s, q)",
+    "a slice, and the whole": "r = ReduceMean<keepdims=0>(xs)  p = Mul(r, t)  s_out = Mul(p, s)  z = Sin(s)",
+    "the trip's number as a number": "f = Cast<to=1>(i)  g = CastLike(f, s)  s_out = Mul(s, g)  z = Add(s, t)",
+    "one value as state and scan output": "s_out = Mul(s, t)  z = Identity(s_out)",
+}
+
+
+@pytest.mark.parametrize("trips", [2, 1])
+@pytest.mark.parametrize("body", LOOPS.values(), ids=LOOPS)
+def test_loops(body: str, trips: int) -> None:
+    text = f"""m (float[2,3] x, float[4,2,3] xs, int64 n) => (float[2,3] y) {{
+        final, zs = Loop(n, , x) <
+            body = step (int64 i, bool on, float[2,3] s) => (bool go, float[2,3] s_out, float[2,3] z) {{
+                go = Identity(on)
+                t = Gather<axis=0>(xs, i)
+                {body}
+            }}
+        >
+        total = ReduceSum<keepdims=0>(zs, axis)
+        sin = Sin(total)
+        y = Add(sin, final)
+    }}"""
+    check(text, {"x": X, "xs": XS, "n": np.array(trips)}, ["x", "xs"], w1=W[:2], axis=np.array([0]))
+
+
+@pytest.mark.parametrize("inner", ["s_out = Mul(s, t)", "q = Sin(s)  s_out = Add(q, t)"])
+def test_no_trip_at_all(inner: str) -> None:
+    text = f"""m (float[N,3] x, float[T,N,3] xs, int64 n) => (float[N,3] y) {{
+        final, zs = Loop(n, , x) <
+            body = step (int64 i, bool on, float[N,3] s) => (bool go, float[N,3] s_out, float[N,3] z) {{
+                go = Identity(on)
+                t = Gather<axis=0>(xs, i)
+                {inner}
+                z = Mul(s, t)
+            }}
+        >
+        total = ReduceSum<keepdims=0>(zs)
+        sin = Sin(x)
+        h = Mul(sin, final)
+        y = Add(h, total)
+    }}"""
+    graph = graph_of(text)
+    feeds = {"x": X, "xs": XS, "n": np.array(0), "ct_y": np.ones_like(X)}
+    results = run_ort(gradient_graph(graph, {"y": X}, ["x", "xs"]), feeds)
+    np.testing.assert_allclose(results["d_x"], np.sin(X) + X * np.cos(X), rtol=1e-5)
+    np.testing.assert_array_equal(results["d_xs"], np.zeros_like(XS))
+
+
+@pytest.mark.parametrize("trips", ["n", ""])
+def test_a_loop_that_stops_by_itself(trips: str) -> None:
+    text = f"""m (float[2,3] x, int64 n, bool c) => (float[2,3] y) {{
+        final, count, zs = Loop({trips}, c, x, start) <
+            body = step (int64 i, bool on, float[2,3] s, int64 k) => (bool go, float[2,3] s_out, int64 k_out, float[2,3] z) {{
+                k_out = Add(k, two)
+                f = CastLike(k, s)
+                s_out = Mul(s, f)
+                z = Sin(s_out)
+                total = ReduceSum<keepdims=0>(s_out)
+                size = Abs(total)
+                go = Less(size, limit)
+            }}
+        >
+        sum = ReduceSum<keepdims=0>(zs, axis)
+        y = Mul(sum, final)
+    }}"""
+    constants = {"start": np.array(1), "two": np.array(2), "limit": np.float32(50), "axis": np.array([0])}
+    for most in (2, 9):
+        check(text, {"x": X, "n": np.array(most), "c": np.array(True)}, **constants)
+
+
+@pytest.mark.parametrize("declared", ["float[2,3] s", "float[K,3] s"])  # no matter what is declared
+def test_a_state_that_grows(declared: str) -> None:
+    text = f"""m (float[2,3] x, float[4,2,3] xs, int64 n) => (float[1,3] y) {{
+        final, other = Loop(n, , x, x) <
+            body = step (int64 i, bool on, {declared}, float[2,3] o) => (bool go, float[K,3] s_out, float[2,3] o_out) {{
+                go = Identity(on)
+                t = Gather<axis=0>(xs, i)
+                p = Mul(t, o)
+                q = Sin(p)
+                r = Mul(s, s)
+                mean = ReduceMean(r, axis)
+                o_out = Mul(o, mean)
+                s_out = Concat<axis=0>(r, q)
+            }}
+        >
+        y = ReduceSum(final, axis)
+    }}"""
+    check(text, {"x": X, "xs": XS, "n": np.array(3)}, ["x", "xs"], axis=np.array([0]))
+
+
+def test_outputs_that_nobody_asks_for() -> None:
+    text = """m (float[2,3] x, float[4,2,3] xs, int64 n) => (float[2,3] y) {
+        final, grown, zs, zzs = Loop(n, , x, x) <
+            body = step (int64 i, bool on, float[2,3] s, float[M,3] r)
+                => (bool go, float[2,3] s_out, float[L,3] r_out, float[2,3] z, float[2,3] zz) {
+                go = Identity(on)
+                t = Gather<axis=0>(xs, i)
+                mean = ReduceMean(r, axis)
+                z = Mul(s, t)
+                s_out = Mul(z, mean)
+                r_out = Concat<axis=0>(r, s)
+                zz = Sin(s)
+            }
+        >
+        y = ReduceSum<keepdims=0>(zs, axis)
+    }"""
+    check(text, {"x": X, "xs": XS, "n": np.array(3)}, ["x", "xs"], axis=np.array([0]))
+
+
+NESTED = {
+    "an If in a Loop": """
+        y = Loop(n, , x) <
+            body = step (int64 i, bool on, float[2,3] s) => (bool go, float[2,3] s_out) {
+                go = Identity(on)
+                t = Gather<axis=0>(xs, i)
+                odd = Cast<to=9>(i)
+                s_out = If(odd) <
+                    then_branch = rise () => (float[2,3] r) { q = Mul(s, t)  r = Mul(q, x) },
+                    else_branch = fall () => (float[2,3] f) { f = Sin(s) }
+                >
+            }
+        >""",
+    "a Loop in an If": """
+        h = Sin(x)
+        y = If(c) <
+            then_branch = rise () => (float[2,3] r) {
+                r = Loop(n, , h) <
+                    body = step (int64 i, bool on, float[2,3] s) => (bool go, float[2,3] s_out) {
+                        go = Identity(on)
+                        t = Gather<axis=0>(xs, i)
+                        u = MatMul(s, w)
+                        q = Mul(t, x)
+                        s_out = Add(u, q)
+                    }
+                >
+            },
+            else_branch = fall () => (float[2,3] f) { f = Mul(x, x) }
+        >""",
+    "a Loop in a Loop": """
+        y = Loop(n, , x) <
+            body = outer (int64 i, bool on, float[2,3] s) => (bool go, float[2,3] s_out) {
+                go = Identity(on)
+                t = Gather<axis=0>(xs, i)
+                s_in = Tanh(s)
+                s_out, zs = Loop(n, , s_in) <
+                    body = inner (int64 j, bool on2, float[2,3] p) => (bool go2, float[2,3] p_out, float[2,3] z) {
+                        go2 = Identity(on2)
+                        u = Gather<axis=0>(xs, j)
+                        q = Mul(p, t)
+                        p_out = Add(q, u)
+                        z = Mul(p, s)
+                    }
+                >
+            }
+        >""",
+    "an If in an If": """
+        h = Sin(x)
+        y = If(c) <
+            then_branch = rise () => (float[2,3] r) {
+                k = Exp(h)
+                r = If(c) <
+                    then_branch = rise2 () => (float[2,3] r2) { r2 = Mul(k, x) },
+                    else_branch = fall2 () => (float[2,3] f2) { f2 = Sin(k) }
+                >
+            },
+            else_branch = fall () => (float[2,3] f) {
+                f = If(c) <
+                    then_branch = rise3 () => (float[2,3] r3) { r3 = Identity(x) },
+                    else_branch = fall3 () => (float[2,3] f3) { f3 = Mul(h, x) }
+                >
+            }
+        >""",
+}
+
+
+@pytest.mark.parametrize("condition", [True, False])
+@pytest.mark.parametrize("nodes", NESTED.values(), ids=NESTED)
+def test_bodies_in_bodies(nodes: str, condition: bool) -> None:
+    inputs = "float[2,3] x, float[4,2,3] xs, int64 n, bool c"
+    used = [i for i in inputs.split(", ") if i.split()[1] + "," in nodes.replace(")", ",")]
+    text = f"m ({', '.join(used)}) => (float[2,3] y) {{ {nodes} }}"
+    feeds = {"x": X, "xs": XS, "n": np.array(3), "c": np.array(condition)}
+    feeds = {i.split()[1]: feeds[i.split()[1]] for i in used}
+    wanted = [n for n in ("x", "xs") if n in feeds and (condition or n == "x" or "If(c)" not in nodes)]
+    check(text, feeds, wanted, **({"w": W} if "w)" in nodes else {}))
 
 
 def test_unsupported_operators_in_bodies_are_named_with_all_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ The passes, in order:
 3. `expand`: operators of ONNX Runtime's own, and integer arithmetic, become standard floating-point operators.
 4. `fold`: ONNX Runtime folds constants and shape arithmetic, with its own semantics.
 5. `batch`: what depends on the batch size only is worked out, so that the graph holds for every batch size.
+6. `bodies`: Scan becomes Loop; names are unique; no body holds large constants.
 
 Large weights take no part in this: they are views on the model's bytes, with stubs in their places.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from onnxplain.canonize import batch, expand, fold, opset, prepare
+from onnxplain.canonize import batch, bodies, expand, fold, opset, prepare
 from onnxplain.ir import Graph
 from onnxplain.reader import Source
 
@@ -63,7 +64,7 @@ def canonize(source: Source, sizes: Mapping[str, int] | None = None) -> Canonica
         graph, fixed = batch.generalised(light, prepared.fixed_batch, changes)
     if len(graph.nodes) != before:
         changes.append(f"folded by ONNX Runtime: {before} nodes became {len(graph.nodes)}")
-    return Canonical(graph, fixed, tuple(changes))
+    return Canonical(bodies.tidied(graph), fixed, tuple(changes))
 
 
 __all__ = ["BATCH", "Canonical", "canonize"]

@@ -1,18 +1,19 @@
 """Shape inference that knows the states of loops too; onnx leaves them without shapes, as a loop might change these.
 
 A state is taken to have the shape that it has before the loop. Sizes to which the body gives another value are
-forgotten, until nothing changes any more.
+forgotten, until nothing changes any more. Constants that shapes may depend on are shown to the bodies that read them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 
 from onnxplain.canonize.prepare import set_shape
 from onnxplain.ir import Shape
 from onnxplain.reader import graphs_of, shape_of
+from onnxplain.tensors import is_external
 
 _Loop = tuple[list[onnx.GraphProto], onnx.NodeProto]  # the graphs around it, the outermost first, and a Loop
 
@@ -21,22 +22,38 @@ def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
     """Infer all shapes from those of the model's inputs; what the bodies of control-flow nodes declare is ignored."""
     told = onnx.ModelProto()
     told.CopyFrom(model)
+    own = [len(graph.initializer) for graph in graphs_of(told.graph)]
+    _show(told.graph, {})
     for graph in list(graphs_of(told.graph))[1:]:
         del graph.value_info[:]
         for info in (*graph.input, *graph.output):
             _set(info, None)
     loops = list(_loops(told.graph))
-    met = 0  # so many loops have states with shapes
+    for met in range(len(loops)):  # all of them, as what the body of one returns may come out of another
+        _learn(loops[met], list(_loops(_inferred(told).graph))[met], first=True)
     while True:
-        result = onnx.shape_inference.infer_shapes(told, data_prop=True)
-        changed = False
-        for i, ((graphs, node), seen) in enumerate(zip(loops, _loops(result.graph), strict=True)):
-            changed |= _learn(graphs[-1], node, seen, first=i == met)
-            if i == met:
-                met += 1
-                break  # shapes behind this loop are not what they will be
-        if not changed and met == len(loops):
-            return result
+        result = _inferred(told)
+        if not sum(_learn(*pair, first=False) for pair in zip(loops, _loops(result.graph), strict=True)):
+            break
+    for graph, count in zip(graphs_of(result.graph), own, strict=True):
+        del graph.initializer[count:]
+    return result
+
+
+def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    return onnx.shape_inference.infer_shapes(model, data_prop=True)
+
+
+def _show(graph: onnx.GraphProto, around: Mapping[str, onnx.TensorProto]) -> None:
+    """Copy small integer constants from around into the bodies that read them."""
+    read = {name for node in graph.node for name in node.input}
+    graph.initializer.extend(tensor for name, tensor in around.items() if name in read)
+    integers = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+    own = {t.name: t for t in graph.initializer if t.data_type in integers and not is_external(t)}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _show(attribute.g, {**around, **own})
 
 
 def _loops(graph: onnx.GraphProto, around: Sequence[onnx.GraphProto] = ()) -> Iterator[_Loop]:
@@ -49,9 +66,9 @@ def _loops(graph: onnx.GraphProto, around: Sequence[onnx.GraphProto] = ()) -> It
                 yield from _loops(attribute.g, graphs)
 
 
-def _learn(graph: onnx.GraphProto, node: onnx.NodeProto, seen: _Loop, first: bool) -> bool:
-    """Declare what is seen of a loop's states in the body and behind the loop; return whether that was news."""
-    graphs, shown = seen
+def _learn(loop: _Loop, seen: _Loop, first: bool) -> bool:
+    """Declare what is seen of a loop's states, in its body and behind it; return whether that was news."""
+    (around, node), (graphs, shown) = loop, seen
     body, seen_body = _body(node), _body(shown)
     for info in body.input[:2]:
         _set(info, ())
@@ -62,12 +79,12 @@ def _learn(graph: onnx.GraphProto, node: onnx.NodeProto, seen: _Loop, first: boo
         shape = _common(initial, initial)
         if not first:
             shape = _common(_common(shape_of(inside), shape), shape_of(seen_body.output[1 + k]))
-        changed |= first or shape != shape_of(inside)
+        changed |= shape != shape_of(inside)
         kind = seen_body.input[2 + k].type
         inside.type.CopyFrom(kind)
         _set(inside, shape)
         if k < len(node.output) and node.output[k]:
-            _set(_info(graph, node.output[k], kind), shape)
+            _set(_info(around[-1], node.output[k], kind), shape)
     return changed
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 
 import numpy as np
 
@@ -70,12 +69,13 @@ class _State:
     def of(cls, call: Call) -> list[_State]:
         """List the states of a Loop."""
         body: Graph = call.attrs["body"]
-        inner = list(zip(call.node.inputs[2:], body.inputs[2:], body.outputs[1:], strict=False))
         states = []
-        for (initial, start, end), named in zip_longest(inner, call.outputs[: len(inner)]):
+        for initial, start, end, final in zip(
+            call.node.inputs[2:], body.inputs[2:], body.outputs[1:], call.outputs, strict=False
+        ):
+            assert final is not None  # ONNX Runtime wants all outputs of a Loop to have names
             shape = start.shape
             fixed = shape is not None and shape == end.shape and None not in shape
-            final = named or call.emitter.input(start.name, start.dtype, end.shape)
             dtype, saved_shape = (start.dtype, _stacked(shape)) if fixed else (np.dtype(object), None)
             saved = call.emitter.input(f"{start.name}/saved", dtype, saved_shape)
             states.append(cls(initial, start.name, end.name, final, saved, fixed))
@@ -214,15 +214,13 @@ class LoopCall(ControlCall):
         sequences = [[Value(n, np.dtype(object), None) for n in names] for names in (start, end)]
 
         count = 1 + len(self.states)
-        finals = [s.final.name for s in self.states]
-        rest = [o.name if o else "" for o in self.outputs[len(finals) :]]
-        rest += [""] * (len(body.outputs) - count - len(rest))
+        finals, rest = self.node.outputs[: count - 1], self.node.outputs[count - 1 :]
         longer = replace(
             body,
             inputs=(*body.inputs, *sequences[0]),
             outputs=(*body.outputs[:count], *sequences[1], *body.outputs[count:], *copies),
             nodes=(*body.nodes, *nodes),
-            values=body.values | {v.name: v for v in (*copies, *sequences[0], *sequences[1])},
+            values={**body.values, **{v.name: v for v in (*copies, *sequences[0], *sequences[1])}},
         )
         node = replace(
             self.node,

@@ -1,0 +1,96 @@
+"""Last pass: the bodies of control-flow nodes.
+
+Every Scan becomes a Loop. Names become unique in the whole model. Large constants move to the main graph, where no copy
+of a body copies them. What a Loop only hands on from trip to trip is read from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from onnxplain.canonize.scan import write_loop
+from onnxplain.emit import Emitter
+from onnxplain.ir import Graph, Node, Value
+from onnxplain.tensors import LARGE
+
+
+def tidied(graph: Graph) -> Graph:
+    """Tidy up the bodies of a graph."""
+    if not any(node.subgraphs for node in graph.nodes):
+        return graph
+    names = {name: Value(name, np.dtype(object), None) for name in graph.producer}
+    main = Emitter(graph.replace(nodes=(), values=names | dict(graph.values)))
+    _write(graph.nodes, {}, main, main)
+    values = {k: v for k, v in main.values.items() if k in graph.values or k not in names}
+    return graph.replace(nodes=tuple(main.nodes), constants=main.constants, values=values)
+
+
+def _write(nodes: Iterable[Node], names: Mapping[str, str], emitter: Emitter, main: Emitter) -> None:
+    """Write nodes with other names for what they read and compute; large constants of their bodies go to ``main``."""
+    for node in nodes:
+        inputs, outputs = (tuple(names.get(n, n) for n in part) for part in (node.inputs, node.outputs))
+        attrs = {k: _body(v, names, emitter, main) if isinstance(v, Graph) else v for k, v in node.attrs.items()}
+        node = replace(node, inputs=inputs, outputs=outputs, attrs=attrs)
+        if node.op == "Scan" and not node.domain:
+            write_loop(node, emitter)
+        else:
+            emitter.nodes.append(node)
+    emitter.nodes = [part for node in emitter.nodes for part in _without_constant_states(node)]
+
+
+def _body(graph: Graph, around: Mapping[str, str], outer: Emitter, main: Emitter) -> Graph:
+    own = [*(v.name for v in graph.inputs), *graph.constants, *graph.producer]
+    names = {**around, **{name: outer.fresh(name) for name in own}}
+
+    def renamed(values: Iterable[Value]) -> list[Value]:
+        return [replace(v, name=names.get(v.name, v.name)) for v in values]
+
+    constants = {names[name]: array for name, array in graph.constants.items()}
+    large = {name for name, array in constants.items() if array.nbytes > LARGE}
+    main.constants.update({name: constants.pop(name) for name in large})
+    values = {v.name: v for v in renamed(v for v in graph.values.values() if v.name in own)}
+    inner = Emitter(Graph((), (), (), constants, values), outer)
+    _write(graph.nodes, names, inner, main)
+    outputs = renamed(graph.outputs)
+    inside = {names[name] for name in own} - large
+    for i, output in enumerate(outputs):
+        if output.name not in inside:  # a body has to compute what it returns
+            (copy,) = inner.ops(
+                "Identity", inner.var(output.name), outputs=1, dtypes=[output.dtype], shapes=[output.shape]
+            )
+            outputs[i] = replace(output, name=copy.name)
+    inputs = tuple(renamed(graph.inputs))
+    return Graph(inputs, tuple(outputs), tuple(inner.nodes), inner.constants, inner.values, graph.name)
+
+
+def _without_constant_states(node: Node) -> list[Node]:
+    """A Loop whose states all change, with copies in place of the others' final values; any other node as it is."""
+    if node.domain or node.op != "Loop":
+        return [node]
+    body: Graph = node.attrs["body"]
+    copied = {n.outputs[0]: n.inputs[0] for n in body.nodes if n.op == "Identity" and not n.domain}
+
+    def source(name: str) -> str:
+        while name in copied:
+            name = copied[name]
+        return name
+
+    triples = enumerate(zip(node.inputs[2:], body.inputs[2:], body.outputs[1:], strict=False))
+    constant = {k: (initial, start.name) for k, (initial, start, end) in triples if source(end.name) == start.name}
+    names = {start: initial for initial, start in constant.values()}
+    # Nodes read the outer value directly, bodies inside of the body by a copy under the old name.
+    nodes = [Node("Identity", (initial,), (start,)) for start, initial in names.items()]
+    nodes += [replace(n, inputs=tuple(names.get(i, i) for i in n.inputs)) for n in body.nodes]
+    body = body.replace(
+        inputs=tuple(v for k, v in enumerate(body.inputs, -2) if k not in constant),
+        outputs=tuple(v for k, v in enumerate(body.outputs, -1) if k not in constant),
+        nodes=tuple(nodes),
+    )
+    outputs = tuple(o for k, o in enumerate(node.outputs) if k not in constant)
+    inputs = tuple(i for k, i in enumerate(node.inputs, -2) if k not in constant)
+    finals = [(initial, node.outputs[k]) for k, (initial, _) in constant.items() if k < len(node.outputs)]
+    copies = [Node("Identity", (initial,), (final,)) for initial, final in finals if final]
+    return [*copies, replace(node, inputs=inputs, outputs=outputs, attrs={**node.attrs, "body": body})]
