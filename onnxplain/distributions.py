@@ -100,6 +100,9 @@ QUADRATURES: dict[str, Callable[[int], tuple[Array, Array]]] = {
 }
 
 
+SHARE = 7  # a window that nobody gives a size covers a seventh of each axis
+
+
 @dataclass(frozen=True, eq=False)
 class Windows:
     """The input with one window after another replaced by the baseline.
@@ -110,19 +113,23 @@ class Windows:
     Attributes
     ----------
     window, stride
-        One number for all spatial axes, or one per axis; a stride of None is half the window.
+        One number for all spatial axes, or one per axis. A window of None is a seventh of each axis (32 of 224), a
+        stride of None half the window.
     baseline
         A number, or an array that broadcasts to the input.
     """
 
-    window: int | tuple[int, ...] = 32
+    window: int | tuple[int, ...] | None = None
     stride: int | tuple[int, ...] | None = None
     baseline: Baseline = 0.0
 
     def __post_init__(self) -> None:
-        _check_sizes("window", self.window)
+        if self.window is not None:
+            _check_sizes("window", self.window)
         if self.stride is not None:
             _check_sizes("stride", self.stride)
+            if self.window is None:
+                raise OptionError(f"stride {self.stride} needs a window")
             if isinstance(self.window, tuple):
                 self.per_axis(len(self.window))
             if any(s > w for s, w in np.broadcast(self.stride, self.window)):
@@ -138,7 +145,7 @@ class Windows:
             return tuple(range(len(shape) - len(self.window), len(shape)))
         return tuple(range(2, len(shape))) if len(shape) > 2 else tuple(range(1, len(shape)))
 
-    def per_axis(self, axes: int) -> tuple[tuple[int, ...], tuple[int | None, ...]]:
+    def per_axis(self, axes: int) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
         """Window and stride of each of the axes that windows span."""
         window = self.window if isinstance(self.window, tuple) else (self.window,) * axes
         stride = self.stride if isinstance(self.stride, tuple) else (self.stride,) * axes
@@ -149,8 +156,9 @@ class Windows:
     def geometry(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """Axes, window sizes, strides and numbers of windows for an input shape (batch included)."""
         axes = self.axes(shape)
-        window, asked = self.per_axis(len(axes))
-        window = tuple(min(w, shape[a]) for w, a in zip(window, axes, strict=True))
+        asked_window, asked = self.per_axis(len(axes))
+        sizes = [shape[axis] for axis in axes]
+        window = tuple(max(1, n // SHARE) if w is None else min(w, n) for w, n in zip(asked_window, sizes, strict=True))
         stride = tuple(max(1, w // 2) if s is None else s for s, w in zip(asked, window, strict=True))
         counts = tuple(-(-(shape[a] - w) // s) + 1 for a, w, s in zip(axes, window, stride, strict=True))
         return axes, window, stride, counts

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain import quantities
-from onnxplain.distributions import Baseline, Line, Windows, calibrated
+from onnxplain.distributions import SHARE, Baseline, Line, Windows, calibrated
 from onnxplain.emit import Emitter, Var, concat, fits, where
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.ir import Graph, Shape
@@ -126,7 +126,10 @@ class _Sampled:
         one = emitter.const(np.array(1))
         sizes = [_scalar(x.size(axis)) for axis in axes]
         window, stride = windows.per_axis(len(axes))
-        extents = [emitter.op("Min", one.like(w), size) for w, size in zip(window, sizes, strict=True)]
+        extents = [
+            emitter.op("Max", one, size / SHARE) if w is None else emitter.op("Min", one.like(w), size)
+            for w, size in zip(window, sizes, strict=True)
+        ]
         strides = [
             emitter.op("Max", one, extent / 2) if s is None else one.like(s)
             for s, extent in zip(stride, extents, strict=True)

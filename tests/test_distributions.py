@@ -70,7 +70,7 @@ WINDOWS: list[tuple[dict[str, Any], str]] = [
     ({"window": 2.0}, "not 2.0"),
     ({"window": [3, 3]}, "a tuple of them"),
     ({"window": "a"}, "not 'a'"),
-    ({"window": None}, "not None"),
+    ({"stride": 4}, "stride 4 needs a window"),
     ({"window": True}, "not True"),
     ({"stride": 0}, "stride must be a whole number"),
     ({"stride": (1, None)}, "stride must be a whole number"),
@@ -118,6 +118,10 @@ def test_default_stride_and_windows_beyond_the_border() -> None:
     assert starts(Windows(1), (1, 1, 2)) == [[(0, 1), (1, 2)]]
     assert starts(Windows(9), (1, 1, 5)) == [[(0, 5)]]
     assert starts(Windows((2, 9)), (1, 1, 3, 5)) == [[(0, 2), (1, 3)], [(0, 5)]]
+
+
+def test_a_window_that_nobody_gives_a_size_is_a_seventh_of_each_axis() -> None:
+    assert Windows().geometry((1, 3, 224, 8))[1:3] == ((32, 1), (16, 1))
 
 
 @pytest.mark.parametrize(("window", "stride"), [(w, s) for w in (1, 2, 3, 5, 8) for s in range(1, w + 1)])

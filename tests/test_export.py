@@ -318,3 +318,18 @@ def test_weights_are_stored_once(tmp_path: Path) -> None:
         ox.Explainer(big, method, **options).export(tmp_path / "a.onnx")
         assert (tmp_path / "a.onnx").stat().st_size < 1.15 * size, method
     assert parts(ox.explain(big, MLP.x(1)))["x"].shape == (1, 6)
+
+
+def test_an_occlusion_window_of_no_given_size_follows_the_input(tmp_path: Path) -> None:
+    """A seventh of the 21 rows and of the 14 columns, also where the exported graph learns the sizes at run time."""
+    proto = model(
+        "tiny (float[N,1,H,W] x) => (float[N,2] y) { c = Conv(x, k) g = GlobalAveragePool(c) y = Flatten(g) }",
+        k=rng().normal(size=(2, 1, 3, 3)),
+    )
+    explainer = ox.Explainer(proto, "occlusion")
+    explainer.export(tmp_path / "e.onnx")
+    x = rng(1).normal(size=(2, 1, 21, 14)).astype(np.float32)
+    expected = ox.explain(proto, x, "occlusion", window=(3, 2), target=1).values
+    assert np.array_equal(explainer(x, target=1).values, expected)
+    result = bare(tmp_path / "e.onnx", {"x": x, "target": np.ones(2, np.int64)})["attribution"]
+    assert relative_error(result, expected) <= 1e-4
