@@ -130,12 +130,6 @@ def _pool(site: Site) -> Var:
     return site.quantized(channels_last(y, rank) if last else y, site.need(3), site.input(4))
 
 
-def _mean(site: Site) -> Var:
-    axes = site.emitter.ints(site.get("axes"))
-    y = site.op("ReduceMean", site.real(0, 1, 2), axes, keepdims=site.get("keepdims"))
-    return site.quantized(y, site.need(3), site.input(4))
-
-
 def _concat(site: Site) -> Var:
     parts = [site.real(i, i + 1, i + 2) for i in range(2, len(site.node.inputs), 3)]
     return site.quantized(concat(parts, site.get("axis")), site.need(0), site.input(1))
@@ -242,7 +236,6 @@ TABLE: dict[str, Expansion] = {
     "QLinearLeakyRelu": _unary,
     "QLinearMatMul": _matmul,
     "QLinearMul": _elementwise,
-    "QLinearReduceMean": _mean,
     "QLinearSigmoid": _unary,
     "QLinearSoftmax": _softmax,
     "QLinearWhere": _where,
