@@ -132,7 +132,8 @@ class Var:
         if self.shape is not None and all(isinstance(d, int) for d in self.shape[start:end]):
             return self.emitter.const(np.array(self.shape[start:end], dtype=np.int64))
         limits: dict[str, Any] = {"start": start} if end is None else {"start": start, "end": end}
-        return self.emitter.op("Shape", self, **limits)
+        known = None if self.shape is None else (len(self.shape[start:end]),)
+        return self.emitter.op("Shape", self, known=known, **limits)
 
     def size(self, axis: int) -> Var:
         """One dimension as an int64 Var of shape (1,)."""
@@ -142,13 +143,17 @@ class Var:
     def reshape(self, shape: Var | Sequence[int], known: Shape | None = None) -> Var:
         """Reshape; ``shape`` may hold -1 and, as in ONNX, 0 for "as before". ``known``: what the caller knows of it."""
         if not isinstance(shape, Var):
-            known = known or (tuple(shape) if all(d > 0 for d in shape) else None)
+            before = self.shape or (None,) * len(shape)
+            known = known or tuple(d if d > 0 else None if d else before[axis] for axis, d in enumerate(shape))
             shape = self.emitter.ints(shape)
         return self.emitter.op("Reshape", self, shape, known=known, allowzero=0)
 
     def reshape_like(self, other: Var) -> Var:
         """Reshape to the shape of ``other``."""
-        return self.reshape(other.sizes(), known=other.shape)
+        sizes = other.sizes()
+        # Where a size is or may be 0, it means just that, not "as before".
+        empty = int(sizes.value is None or not sizes.value.all())
+        return self.emitter.op("Reshape", self, sizes, known=other.shape, allowzero=empty)
 
     def transpose(self, perm: Sequence[int]) -> Var:
         """Permute the axes; the identity permutation emits nothing."""

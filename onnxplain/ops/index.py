@@ -39,11 +39,22 @@ def product(sizes: Var) -> Var:
     return sizes.emitter.op("ReduceProd", sizes, known=(1,), keepdims=1)
 
 
+def ranked(x: Var, rank: int) -> Var:
+    """Make the rank known: ONNX does not infer it for every operator where sizes are free."""
+    return x.emitter.refine(x, x.shape or (None,) * rank)
+
+
+def counter(size: Var) -> Var:
+    """0, 1, 2, ...: as many numbers as ``size`` says, which has shape (1,)."""
+    emitter, count = size.emitter, None if size.value is None else int(size.value[0])
+    scalars = (emitter.const(np.int64(0)), size.reshape([]), emitter.const(np.int64(1)))
+    return emitter.op("Range", *scalars, known=(count,))
+
+
 def positions(x: Var, axes: int) -> Var:
     """0, 1, 2, ... in the shape of the first ``axes`` axes of ``x``: an operator applied to it tells what it picks."""
     sizes = x.sizes(0, axes)
-    scalars = (x.emitter.const(np.int64(0)), product(sizes).reshape([]), x.emitter.const(np.int64(1)))
-    return x.emitter.op("Range", *scalars).reshape(sizes, known=x.shape and x.shape[:axes])
+    return counter(product(sizes)).reshape(sizes, known=x.shape and x.shape[:axes])
 
 
 def as_rows(x: Var, axes: int) -> Var:
@@ -199,11 +210,30 @@ def compress(call: Call, ct: Var) -> list[Var]:
 
 
 def _kept(condition: Var, size: Var) -> Var:
-    emitter = condition.emitter
     if condition.value is not None:
-        return emitter.ints(np.flatnonzero(condition.value).tolist())
-    every = emitter.op("Range", emitter.const(np.int64(0)), size.reshape([]), emitter.const(np.int64(1)))
-    return emitter.op("Compress", every, condition, axis=0)
+        return size.emitter.ints(np.flatnonzero(condition.value).tolist())
+    return size.emitter.op("Compress", counter(size), condition, axis=0)
+
+
+@TABLE.vjp("Unique")
+def unique(call: Call, ct: Var, *_: Cotangent) -> list[Var]:
+    """To the first one of equal elements."""
+    shapes = [call.y.shape, (None,)]
+    first = call.outputs[1] if len(call.outputs) > 1 else None
+    if first is None:
+        dtypes = [ct.dtype, np.dtype(np.int64)]
+        first = call.emitter.ops("Unique", call.x, outputs=2, dtypes=dtypes, shapes=shapes, **call.attrs)[1]
+    axis = call.attrs.get("axis")
+    if axis is None:
+        return [unpick(ct, first, call.x, call.x.rank)]
+    return [untake(ct, first, call.x, axis % call.x.rank)]
+
+
+@TABLE.vjp("Range", kind=sum_kind)
+def range_(call: Call, ct: Var) -> Sequence[Cotangent]:
+    """Differentiate start + k delta; the limit only says how many there are."""
+    step = (ct * counter(ct.size(0)).cast(ct.dtype)).sum() if call.active[2] else None
+    return [ct.sum(), None, step]
 
 
 @TABLE.vjp("OneHot")

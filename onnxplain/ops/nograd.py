@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 ZERO_GRADIENT: frozenset[str] = frozenset(
-    # shapes and constants
-    "Shape Size Constant ConstantOfShape EyeLike Range "
-    # comparisons and logic
-    "Equal Greater GreaterOrEqual Less LessOrEqual And Or Xor Not IsInf IsNaN "
-    "BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor "
-    # steps
-    "Ceil Floor Round Sign Hardmax ArgMax ArgMin NonZero NonMaxSuppression "
-    # random numbers
-    "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial "
-    # windows and text
-    "BlackmanWindow HammingWindow HannWindow MelWeightMatrix StringNormalizer TfIdfVectorizer".split()
+    [
+        *("Constant", "ConstantOfShape", "EyeLike", "Shape", "Size"),
+        # comparisons and logic
+        *("And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Not", "Or", "Xor"),
+        *("BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"),
+        # steps, and choices by index
+        *("ArgMax", "ArgMin", "Ceil", "Floor", "Hardmax", "NonMaxSuppression", "NonZero", "Round", "Sign"),
+        # integers: to them, and between them
+        *("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"),
+        *("DynamicQuantizeLinear", "QuantizeLinear"),
+        # random numbers
+        *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+        # windows: their size is all that they depend on
+        *("BlackmanWindow", "HammingWindow", "HannWindow", "MelWeightMatrix"),
+        # text, pictures, and what sequences and optionals hold
+        *("ImageDecoder", "RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"),
+        *("OptionalHasElement", "SequenceEmpty", "SequenceLength"),
+    ]
 )

@@ -8,6 +8,8 @@ import numpy as np
 
 from onnxplain.emit import Var, where
 from onnxplain.errors import UnsupportedOperatorError
+from onnxplain.ir import Node
+from onnxplain.ops.reduce import expand, group_size
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 
 TABLE = OpTable(Kind.NORMALIZATION)
@@ -51,7 +53,7 @@ def fit(call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
 
 
 @TABLE.vjp("BatchNormalization", kind=Kind.AFFINE)
-def batch_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
+def batch_normalization(call: Call, ct: Var, *running: Cotangent) -> Sequence[Cotangent]:
     if call.attrs["training_mode"]:
         raise UnsupportedOperatorError(
             f"{call.node.label} is in training mode: its output depends on the other samples of the batch",
@@ -71,9 +73,10 @@ def batch_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
 
 
 @TABLE.vjp("LayerNormalization", broadcast=True)
-def layer_normalization(call: Call, ct: Cotangent, *others: Cotangent) -> Sequence[Cotangent]:
-    if ct is None or any(others):
-        raise UnsupportedOperatorError(f"no gradient is known for the outputs Mean and InvStdDev of {call.node.label}")
+def layer_normalization(
+    call: Call, ct: Cotangent, to_mean: Cotangent = None, to_inverse: Cotangent = None
+) -> Sequence[Cotangent]:
+    """Normalise rows; their means and the inverses of their standard deviations may be outputs, too."""
     x, scale = wide(call.x), wide(call.need(1))
     axes = range(call.attrs["axis"] % x.rank, x.rank)
     if len(call.outputs) == 3 and all(call.outputs):
@@ -81,9 +84,18 @@ def layer_normalization(call: Call, ct: Cotangent, *others: Cotangent) -> Sequen
         centered = x - average
     else:
         centered, inverse = statistics(x, axes, call.attrs["epsilon"])
-    ct = wide(ct)
-    by_x = standardization_vjp(ct * scale, centered, inverse, axes)
-    return fit(call, by_x, ct * (centered * inverse) if call.active[1] else None, ct)
+    count = group_size(x, inverse, axes)
+    parts = []
+    by_scale = None
+    if ct is not None:
+        ct = wide(ct)
+        parts.append(standardization_vjp(ct * scale, centered, inverse, axes))
+        by_scale = ct * (centered * inverse) if call.active[1] else None
+    if to_mean is not None:
+        parts.append(expand(to_mean / count, x))
+    if to_inverse is not None:
+        parts.append(centered * (-to_inverse * inverse * inverse * inverse / count))
+    return fit(call, sum(parts[1:], parts[0]), by_scale, ct)
 
 
 @TABLE.vjp("GroupNormalization", "InstanceNormalization")
@@ -151,8 +163,31 @@ def lp_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
 
 @TABLE.vjp("Softmax", kind=Kind.SOFTMAX)
 def softmax(call: Call, ct: Var) -> Sequence[Cotangent]:
-    y = call.y
+    y = without_masked_rows(call)
     return [y * (ct - (ct * y).sum([call.attrs["axis"]], keepdims=True))]
+
+
+def without_masked_rows(call: Call) -> Var:
+    """Return y, or what the model makes of it with Where(row, 0, y): rows that are masked altogether are NaN in y."""
+    emitter, y = call.emitter, call.y
+    name, users = y.name, users_of(call, y.name)
+    if [node.op for node in users] == ["Cast"]:
+        name = users[0].outputs[0]
+        users = users_of(call, name)
+    tests = [node.outputs[0] for node in users if node.op == "IsNaN"]
+    guards = [node for node in users if node.op == "Where" and node.inputs.count(name) == 1]
+    if len(guards) != 1 or len(users) > 1 + len(tests):
+        return y
+    (row, *choices), result = map(emitter.var, guards[0].inputs), emitter.var(guards[0].outputs[0])
+    axis = y.rank - call.attrs["axis"] % y.rank  # from the end
+    by_row = row.shape is not None and (row.rank < axis or row.shape[-axis] == 1)
+    zeros = any(c.value is not None and not c.value.any() for c in choices)
+    return result.cast(y.dtype) if zeros and (by_row or row.name in tests) else y
+
+
+def users_of(call: Call, name: str) -> list[Node]:
+    """Nodes that read a value, of those written so far."""
+    return [node for node in call.emitter.nodes if name in node.inputs]
 
 
 @TABLE.vjp("LogSoftmax", kind=Kind.SOFTMAX)

@@ -37,6 +37,11 @@ def global_max_pool(call: Call, ct: Var) -> list[Var]:
     return [call.op("ScatterElements", blank, first, ct.reshape([0, 0, 1]), axis=2).reshape_like(call.x)]
 
 
+@TABLE.vjp("MaxUnpool", kind=Kind.MOVEMENT)
+def max_unpool(call: Call, ct: Var) -> list[Var]:
+    return [call.op("Gather", ct.reshape([-1]), call.need(1), axis=0, known=call.x.shape)]
+
+
 @TABLE.vjp("AveragePool")
 def average_pool(call: Call, ct: Var) -> list[Var]:
     windows = Windows.of(call)

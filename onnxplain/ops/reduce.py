@@ -1,4 +1,4 @@
-"""Reductions along axes, CumSum and TopK.
+"""Reductions along axes, Det, CumSum and TopK.
 
 The cotangent and the output of a reduction first get back their reduced axes, with size 1 (`_widen`); then every
 formula is elementwise on the input. ``noop_with_empty_axes`` needs no case of its own: each group is one element.
@@ -13,6 +13,7 @@ import numpy as np
 from onnxplain.emit import Var, where
 from onnxplain.ir import Shape
 from onnxplain.ops.index import zeros
+from onnxplain.ops.linear import identity, unsqueeze
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 
 TABLE = OpTable(Kind.REDUCTION)
@@ -71,6 +72,15 @@ def reduce_log_sum(call: Call, ct: Var) -> list[Var]:
 @TABLE.vjp("ReduceLogSumExp")
 def reduce_log_sum_exp(call: Call, ct: Var) -> list[Var]:
     return [_widen(call, ct) * call.op("Exp", call.x - _widen(call, call.y))]
+
+
+@TABLE.vjp("Det")
+def det(call: Call, ct: Var) -> list[Var]:
+    """Each element's cofactor: the determinant with the element's row replaced by a one in its column, else zeros."""
+    x = call.x
+    unit = identity(x.size(-1), x)
+    replaced = where(unsqueeze(unit, [1, 3]).cast(bool), unsqueeze(unit, [0, 2]), unsqueeze(x, [-4, -3]))
+    return [unsqueeze(ct, [-2, -1]) * call.op("Det", replaced, known=x.shape)]
 
 
 @TABLE.vjp("CumSum", kind=Kind.AVG_POOL)

@@ -17,6 +17,7 @@ from tests.reference import Case, check_vjp, gradient_graph, gradients, relative
 
 X = normal(2, 3, 4)
 TABLE = normal(5, 3)
+SPREAD = rng(5).permutation(24).reshape(2, 3, 4) / 10.0
 
 
 def int32(*values: int) -> np.ndarray[Any, Any]:
@@ -74,6 +75,13 @@ CASES = [
     Case("Compress", [X, np.array([False, True, True, False, True])]),
     Case("Compress", [X, np.zeros(3, bool)], {"axis": 1}),
     Case("Compress", [X, np.zeros(3, bool)]),
+    *(Case("Unique", [SPREAD], {"sorted": s}, outputs=outputs, runtime=True) for s in (0, 1) for outputs in (1, 2, 4)),
+    *(Case("Unique", [SPREAD], {"axis": axis}, outputs=2, runtime=True) for axis in (0, 1, -1)),
+    *(
+        Case("Range", [np.array(v) for v in (1.5, limit, step)], constant=[1])
+        for limit, step in ((9.2, 2.0), (-4.3, -0.7))
+    ),
+    Case("Range", [np.array(v) for v in (1.5, 9.2, 2.0)], constant=[0, 1]),
     Case("OneHot", [ints(0, -1, 2, 7), np.array(3), normal(2)]),
     Case("OneHot", [int32(0, -1, 2, 7).reshape(2, 2), np.array(4, np.int32), normal(2)], {"axis": 0}),
 ]
@@ -146,9 +154,7 @@ def test_the_largest_share_evenly() -> None:
 def test_distinct_constant_indices_get_a_cheap_graph(indices: np.ndarray[Any, Any], ops: set[str]) -> None:
     model, feeds = single_node(Case("Gather", [TABLE, indices]), free=False)
     cotangent = run_model(model, feeds)["y0"]
-    assert {n.op for n in gradient_graph(to_graph(model), {"y0": cotangent}, ["x0"]).nodes} - {
-        "Identity"
-    } == ops
+    assert {n.op for n in gradient_graph(to_graph(model), {"y0": cotangent}, ["x0"]).nodes} - {"Identity"} == ops
 
 
 def test_half_precision_adds_in_single() -> None:

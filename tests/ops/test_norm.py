@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch.nn import functional as F
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from onnxplain.emit import Emitter
 from onnxplain.errors import UnsupportedOperatorError
 from onnxplain.ops import norm
+from onnxplain.reader import to_graph
 from tests.reference import Case, check_vjp, gradient_graph, gradients, relative_error, rng, run_ort
 
 R = rng()
@@ -48,6 +50,10 @@ CASES = [
         for outputs in (1, 2, 3)
     ),
     Case("LayerNormalization", [normal(2, 3, 5), normal(5), normal(5)], {"epsilon": 0.4}),
+    *(
+        Case("LayerNormalization", [normal(2, 3, 5), normal(3, 5)], {"axis": 1}, outputs=3, used=used)
+        for used in ([1], [2], [0, 1], [0, 1, 2])
+    ),
     Case("LayerNormalization", [normal(2, 3, 5), normal(1, 5)], {"axis": 1}),
     *(
         Case("InstanceNormalization", channel_norm(*s), {"epsilon": epsilon}, constant=c)
@@ -181,10 +187,43 @@ def test_float16_batch_normalization_with_float32_statistics() -> None:
     assert relative_error(gradient, ct * (scale / np.sqrt(variance + 1e-5))[:, None]) < 2e-3
 
 
-def test_statistics_as_explained_outputs_are_refused() -> None:
-    options = {"axis": -1, "epsilon": 1e-5, "stash_type": 1}
-    with pytest.raises(UnsupportedOperatorError, match="Mean and InvStdDev of LayerNormalization 'y'"):
-        gradient_of("LayerNormalization", "average", normal(2, 5), normal(5), **options)
+GUARDS = {
+    "by row": "masked = Equal (highest, lowest) y = Where (masked, zero, p)",
+    "by row, the other way round": "kept = Greater (highest, lowest) y = Where (kept, p, zero)",
+    "by NaN": "masked = IsNaN (p) y = Where (masked, zero, p)",
+    "behind a Cast": "d = Cast <to = 11> (p) masked = IsNaN (d) z = Where (masked, zeros, d) y = Cast <to = 1> (z)",
+}
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_rows_masked_altogether_have_no_gradient(guard: str) -> None:
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["": 21]> masked (float[N, 3, 4] x, bool[3, 4] keep) => (float[N, 3, 4] y)
+        <float lowest = {{-inf}}, float zero = {{0}}, double zeros = {{0}}, int64[1] last = {{-1}}> {{
+            masked_x = Where (keep, x, lowest)
+            highest = ReduceMax (masked_x, last)
+            p = Softmax (masked_x) {GUARDS[guard]}
+        }}""")
+    x, keep = normal(2, 3, 4), np.array([[1, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]], bool)
+    ct = normal(2, 3, 4)
+    graph = gradient_graph(to_graph(onnx.shape_inference.infer_shapes(model)), {"y": ct}, ["x"])
+    gradient = run_ort(graph, {"x": x, "keep": keep, "ct_y": ct})["d_x"]
+    point = torch.tensor(x, requires_grad=True)
+    scores = torch.where(torch.tensor(keep), point, -torch.inf)[:, [0, 2]]
+    scores.softmax(-1).backward(torch.tensor(ct)[:, [0, 2]])
+    np.testing.assert_allclose(gradient, point.grad.numpy(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_mask_of_elements_does_not_hide_them_from_softmax() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["": 21]> masked (float[2, 4] x, bool[2, 4] drop) => (float[2, 4] y)
+        <float zero = {0}> { p = Softmax (x) y = Where (drop, zero, p) }""")
+    x, drop, ct = normal(2, 4), np.array([[1, 0, 0, 1], [0, 0, 0, 1]], bool), normal(2, 4)
+    graph = gradient_graph(to_graph(onnx.shape_inference.infer_shapes(model)), {"y": ct}, ["x"])
+    point = torch.tensor(x, requires_grad=True)
+    point.softmax(-1).backward(torch.tensor(np.where(drop, 0, ct)))
+    gradient = run_ort(graph, {"x": x, "drop": drop, "ct_y": ct})["d_x"]
+    np.testing.assert_allclose(gradient, point.grad.numpy(), rtol=1e-5, atol=1e-7)
 
 
 def test_training_mode_is_refused() -> None:

@@ -40,6 +40,8 @@ WINDOWS: list[tuple[np.ndarray, dict[str, Any]]] = [
     (SPACE, {"kernel_shape": [2, 3, 2], "strides": [2, 1, 2], "pads": [1, 1, 0, 0, 1, 1]}),
 ]
 
+UNPOOLED = np.array([0, 3, 10, 12, 21, 16, 30, 26, 29, 38, 46, 40]).reshape(1, 2, 2, 3)
+
 # All compared with ONNX Runtime: the reference evaluator puts windows elsewhere with ceil_mode and SAME_LOWER, has no
 # GlobalLpPool, and reduces the wrong axes in GlobalMaxPool.
 CASES = [
@@ -54,6 +56,15 @@ CASES = [
     ),
     *(Case("LpPool", [x], {**attrs, "p": p}, runtime=True) for x, attrs in WINDOWS for p in (1, 2, 3)),
     *(Case(op, [x], runtime=True) for op in ("GlobalAveragePool", "GlobalMaxPool") for x in (LINE, PLANE, SPACE)),
+    *(
+        Case(
+            "MaxUnpool",
+            [distinct(1, 2, 2, 3), UNPOOLED, *shape],
+            {"kernel_shape": [2, 2], "strides": [2, 2]},
+            runtime=True,
+        )
+        for shape in ([], [np.array([1, 2, 4, 6])], [np.array([1, 2, 5, 7])])
+    ),
     *(Case("GlobalLpPool", [x], {"p": p}, runtime=True) for x in (LINE, distinct(2, 3, 2, 3)) for p in (1, 2, 3)),
 ]
 

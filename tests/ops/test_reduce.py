@@ -45,6 +45,8 @@ def cases(op: str) -> list[Case]:
 
 CASES = [
     *(case for op in REDUCTIONS for case in cases(op)),
+    *(Case("Det", [rng(3).normal(size=(*batch, n, n))]) for batch in ((), (2,), (2, 1, 3)) for n in (1, 2, 3, 4)),
+    Case("Det", [np.outer([1, 2, 3], [4, 5, 6])[None] + np.diag([0.0, 0, 1])]),  # not invertible
     *(
         Case("CumSum", [SIGNED, np.array(axis, np.int64)], {"exclusive": e, "reverse": r})
         for axis in (1, -1)

@@ -1,0 +1,26 @@
+"""From integers to floats: the integers have no cotangent, the scale has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxplain.emit import Var, sum_to
+from onnxplain.ops.index import add_at, counter, zeros
+from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
+
+TABLE = OpTable(Kind.AFFINE)
+
+
+@TABLE.vjp("DequantizeLinear")
+def dequantize_linear(call: Call, ct: Var) -> Sequence[Cotangent]:
+    """Differentiate (x - zero point) scale by scale: one number, one per position along an axis, or one per block."""
+    scale, axis, block = call.need(1), call.attrs["axis"], call.attrs["block_size"]
+    ones = call.op("Expand", scale.like(1), scale.sizes(), known=scale.shape)
+    shape = call.x.shape
+    share = ct * call.op("DequantizeLinear", call.x, ones, *call.inputs[2:], dtype=ct.dtype, known=shape, **call.attrs)
+    if not block:
+        total = share.sum([a for a in range(call.x.rank) if scale.rank == 0 or a != axis % call.x.rank])
+        return [None, sum_to(total, total.shape, scale)]  # one number may also be an axis of size 1
+    column = (counter(ct.size(axis)) / block).reshape([-1] + [1] * (call.x.rank - axis % call.x.rank - 1))
+    index = call.op("Expand", column, ct.sizes())
+    return [None, add_at(zeros(scale.sizes(), ct.dtype, scale.shape), index, share, axis)]
