@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxplain.emit import Var, concat
 from onnxplain.ir import Node
-from onnxplain.ops.index import counter, grid_sample, product, ranked
+from onnxplain.ops.index import count, counter, grid_sample, ranked
 from onnxplain.ops.linear import unsqueeze
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 
@@ -83,5 +83,5 @@ def _grid(call: Call) -> tuple[Var, Var]:
         offsets = call.op("Gather", parts, call.emitter.const(np.int64(axis)), axis=3, known=(None,) * 5)
         scales.append(2 / x.size(2 + axis).cast(x.dtype))
         lines.append(unsqueeze((offsets + base.cast(x.dtype) + 0.5) * scales[-1] - 1, [5]))
-    sizes = [call.ints([-1]), product(w.sizes(2)), product(offset.sizes(2)), call.ints([2])]
+    sizes = [call.ints([-1]), count(w, 2), count(offset, 2), call.ints([2])]
     return concat(lines, axis=5).reshape(concat(sizes), known=(None,) * 4), concat(scales)

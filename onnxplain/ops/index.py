@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from math import prod
 from operator import mul
 from typing import Any
 
@@ -32,11 +33,14 @@ def add_at(base: Var, index: Var, updates: Var, axis: int) -> Var:
     return total.cast(base.dtype)
 
 
-def product(sizes: Var) -> Var:
-    """Multiply 1-D int64 ``sizes``; the result has shape (1,)."""
-    if sizes.value is not None:
-        return sizes.emitter.ints([int(sizes.value.prod())])
-    return sizes.emitter.op("ReduceProd", sizes, known=(1,), keepdims=1)
+def count(x: Var, start: int = 0, end: int | None = None) -> Var:
+    """Number of places that axes ``start:end`` of ``x`` span: their sizes' product, int64 of shape (1,)."""
+    axes = range(x.rank)[start:end]
+    sizes = [x.shape[axis] if x.shape else None for axis in axes]
+    known = prod(size for size in sizes if isinstance(size, int))
+    # ReduceProd would do, but has no int64 kernel on CUDA.
+    free = [x.size(axis) for axis, size in zip(axes, sizes, strict=True) if not isinstance(size, int)]
+    return reduce(mul, free, x.emitter.ints([known]))
 
 
 def ranked(x: Var, rank: int) -> Var:
@@ -53,13 +57,12 @@ def counter(size: Var) -> Var:
 
 def positions(x: Var, axes: int) -> Var:
     """0, 1, 2, ... in the shape of the first ``axes`` axes of ``x``: an operator applied to it tells what it picks."""
-    sizes = x.sizes(0, axes)
-    return counter(product(sizes)).reshape(sizes, known=x.shape and x.shape[:axes])
+    return counter(count(x, 0, axes)).reshape(x.sizes(0, axes), known=x.shape and x.shape[:axes])
 
 
 def as_rows(x: Var, axes: int) -> Var:
     """Reshape ``x`` to a matrix: its first ``axes`` axes make the rows, the others the columns."""
-    return x.reshape(concat([x.emitter.ints([-1]), product(x.sizes(axes))]))
+    return x.reshape(concat([x.emitter.ints([-1]), count(x, axes)]))
 
 
 def row_index(rows: Var, columns: Var) -> Var:
@@ -69,9 +72,9 @@ def row_index(rows: Var, columns: Var) -> Var:
 
 def unpick(ct: Var, rows: Var, x: Var, axes: int) -> Var:
     """Cotangent of ``x`` where the output selects ``rows``: flat positions over the first ``axes`` axes of ``x``."""
-    columns = product(x.sizes(axes))
+    columns = count(x, axes)
     updates = ct.reshape(concat([x.emitter.ints([-1]), columns]))
-    base = zeros(concat([product(x.sizes(0, axes)), columns]), ct.dtype)
+    base = zeros(concat([count(x, 0, axes), columns]), ct.dtype)
     return add_at(base, row_index(rows, columns), updates, 0).reshape_like(x)
 
 
@@ -164,7 +167,7 @@ def scatter_nd(call: Call, ct: Var) -> Sequence[Cotangent]:
     reduction = call.attrs["reduction"]
     if reduction not in ("none", "add"):
         axes = x.rank + index.rank - 1 - updates.rank
-        rows = row_index(call.op("GatherND", positions(x, axes), index, batch_dims=0), product(x.sizes(axes)))
+        rows = row_index(call.op("GatherND", positions(x, axes), index, batch_dims=0), count(x, axes))
         data, result, arrived = (as_rows(v, axes) for v in (x, call.y, ct))
         flat = as_rows(updates, index.rank - 1)
         to_data, to_updates = _reduced(reduction, data, rows, flat, result, arrived, 0)
@@ -205,7 +208,7 @@ def compress(call: Call, ct: Var) -> list[Var]:
     x, condition = call.x, call.need(1)
     axis = call.attrs.get("axis")
     if axis is None:
-        return [unpick(ct, _kept(condition, product(x.sizes())), x, x.rank)]
+        return [unpick(ct, _kept(condition, count(x)), x, x.rank)]
     return [untake(ct, _kept(condition, x.size(axis)), x, axis % x.rank)]
 
 
@@ -296,7 +299,7 @@ def grid_sample(call: Call, ct: Var) -> Sequence[Cotangent]:
     to_x = to_grid = None
     if call.active[0]:
         updates = (arrived * reduce(mul, weights).reshape([0, 1, reads, -1])).reshape([0, 0, -1])
-        base = zeros(concat([x.sizes(0, 2), product(x.sizes(2))]), ct.dtype)
+        base = zeros(concat([x.sizes(0, 2), count(x, 2)]), ct.dtype)
         to_x = add_at(base, index, updates, 2).reshape_like(x)
     if call.active[1] and mode != "nearest":
         read = call.op("GatherElements", x.reshape([0, 0, -1]), index, axis=2).reshape([0, 0, reads, -1])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxplain.emit import Var, concat, where
-from onnxplain.ops.index import add_at, product, zeros
+from onnxplain.ops.index import add_at, count, zeros
 from onnxplain.ops.reduce import expand, group_size
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 
@@ -23,7 +23,7 @@ def max_pool(call: Call, ct: Var, *_: Cotangent) -> list[Var]:
     attrs = {**call.attrs, "storage_order": 0}
     dtypes, shapes = [x.dtype, np.dtype(np.int64)], [call.y.shape] * 2
     indices = call.emitter.ops("MaxPool", x, outputs=2, dtypes=dtypes, shapes=shapes, **attrs)[1]
-    flat = add_at(zeros(product(x.sizes()), ct.dtype, (None,)), indices.reshape([-1]), ct.reshape([-1]), 0)
+    flat = add_at(zeros(count(x), ct.dtype, (None,)), indices.reshape([-1]), ct.reshape([-1]), 0)
     return [flat.reshape_like(x)]
 
 

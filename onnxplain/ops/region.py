@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxplain.emit import Var, concat, where
-from onnxplain.ops.index import add_at, counter, product, row_index, zeros
+from onnxplain.ops.index import add_at, count, counter, row_index, zeros
 from onnxplain.ops.linear import unsqueeze
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 
@@ -44,7 +44,7 @@ def _mean(call: Call, ct: Var, down: Line, across: Line) -> Sequence[Cotangent]:
         rows = matmul(a.transpose([0, 1, 3, 2]), ct).transpose([1, 2, 0, 3]).reshape([0, 0, -1])  # C H (R Q)
         mine = unsqueeze(images, [1]).equal(counter(x.size(0))).cast(ct.dtype)  # R N
         columns = b.transpose([0, 2, 1, 3]) * unsqueeze(mine, [1, 3])  # R Q N W
-        width = product(concat([x.size(0), x.size(3)]))
+        width = x.size(0) * x.size(3)
         summed = call.op("MatMul", rows, columns.reshape(concat([call.ints([-1]), width])))
         to_x = summed.reshape(concat([x.sizes(1, 3), x.size(0), x.size(3)]), known=(None,) * 4).transpose([2, 0, 1, 3])
     if call.active[1]:
@@ -149,7 +149,7 @@ def scatter(x: Var, index: Var, updates: Var) -> Var:
     """Add ``updates`` (R P G Q G C) to zeros shaped like ``x``."""
     channels = x.size(1)
     sizes = concat([x.size(0), x.sizes(2), channels])
-    base = zeros(concat([product(concat([x.size(0), x.sizes(2)])), channels]), updates.dtype)
+    base = zeros(concat([x.size(0) * count(x, 2), channels]), updates.dtype)
     rows = updates.reshape(concat([x.emitter.ints([-1]), channels]))
     total = add_at(base, row_index(index.reshape([-1]), channels), rows, 0)
     return total.reshape(sizes, known=(None,) * 4).transpose([0, 3, 1, 2])
@@ -246,7 +246,7 @@ class Line:
         weight = (1 - abs(clipped - place)) * unsqueeze(self.inside, [3])
         index = clipped.emitter.op("Min", place.cast(np.int64), self.size - 1)
         valid = clipped.emitter.op("Expand", unsqueeze(self.valid, [3]), weight.sizes(), known=(None,) * 4)
-        sizes = concat([weight.sizes(0, 2), product(weight.sizes(2))])
+        sizes = concat([weight.sizes(0, 2), count(weight, 2)])
         return Reads(*(v.reshape(sizes, known=(None,) * 3) for v in (index, weight, valid)))
 
     def from_corners(self, ct: Var) -> tuple[Var, Var]:
