@@ -119,14 +119,18 @@ def _vague(call: Call) -> bool:
 
 
 def active_values(graph: Graph, wanted: Iterable[str]) -> set[str]:
-    """Names of the float values that change continuously with one of ``wanted``, those included."""
+    """Names of the values that change continuously with one of ``wanted``, those included: floats, and rounded floats.
+
+    Integers that a QuantizeLinear makes pass cotangents on, which are those of the floats that they stand for.
+    """
     active = set(wanted)
     for node in graph.nodes:
-        if active.isdisjoint(node.reads):
+        read = active.intersection(node.reads)
+        if not read or (not node.domain and node.op in ZERO_GRADIENT):
             continue
         if not node.domain and node.op in CONTROL:
-            outputs = active_outputs(node, active, active_values)
-        else:
-            outputs = set(node.outputs) if node.domain or node.op not in ZERO_GRADIENT else set()
-        active.update(o for o in outputs if o and graph.value(o).is_float)
+            active.update(active_outputs(node, active, active_values))
+            continue
+        rounded = node.op == "QuantizeLinear" or any(v.dtype.kind in "iu" for n in read if (v := graph.values.get(n)))
+        active.update(o for o in node.outputs if o and (rounded or graph.value(o).is_float))
     return active

@@ -158,7 +158,13 @@ class Site:
             "QuantizeLinear", y, scale, zero, outputs=1, dtypes=[dtype], shapes=[y.shape], names=[name], **attrs
         )
         axis = {k: v for k, v in attrs.items() if k in ("axis", "block_size")}
-        value = self.op("DequantizeLinear", q, scale, zero, dtype=scale.dtype, known=y.shape, **axis)
+        read, origin = q, zero
+        if dtype == np.int8 and (zero is None or zero.value is not None):
+            # ONNX Runtime makes them unsigned when it loads a program, and fails where a MaxPool follows.
+            shift = np.zeros((), np.int8) if zero is None or zero.value is None else zero.value
+            origin = self.emitter.const((shift.astype(np.int64) + 128).astype(np.uint8))
+            read = self.op("QuantizeLinear", y, scale, origin, dtype=np.uint8, known=y.shape, **axis)
+        value = self.op("DequantizeLinear", read, scale, origin, dtype=scale.dtype, known=y.shape, **axis)
         self.scope.twins[name] = Twin(value, scale, zero)
         return q
 

@@ -10,9 +10,7 @@ ZERO_GRADIENT: frozenset[str] = frozenset(
         *("BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"),
         # steps, and choices by index
         *("ArgMax", "ArgMin", "Ceil", "Floor", "Hardmax", "NonMaxSuppression", "NonZero", "Round", "Sign"),
-        # integers: to them, and between them
-        *("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"),
-        *("DynamicQuantizeLinear", "QuantizeLinear"),
+        "DynamicQuantizeLinear",  # the scale that the range of its input gives counts as constant
         # random numbers
         *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
         # windows: their size is all that they depend on

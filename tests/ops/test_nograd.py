@@ -16,6 +16,10 @@ ELSEWHERE = {
     **dict.fromkeys(
         ("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"), "ONNX Runtime replaces them by their definition"
     ),
+    **dict.fromkeys(
+        ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"),
+        "the canonizer writes them with floating-point layers",
+    ),
     **dict.fromkeys(("If", "Loop", "Scan", "SequenceMap"), "control flow"),
     **dict.fromkeys(
         ("ConcatFromSequence", "SequenceAt", "SequenceConstruct", "SequenceErase", "SequenceInsert", "SplitToSequence"),
