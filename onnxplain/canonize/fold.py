@@ -71,8 +71,13 @@ def fold(model: Light, hidden: Collection[str]) -> Light:
             raise _failure(model.proto.graph, str(error).strip().splitlines()[0]) from None
         folded = onnx.load(options.optimized_model_filepath, load_external_data=False)
         weights = {k: v for k, v in model.weights.items() if k in hidden}
-        for tensor in filter(is_external, folded.graph.initializer):
-            weights[tensor.name] = external_array(tensor, Path(scratch), mapped=False)
+        for graph in graphs_of(folded.graph):
+            for tensor in filter(is_external, graph.initializer):
+                array = external_array(tensor, Path(scratch), mapped=False)
+                if graph is folded.graph:
+                    weights[tensor.name] = array
+                else:  # bodies may use the same names
+                    tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     return Light(_show(folded, weights), weights)
 
 
