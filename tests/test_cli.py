@@ -300,6 +300,13 @@ def test_inspect_says_what_is_in_the_way():
     assert "Round" in refuse("inspect", path, "-m", "lrp")[0]
 
 
+def test_inspect_a_question():
+    answer = json.loads(run("inspect", DIGITS, "--at", "/4/Relu_output_0", "--json").stdout)["methods"]
+    assert {name for name, why in answer.items() if why != "works"} == {"integrated_gradients", "occlusion"}
+    assert all("at=" in why for why in answer.values() if why != "works")
+    assert "no output 'foo'" in refuse("inspect", DIGITS, "--output", "foo")[0]
+
+
 def test_inspect_a_method():
     rows = json.loads(run("inspect", DIGITS, "-m", "lrp", "--json").stdout)
     assert rows[0] == {"operator": "Gemm", "node": "/7/Gemm", "kind": "DENSE", "rule": "Epsilon(epsilon=1e-06)"}
