@@ -419,8 +419,10 @@ def test_progress_on_a_terminal_and_ctrl_c(folder):
 
 
 def _control():
-    """Make the pseudo-terminal the process's own, so that Ctrl-C reaches it."""
+    """Make the pseudo-terminal the process's own, so that Ctrl-C reaches it; heed it even if we run in the background."""
     import fcntl
+    import signal
     import termios
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
