@@ -114,7 +114,7 @@ class Windows:
     ----------
     window, stride
         One number for all spatial axes, or one per axis. A window of None is a seventh of each axis (32 of 224), a
-        stride of None half the window.
+        stride of None half the window. A stride beyond a window so found is that window.
     baseline
         A number, or an array that broadcasts to the input.
     """
@@ -128,11 +128,9 @@ class Windows:
             _check_sizes("window", self.window)
         if self.stride is not None:
             _check_sizes("stride", self.stride)
-            if self.window is None:
-                raise OptionError(f"stride {self.stride} needs a window")
             if isinstance(self.window, tuple):
                 self.per_axis(len(self.window))
-            if any(s > w for s, w in np.broadcast(self.stride, self.window)):
+            if self.window is not None and any(s > w for s, w in np.broadcast(self.stride, self.window)):
                 why = "some elements would never be covered"
                 raise OptionError(f"stride {self.stride} is larger than window {self.window}: {why}")
         _check_baseline(self.baseline)
@@ -159,7 +157,7 @@ class Windows:
         asked_window, asked = self.per_axis(len(axes))
         sizes = [shape[axis] for axis in axes]
         window = tuple(max(1, n // SHARE) if w is None else min(w, n) for w, n in zip(asked_window, sizes, strict=True))
-        stride = tuple(max(1, w // 2) if s is None else s for s, w in zip(asked, window, strict=True))
+        stride = tuple(max(1, w // 2) if s is None else min(s, w) for s, w in zip(asked, window, strict=True))
         counts = tuple(-(-(shape[a] - w) // s) + 1 for a, w, s in zip(axes, window, stride, strict=True))
         return axes, window, stride, counts
 

@@ -131,7 +131,7 @@ class _Sampled:
             for w, size in zip(window, sizes, strict=True)
         ]
         strides = [
-            emitter.op("Max", one, extent / 2) if s is None else one.like(s)
+            emitter.op("Max", one, extent / 2) if s is None else emitter.op("Min", one.like(s), extent)
             for s, extent in zip(stride, extents, strict=True)
         ]
         counts = [(size - w + s - 1) / s + 1 for size, w, s in zip(sizes, extents, strides, strict=True)]

@@ -419,7 +419,7 @@ def test_progress_on_a_terminal_and_ctrl_c(folder):
 
 
 def _control():
-    """Make the pseudo-terminal the process's own, so that Ctrl-C reaches it; heed it even if we run in the background."""
+    """Make the pseudo-terminal the process's own, so that Ctrl-C reaches it; heed it in the background, too."""
     import fcntl
     import signal
     import termios
