@@ -79,18 +79,16 @@ def main() -> None:
         environment = {**os.environ, "NODE_PATH": str(modules.resolve())}
         subprocess.run(["node", TOOLS / "check_node.cjs", *wanted], cwd=folder, env=environment, check=True)
         got = {stem: np.fromfile(folder / f"{stem}.bin", np.float32) for stem in wanted}
-    table = Table(
-        "explainer", "values", "relative error", "largest difference", "verdict", title=f"onnxruntime-node {version}"
-    )
+    columns = ("model", "method", "values", "relative error", "largest difference", "verdict")
+    table = Table(*columns, title=f"onnxruntime-node {version}")
     failed = False
     for stem, expected in wanted.items():
         difference = got[stem].reshape(expected.shape) - expected
         error = np.linalg.norm(difference) / np.linalg.norm(expected)
         agrees = error <= TOLERANCE
         failed |= not agrees
-        table.add_row(
-            stem, str(expected.size), f"{error:.1e}", f"{np.abs(difference).max():.1e}", "same" if agrees else "DIFFERS"
-        )
+        figures = str(expected.size), f"{error:.1e}", f"{np.abs(difference).max():.1e}"
+        table.add_row(*stem.split("-"), *figures, "same" if agrees else "DIFFERS")
     Console().print(table)
     sys.exit(failed)
 
