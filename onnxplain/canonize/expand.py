@@ -7,7 +7,7 @@ writes. What has no row stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,8 +93,8 @@ def expand(model: Light, hints: Hints, changes: list[str]) -> Light:
     expanded: set[str] = set()
     _sweep(proto.graph, scope, expanded)
     weights = dict(model.weights)
-    for name in scope.emitter.constants.keys() - constants.keys():
-        proto.graph.initializer.append(_initializer(name, scope.emitter.constants[name], weights))
+    for name, array in _new_constants(proto.graph, scope, constants).items():
+        proto.graph.initializer.append(_initializer(name, array, weights))
     del proto.graph.value_info[:]
     if expanded:
         changes.append(f"expanded into standard operators: {', '.join(sorted(expanded))}")
@@ -119,6 +119,12 @@ def _initializer(name: str, array: np.ndarray[Any, Any], weights: dict[str, np.n
     return stub(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
 
 
+def _new_constants(graph: onnx.GraphProto, scope: Scope, before: Collection[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """Constants that were made for a graph; those of its Constant nodes, which stay, are none of them."""
+    there = {*before, *(o for node in graph.node for o in node.output)}
+    return {name: array for name, array in scope.emitter.constants.items() if name not in there}
+
+
 def _sweep(graph: onnx.GraphProto, scope: Scope, expanded: set[str]) -> None:
     """Rewrite the nodes of a graph and of its subgraphs, in place."""
     emitter = scope.emitter
@@ -130,9 +136,8 @@ def _sweep(graph: onnx.GraphProto, scope: Scope, expanded: set[str]) -> None:
                 inner.emitter.constants.update((t.name, _array(t)) for t in body.initializer)
                 own = set(inner.emitter.constants)
                 _sweep(body, inner, expanded)
-                body.initializer.extend(
-                    onnx.numpy_helper.from_array(a, k) for k, a in inner.emitter.constants.items() if k not in own
-                )
+                constants = _new_constants(body, inner, own)
+                body.initializer.extend(onnx.numpy_helper.from_array(a, k) for k, a in constants.items())
         if proto.op_type == "Constant" and proto.attribute[0].HasField("t"):
             emitter.constants[proto.output[0]] = _array(proto.attribute[0].t)
         node = _node(proto)
