@@ -99,7 +99,7 @@ class Oracle:
     @property
     def step(self) -> float:
         """Of the differences."""
-        return 1e-5 if self.precision is np.float64 else 2**-7
+        return 1e-5 if self.precision is np.float64 else 2**-8
 
     @property
     def curvature(self) -> float:

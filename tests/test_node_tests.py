@@ -20,7 +20,6 @@ TOLERANCE = 2e-4  # float32 rounding; a planted 0.1 % error is five times as lar
 # Why tests are not checked. By operator:
 OPERATORS = {
     **dict.fromkeys(("CausalConvWithState", "LinearAttention", "SwiGLU"), "newer than opset 26"),
-    **dict.fromkeys(("CumProd", "TensorScatter"), "newer than opset 21, and without a definition in older operators"),
     "OptionalGetElement": "optional tensors",
 }
 # By name:
@@ -53,11 +52,6 @@ NAMES = {
         "drops at random",
     ),
     **dict.fromkeys(("test_training_dropout", "test_training_dropout_mask"), "drops at random"),
-    **dict.fromkeys(
-        ("test_averagepool_2d_ceil_last_window_starts_on_pad", "test_maxpool_2d_ceil_output_size_reduce_by_one"),
-        "ONNX's shape inference for opset 21 counts a window that is not there",
-    ),
-    "test_mvn": "the canonizer fails: ONNX infers no shape for MeanVarianceNormalization",
 }
 EXCLUDED = {name for name, test in TESTS.items() if test.op in OPERATORS} | set(NAMES)
 # Whose float outputs do not depend on a float input; the others must have a derivative that is not zero.
@@ -99,7 +93,7 @@ def test_what_is_excluded_fails(name: str) -> None:
 def test_counts() -> None:
     assert len(TESTS) == 835
     assert len({t.op for t in TESTS.values()}) == 131
-    assert len(EXCLUDED) == 65
+    assert len(EXCLUDED) == 52
     for names in (NAMES, CONSTANT, BESIDE, FACTORS, RUNTIME):
         assert TESTS.keys() >= set(names)
     assert CONSTANT.isdisjoint(EXCLUDED)

@@ -9,6 +9,7 @@ import onnx
 import onnx.inliner
 import onnx.version_converter
 
+from onnxplain.canonize import newer
 from onnxplain.errors import UnsupportedModelError
 from onnxplain.ir import OPSET
 from onnxplain.reader import graphs_of, nodes_of
@@ -101,6 +102,8 @@ def _body(node: onnx.NodeProto, version: int, types: dict[str, onnx.TypeProto]) 
         serialized = schema.get_context_dependent_function_with_opset_version(since, node.SerializeToString(), inputs)
     elif schema.has_function:
         serialized = schema.get_function_with_opset_version(since)
+    elif newer.defines(node.op_type):
+        return newer.definition(node, len(types[node.input[0]].tensor_type.shape.dim))
     else:
         raise UnsupportedModelError(
             f"{node.op_type} '{node.name or node.output[0]}' is newer than opset {OPSET}, which cannot express it",

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxplain.ir import IR_VERSION, OPSET, Graph, Node, Value
+from onnxplain.canonize.shapes import INFERENCE_OPSET
+from onnxplain.ir import IR_VERSION, Graph, Node, Value
 from onnxplain.tensors import LARGE
 from onnxplain.writer import node_proto, value_proto
 
@@ -152,16 +153,18 @@ class _Sweep:
         arrays = {i: self.constants[i] for i in inputs if i in self.constants}
         try:
             types = onnx.shape_inference.infer_node_outputs(
-                onnx.defs.get_schema(node.op, OPSET, node.domain),
+                onnx.defs.get_schema(node.op, INFERENCE_OPSET, node.domain),
                 node_proto(node),
                 {i: value_proto(v).type for i, v in inputs.items()},
                 {i: onnx.numpy_helper.from_array(a, i) for i, a in arrays.items() if a.nbytes <= LARGE},
-                opset_imports=[onnx.helper.make_opsetid("", OPSET)],
+                opset_imports=[onnx.helper.make_opsetid("", INFERENCE_OPSET)],
                 ir_version=IR_VERSION,
             )
-            return [tuple(d.dim_value for d in types[o].tensor_type.shape.dim) if o else () for o in node.outputs]
         except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, KeyError) as error:
             raise StuckError(f"{node.label} does not take another batch size: {str(error).splitlines()[0]}") from None
+        if not all(types[o].tensor_type.HasField("shape") for o in node.outputs if o):
+            raise StuckError(f"ONNX infers no shape for {node.label}")
+        return [tuple(d.dim_value for d in types[o].tensor_type.shape.dim) if o else () for o in node.outputs]
 
     def _value(self, name: str) -> Value:
         if name in self.values:

@@ -11,9 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx
 
 from onnxplain.canonize.prepare import set_shape
-from onnxplain.ir import Shape
+from onnxplain.ir import OPSET, Shape
 from onnxplain.reader import graphs_of, shape_of
 from onnxplain.tensors import is_external
+
+# Opset 22 differs from 21 in types only, and in that a pooling window that starts behind the input does not count.
+INFERENCE_OPSET = 22
 
 _Loop = tuple[list[onnx.GraphProto], onnx.NodeProto]  # the graphs around it, the outermost first, and a Loop
 
@@ -41,7 +44,16 @@ def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
-    return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    _set_opset(model, INFERENCE_OPSET)
+    result = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    _set_opset(result, OPSET)
+    return result
+
+
+def _set_opset(model: onnx.ModelProto, version: int) -> None:
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = version
 
 
 def _show(graph: onnx.GraphProto, around: Mapping[str, onnx.TensorProto]) -> None:
