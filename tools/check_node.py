@@ -89,7 +89,7 @@ def main() -> None:
         failed |= not agrees
         figures = str(expected.size), f"{error:.1e}", f"{np.abs(difference).max():.1e}"
         table.add_row(*stem.split("-"), *figures, "same" if agrees else "DIFFERS")
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
     sys.exit(failed)
 
 
