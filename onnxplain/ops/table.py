@@ -1,10 +1,10 @@
 """What a row of the operator table is: an operator, its kind, and its vector-Jacobian product (VJP).
 
 A VJP is a function ``(call, *cotangents) -> one cotangent per input``: ``call`` is the node with its tensors, each
-cotangent belongs to one output (None where nothing arrives). It returns a sequence as long as it likes; inputs beyond its
-end, and those given None, get no cotangent. It need not sum over broadcast axes (declare ``broadcast=True``) nor over
-several users of a value: the walk (`onnxplain.backward`) does both. Attributes are complete (`onnxplain.reader` fills in
-defaults), shapes may be free: take sizes from ``Var.sizes()``, which is a constant where it can be.
+cotangent belongs to one output (None where nothing arrives). It returns a sequence as long as it likes; inputs beyond
+its end, and those given None, get no cotangent. It need not sum over broadcast axes (declare ``broadcast=True``) nor
+over several users of a value: the walk (`onnxplain.backward`) does both. Attributes are complete (`onnxplain.reader`
+fills in defaults), shapes may be free: take sizes from ``Var.sizes()``, which is a constant where it can be.
 """
 
 from __future__ import annotations
