@@ -23,6 +23,7 @@ from onnxplain.rules.lrp import AlphaBeta, Biased, Epsilon, Flat, Gamma, LinearR
 from onnxplain.rules.relu import Deconvnet, GuidedBackprop
 
 LINEAR = Kind.CONV | Kind.DENSE
+_ROUNDING = ("Clip", "QuantizeLinear", "DequantizeLinear")  # how canonical graphs round to integers
 EVERYTHING = functools.reduce(lambda a, b: a | b, Kind)
 
 
@@ -107,11 +108,21 @@ def _with_biases(calls: Sequence[Call], rules: Sequence[Rule]) -> list[Rule]:
     for i, call in enumerate(calls):
         for name in dict(call.flows) if isinstance(call, ControlCall) else call.node.inputs:
             users.setdefault(name, []).append(i)
+
+    def behind(i: int) -> int | None:
+        """The only node that reads the output of another; what is rounded between the two counts as read directly."""
+        passed: list[str] = []
+        found = users.get(calls[i].node.outputs[0], [])
+        while len(found) == 1 and calls[found[0]].node.op in _ROUNDING:
+            passed.append(calls[found[0]].node.op)
+            found = users.get(calls[found[0]].node.outputs[0], [])
+        return found[0] if len(found) == 1 and tuple(passed) in ((), _ROUNDING) else None
+
     joined = list(rules)
     for i, (call, rule) in enumerate(zip(calls, rules, strict=True)):
-        behind = users.get(call.node.outputs[0], [])
-        if isinstance(rule, LinearRule) and len(behind) == 1 and isinstance(rules[behind[0]], Pass):
-            bias = _bias(call, calls[behind[0]])
+        after = behind(i) if isinstance(rule, LinearRule) else None
+        if after is not None and isinstance(rule, LinearRule) and isinstance(rules[after], Pass):
+            bias = _bias(call, calls[after])
             joined[i] = Biased(rule, bias) if bias else rule
     return joined
 
