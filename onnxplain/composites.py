@@ -17,13 +17,13 @@ from onnxplain.control import ControlCall
 from onnxplain.emit import Var
 from onnxplain.errors import NoRuleError, OptionError, did_you_mean
 from onnxplain.ops import OPS, Call, Kind
+from onnxplain.ops.quantize import ROUNDING
 from onnxplain.rules.attention import SoftmaxTaylor, Uniform
 from onnxplain.rules.base import Gradient, Rule
 from onnxplain.rules.lrp import AlphaBeta, Biased, Epsilon, Flat, Gamma, LinearRule, Norm, Pass, WSquare, ZBox
 from onnxplain.rules.relu import Deconvnet, GuidedBackprop
 
 LINEAR = Kind.CONV | Kind.DENSE
-_ROUNDING = ("Clip", "QuantizeLinear", "DequantizeLinear")  # how canonical graphs round to integers
 EVERYTHING = functools.reduce(lambda a, b: a | b, Kind)
 
 
@@ -113,10 +113,10 @@ def _with_biases(calls: Sequence[Call], rules: Sequence[Rule]) -> list[Rule]:
         """The only node that reads the output of another; what is rounded between the two counts as read directly."""
         passed: list[str] = []
         found = users.get(calls[i].node.outputs[0], [])
-        while len(found) == 1 and calls[found[0]].node.op in _ROUNDING:
+        while len(found) == 1 and calls[found[0]].node.op in ROUNDING:
             passed.append(calls[found[0]].node.op)
             found = users.get(calls[found[0]].node.outputs[0], [])
-        return found[0] if len(found) == 1 and tuple(passed) in ((), _ROUNDING) else None
+        return found[0] if len(found) == 1 and tuple(passed) in ((), ROUNDING) else None
 
     joined = list(rules)
     for i, (call, rule) in enumerate(zip(calls, rules, strict=True)):

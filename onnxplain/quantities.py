@@ -13,6 +13,7 @@ from onnxplain.emit import Var
 from onnxplain.emit import where as choose
 from onnxplain.errors import TargetError
 from onnxplain.ir import Dim, Graph, Shape, Value
+from onnxplain.ops.quantize import ROUNDING
 
 PREDICTED = -1  # the target that stands for the class with the highest score
 
@@ -86,6 +87,9 @@ def explained_value(graph: Graph, output: str, probability: bool) -> str:
     node = graph.producer.get(output)
     if node is not None and node.op == "Identity":
         return explained_value(graph, node.inputs[0], probability)
+    if node is not None and node.op == "DequantizeLinear":  # the probabilities are rounded
+        while node is not None and node.op in ROUNDING:
+            node = graph.producer.get(node.inputs[0])
     return node.inputs[0] if node is not None and node.op in ("Softmax", "Sigmoid") and not probability else output
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from onnxplain.canonize import quantized
+from onnxplain.quantities import explained_value
 from tests.canonize.contrib import Case, check_case, ints
 from tests.canonize.models import Array, canonical, check, normal, ops
 
@@ -207,6 +208,19 @@ def test_dynamically_quantized_lstm(direction: str, per_channel: bool) -> None:
     }}"""
     exact = Case(text, case.feeds, {"w": wide[0], "r": wide[1], "b": weights["b"]})
     check(canonical(case.proto()), exact.proto(), case.feeds, tolerance=1e-5)
+
+
+def test_rounded_probabilities_are_explained_before_the_softmax() -> None:
+    text = """(float[N,6] x) => (float[N,4] y) {
+        q = QuantizeLinear(x, xs, xz) l = com.microsoft.QGemm(q, xs, xz, w, ws, wz, , ys, yz)
+        p = com.microsoft.QLinearSoftmax<axis=1, opset=13>(l, ys, yz, one, none) y = DequantizeLinear(p, one, none)
+    }"""
+    weights = {k: np.asarray(PARAMETERS[k]) for k in PARAMETERS} | {"w": i8(6, 4)}
+    graph = canonical(Case(text, {}, weights).proto()).graph
+    assert graph.producer["y"].op == "DequantizeLinear"
+    explained = explained_value(graph, "y", probability=False)
+    assert [n.op for n in graph.users[explained]] == ["Softmax"]
+    assert explained_value(graph, "y", probability=True) == "y"
 
 
 def test_every_row_has_a_case() -> None:
