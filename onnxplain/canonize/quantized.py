@@ -158,16 +158,30 @@ def _scaled_product(site: Site) -> Var:
     """Mul(Cast(MatMulInteger(a, b)), Mul(scale of a, scale of b)), and the same with ConvInteger."""
     nodes = site.scope.nodes
     for product, factor in (site.node.inputs, site.node.inputs[::-1]):
-        cast, scales = nodes.get(product), nodes.get(factor)
-        integer = nodes.get(cast.inputs[0]) if cast and cast.op == "Cast" else None
+        cast = nodes.get(product)
+        integer, bias = _without_bias(site, cast.inputs[0]) if cast and cast.op == "Cast" else (None, None)
         if integer and integer.op in ("MatMulInteger", "ConvInteger"):
-            return _product(Site(integer, site.scope), scales, site.emitter.var(factor))
+            return _product(Site(integer, site.scope), nodes.get(factor), site.emitter.var(factor), bias)
     raise StaysError
 
 
-def _product(site: Site, scales: Node | None, scale: Var) -> Var:
+def _without_bias(site: Site, name: str) -> tuple[Node | None, Var | None]:
+    """Older tools add a bias to the integers: Reshape(Cast(Floor(bias / scale))). It stands for the bias itself."""
+    nodes = site.scope.nodes
+    node = nodes.get(name)
+    if node is None or node.op != "Add":
+        return node, None
+    for product, added in (node.inputs, node.inputs[::-1]):
+        origin = nodes.get(added)
+        while origin is not None and origin.op in ("Reshape", "Cast", "Floor"):
+            origin = nodes.get(origin.inputs[0])
+        if origin is not None and origin.op == "Div":
+            return nodes.get(product), site.emitter.var(origin.inputs[0])
+    return None, None
+
+
+def _product(site: Site, scales: Node | None, scale: Var, bias: Var | None) -> Var:
     """The product of what both operands of an integer product stand for; ``scale`` is the product of their scales."""
-    convolution = site.node.op == "ConvInteger"
     twin = site.scope.twins.get(site.node.inputs[0])
     if twin is None:
         raise StaysError
@@ -179,11 +193,12 @@ def _product(site: Site, scales: Node | None, scale: Var) -> Var:
         other = site.emitter.const(scale.value / twin.scale.value)
     else:
         raise StaysError
-    if convolution and other.shape:
-        other = other.reshape([-1])
     x = site.dequantized(site.need(0), twin.scale, twin.zero)
-    w = site.dequantized(site.need(1), other, site.input(3), axis=0 if convolution else -1)
-    return site.op("Conv", x, w, **site.some(*_WINDOW)) if convolution else site.op("MatMul", x, w)
+    if site.node.op == "ConvInteger":
+        w = site.dequantized(site.need(1), other.reshape([-1]) if other.shape else other, site.input(3), axis=0)
+        return site.op("Conv", x, w, bias, **site.some(*_WINDOW))
+    y = site.op("MatMul", x, site.dequantized(site.need(1), other, site.input(3), axis=-1))
+    return y if bias is None else y + bias
 
 
 def _lstm(site: Site) -> Result:

@@ -115,6 +115,20 @@ CASES = [
         f = Cast<to=1>(i) y = Mul(f, t)""",
         {"x": normal(2, 3, 6, 6)},
     ),
+    *(
+        case(  # as older tools write them
+            f"float[N,{size}] x",
+            f"float[N,{result}] y",
+            f"""q, s, z = DynamicQuantizeLinear(x) t = Mul(s, ws) u = Div(bias, t) o = Floor(u) c = Cast<to=6>(o)
+            {call} a = Add(i, {bias}) f = Cast<to=1>(a) y = Mul(f, t)""",
+            {"x": normal(2, *map(int, size.split(",")))},
+            shape=np.array([1, 4, 1, 1]),
+        )
+        for size, result, call, bias in (
+            ("3,6,6", "4,P,Q", "i = ConvInteger(q, w, z, wz) r = Reshape(c, shape)", "r"),
+            ("8", "4", "i = MatMulInteger(q, m, z, wz)", "c"),
+        )
+    ),
     case(
         "float[N,8] x, float[8,M] v",
         "float[N,M] y",

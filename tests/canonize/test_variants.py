@@ -179,6 +179,21 @@ def test_quantized(net: Path, variant: str, again: bool) -> None:
         assert found.min() > 0.9, (method, options, found)  # measured: 0.957 and above
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_explainers_of_quantized_models_run_by_themselves(net: Path, variant: str) -> None:
+    """With the default options of ONNX Runtime, which rewrites integers around MaxPool."""
+    path = net.with_suffix(f".{variant}.onnx")
+    VARIANTS[variant](net, path)
+    explainer = onnxplain.Explainer(path, "gradient")
+    alone = net.with_suffix(f".{variant}.explainer.onnx")
+    explainer.export(alone)
+    session = ort.InferenceSession(alone, providers=["CPUExecutionProvider"])
+    outputs = [o.name for o in session.get_outputs()]
+    feeds = {"x": X, "target": np.full(len(X), 3, np.int64)}
+    results = dict(zip(outputs, session.run(outputs, feeds), strict=True))
+    assert relative_error(results["attribution"], explainer(X, 3).values) < 1e-5
+
+
 def test_rounding_so_fine_that_it_makes_no_difference() -> None:
     """In LRP, too, where the bias that is added behind a rounded matrix product belongs to the layer."""
     text = """(float[N,6] x) => (float[N,4] y) {{
