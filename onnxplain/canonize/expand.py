@@ -79,8 +79,7 @@ def _asked(model: Light, names: Iterable[str]) -> Iterator[onnx.ValueInfoProto]:
 
 def expand(model: Light, hints: Hints, changes: list[str]) -> Light:
     """Expand what can be expanded in a model of opset 21, with what `types` found."""
-    tables = [_TABLES.get(n.domain, {}) for n in nodes_of(model.proto.graph)]
-    if not any(n.op_type in table for n, table in zip(nodes_of(model.proto.graph), tables, strict=True)):
+    if not any(n.op_type in _TABLES.get(n.domain, {}) for n in nodes_of(model.proto.graph)):
         return model
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
@@ -156,13 +155,13 @@ def _sweep(graph: onnx.GraphProto, scope: Scope, expanded: set[str]) -> None:
 
 def _expanded(node: Node, scope: Scope) -> bool:
     """Write what takes a node's place; False if it stays."""
-    table = _TABLES.get(node.domain, {})
     site = Site(node, scope)
-    if node.op not in table:
+    row = _TABLES.get(node.domain, {}).get(node.op) or (None if node.domain else quantized.PATTERNS.get(node.op))
+    if row is None:
         quantized.follow(site)
         return False
     try:
-        results = table[node.op](site)
+        results = row(site)
     except StaysError:
         return False
     for name, result in zip(node.outputs, [results] if isinstance(results, Var) else results, strict=False):

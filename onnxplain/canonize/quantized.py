@@ -239,7 +239,6 @@ TABLE: dict[str, Expansion] = {
     "DynamicQuantizeLinear": _dynamically_quantize,
     "DynamicQuantizeMatMul": _dynamic_matmul,
     "MatMulIntegerToFloat": _matmul_to_float,
-    "Mul": _scaled_product,
     "QAttention": _attention,
     "QEmbedLayerNormalization": _embed,
     "QGemm": _gemm,
@@ -256,3 +255,5 @@ TABLE: dict[str, Expansion] = {
     "QLinearWhere": _where,
     "QuantizeLinear": _quantize,
 }
+
+PATTERNS: dict[str, Expansion] = {"Mul": _scaled_product}  # what ends a pattern, among much else

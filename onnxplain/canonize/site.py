@@ -139,23 +139,13 @@ class Site:
         return scale.like(0) if zero is None else self.cast(zero, scale.dtype)
 
     def quantized(self, y: Var, scale: Var, zero: Var | None, name: str = "", **attrs: Any) -> Var:
-        """Round ``y`` to integers called ``name``, by default the node's first output, and note what they stand for.
-
-        Where integers saturate, their gradient is zero: an operator of its own says so, and the rounding is passed
-        straight through. Quantization tools drop a ReLU whose zero is the least integer: it comes back.
-        """
+        """Round ``y`` to integers called ``name``, by default the node's first output, and note what they stand for."""
         name = name or self.node.outputs[0]
         dtype = attrs.pop("dtype", None) or (zero.dtype if zero else np.dtype(np.uint8))
-        bounds = _bounds(scale, zero, dtype)
-        if bounds is not None:
-            low, high = bounds
-            layer = self._producer(y) in _LAYERS
-            if low == 0 and layer:
-                y = self.op("Clip", self.op("Relu", y), None, y.like(high))
-            else:
-                y = self.op("Clip", y, y.like(low), y.like(high))
+        y = self._clipped(y, _bounds(scale, zero, dtype))
+        shapes = [y.shape]
         (q,) = self.emitter.ops(
-            "QuantizeLinear", y, scale, zero, outputs=1, dtypes=[dtype], shapes=[y.shape], names=[name], **attrs
+            "QuantizeLinear", y, scale, zero, outputs=1, dtypes=[dtype], shapes=shapes, names=[name], **attrs
         )
         axis = {k: v for k, v in attrs.items() if k in ("axis", "block_size")}
         read, origin = q, zero
@@ -167,6 +157,18 @@ class Site:
         value = self.op("DequantizeLinear", read, scale, origin, dtype=scale.dtype, known=y.shape, **axis)
         self.scope.twins[name] = Twin(value, scale, zero)
         return q
+
+    def _clipped(self, y: Var, bounds: tuple[float, float] | None) -> Var:
+        """What is beyond the bounds saturates and has no gradient; an operator of its own says so.
+
+        Quantization tools drop a ReLU whose zero is the least integer: it comes back.
+        """
+        if bounds is None:
+            return y
+        low, high = bounds
+        if low == 0 and self._producer(y) in _LAYERS:
+            return self.op("Clip", self.op("Relu", y), None, y.like(high))
+        return self.op("Clip", y, y.like(low), y.like(high))
 
     def _producer(self, y: Var) -> str:
         written = (n.op for n in reversed(self.emitter.nodes) if y.name in n.outputs)

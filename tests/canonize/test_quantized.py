@@ -6,9 +6,12 @@ import re
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from onnxplain.canonize import quantized
+from onnxplain.canonize.expand import expand
+from onnxplain.canonize.fold import Light
 from onnxplain.quantities import explained_value
 from tests.canonize.contrib import Case, check_case, ints
 from tests.canonize.models import Array, canonical, check, normal, ops
@@ -222,6 +225,25 @@ def test_dynamically_quantized_lstm(direction: str, per_channel: bool) -> None:
     }}"""
     exact = Case(text, case.feeds, {"w": wide[0], "r": wide[1], "b": weights["b"]})
     check(canonical(case.proto()), exact.proto(), case.feeds, tolerance=1e-5)
+
+
+def test_weights_of_four_bits_in_blocks_become_floats() -> None:
+    """Blocks along the rows share a scale; ONNX Runtime folds them."""
+    levels = (
+        np.random.default_rng(0)
+        .integers(-8, 7, (32, 6))
+        .astype(onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.INT4))
+    )
+    scales = 0.1 + np.abs(normal(2, 6))
+    text = "(float[N,32] x) => (float[N,6] y) { w = DequantizeLinear<axis=0, block_size=16>(l, s) y = MatMul(x, w) }"
+    case = Case(text, {"x": normal(3, 32)}, {"l": levels, "s": scales}, opset=21)
+    assert ops(canonical(case.proto()).graph) == ["MatMul"]
+    check_case(case)
+
+
+def test_models_without_integers_are_left_alone() -> None:
+    light = Light(Case("(float[N] x) => (float[N] y) { y = Mul(x, x) }", {}, opset=21).proto(), {})
+    assert expand(light, [], []) is light
 
 
 def test_rounded_probabilities_are_explained_before_the_softmax() -> None:
