@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.canonize.contrib import Case, check_case, ints, strange
+from tests.canonize.contrib import Case, check_case, check_gradient, ints, strange
 from tests.canonize.models import Array, canonical, normal, run_original
 from tests.reference import relative_error, run_ort
 
@@ -183,6 +183,11 @@ CASES += [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_calculates_what_the_kernel_does(case: Case) -> None:
     check_case(case)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "float[" in c.text.partition("=>")[0]], ids=str)
+def test_gradient_is_that_of_the_kernel(case: Case) -> None:
+    check_gradient(case)
 
 
 def check_against(case: Case, expected: Array) -> None:

@@ -9,7 +9,7 @@ from onnxplain.backward import plan
 from onnxplain.canonize import attention, fused, positions
 from onnxplain.emit import Emitter
 from onnxplain.errors import UnsupportedOperatorError
-from tests.canonize.contrib import Case, check_case, ints, strange
+from tests.canonize.contrib import Case, check_case, check_gradient, ints, strange
 from tests.canonize.models import canonical, normal, run_original
 from tests.canonize.test_attention import CASES as ATTENTION
 from tests.reference import relative_error, run_ort
@@ -36,7 +36,7 @@ CASES = [
             '"Sigmoid"',
             '"Tanh"',
             '"LeakyRelu", activation_params=[0.3]',
-            '"Clip", activation_params=[-0.5, 0.7]',
+            '"Clip", activation_params=[-2.5, 1.5]',
             '"HardSigmoid", activation_params=[0.3, 0.4]',
         )
     ),
@@ -182,6 +182,14 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_calculates_what_the_kernel_does(case: Case) -> None:
     check_case(case)
+
+
+DIFFERENTIABLE = [c for c in CASES if "float[" in c.text.partition("=>")[0] and str(c) != "Unique"]
+
+
+@pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
+def test_gradient_is_that_of_the_kernel(case: Case) -> None:
+    check_gradient(case)
 
 
 G, C = normal(8, seed=5), normal(8, seed=6)
