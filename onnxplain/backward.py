@@ -77,7 +77,7 @@ def plan(graph: Graph, emitter: Emitter, outputs: Iterable[str], wanted: Iterabl
     UnsupportedOperatorError
         Operators without a gradient on the path, all of them named.
     UnsupportedModelError
-        Tensors on the path of which not even the number of axes is known.
+        The number of axes is not known at a control-flow node or in a body of one.
     """
     path = _path(graph, emitter, outputs, wanted)
     if path.missing:
@@ -85,7 +85,7 @@ def plan(graph: Graph, emitter: Emitter, outputs: Iterable[str], wanted: Iterabl
         raise UnsupportedOperatorError(
             f"no gradient is known for {len(path.missing)} of the nodes on the path: {names}"
         )
-    vague = [call.node.label for call in path.calls if call.emitter is not emitter and _vague(call)]
+    vague = [c.node.label for c in path.vague if c.emitter is not emitter or isinstance(c, ControlCall)]
     if vague:
         raise UnsupportedModelError(f"the number of axes is not known at {', '.join(reversed(vague))}")
     return path.calls
@@ -93,7 +93,7 @@ def plan(graph: Graph, emitter: Emitter, outputs: Iterable[str], wanted: Iterabl
 
 def _path(graph: Graph, emitter: Emitter, outputs: Iterable[str], wanted: Iterable[str]) -> Path:
     active = active_values(graph, wanted)
-    path = Path([], set(outputs), [])
+    path = Path(needed=set(outputs))
     for node in reversed(graph.nodes):
         used = active.intersection(node.outputs, path.needed)
         if not used or active.isdisjoint(node.reads):
@@ -104,18 +104,14 @@ def _path(graph: Graph, emitter: Emitter, outputs: Iterable[str], wanted: Iterab
             continue
         tensors = [tuple(emitter.var(n) if n else None for n in names) for names in (node.operands, node.outputs)]
         call = Call(emitter, node, tensors[0], tensors[1], tuple(n in active for n in node.operands))
-        inside = Path([], active.intersection(node.reads), [])
+        inside = Path(needed=active.intersection(node.reads))
         if node.op in CONTROL:
             call, inside = CONTROL[node.op](call, used, active, _path, active_values)
-        path.calls.extend([call, *inside.calls])
-        path.needed.update(inside.needed)
-        path.missing.extend(inside.missing)
+        path.calls.append(call)
+        path.add(inside)
+        if any(emitter.var(n).shape is None for n in (*used, *active.intersection(node.reads))):
+            path.vague.append(call)
     return path
-
-
-def _vague(call: Call) -> bool:
-    tensors = [x for x, active in zip(call.inputs, call.active, strict=True) if active] + list(call.outputs)
-    return any(x is not None and x.shape is None for x in tensors)
 
 
 def active_values(graph: Graph, wanted: Iterable[str]) -> set[str]:

@@ -72,6 +72,7 @@ def fold(model: Light, hidden: Collection[str]) -> Light:
         folded = onnx.load(options.optimized_model_filepath, load_external_data=False)
         weights = {k: v for k, v in model.weights.items() if k in hidden}
         for graph in graphs_of(folded.graph):
+            _drop_constant_nodes(graph)
             for tensor in filter(is_external, graph.initializer):
                 array = external_array(tensor, Path(scratch), mapped=False)
                 if graph is folded.graph:
@@ -79,6 +80,13 @@ def fold(model: Light, hidden: Collection[str]) -> Light:
                 else:  # bodies may use the same names
                     tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     return Light(_show(folded, weights), weights)
+
+
+def _drop_constant_nodes(graph: onnx.GraphProto) -> None:
+    """Drop the Constant nodes of bodies that ONNX Runtime has saved as initializers, too: it would not read that."""
+    names = {tensor.name for tensor in graph.initializer}
+    for node in [n for n in graph.node if n.op_type == "Constant" and n.output[0] in names]:
+        graph.node.remove(node)
 
 
 def _failure(graph: onnx.GraphProto, why: str) -> ModelError:

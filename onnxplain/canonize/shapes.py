@@ -6,7 +6,7 @@ forgotten, until nothing changes any more. Constants that shapes may depend on a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx
 
@@ -22,15 +22,12 @@ _Loop = tuple[list[onnx.GraphProto], onnx.NodeProto]  # the graphs around it, th
 
 
 def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Infer all shapes from those of the model's inputs; what the bodies of control-flow nodes declare is ignored."""
+    """Infer all shapes; what the bodies of control-flow nodes declare is ignored."""
     told = onnx.ModelProto()
     told.CopyFrom(model)
     own = [len(graph.initializer) for graph in graphs_of(told.graph)]
     _show(told.graph, {})
-    for graph in list(graphs_of(told.graph))[1:]:
-        del graph.value_info[:]
-        for info in (*graph.input, *graph.output):
-            _set(info, None)
+    _forget_bodies(told.graph)
     loops = list(_loops(told.graph))
     for met in range(len(loops)):  # all of them, as what the body of one returns may come out of another
         _learn(loops[met], list(_loops(_inferred(told).graph))[met], first=True)
@@ -41,6 +38,24 @@ def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
     for graph, count in zip(graphs_of(result.graph), own, strict=True):
         del graph.initializer[count:]
     return result
+
+
+def forget_shapes(graph: onnx.GraphProto) -> None:
+    """Forget the shapes that a graph and its bodies declare, but for the graph's inputs and for constants."""
+    _forget(graph, [*graph.value_info, *graph.output])
+    _forget_bodies(graph)
+
+
+def _forget_bodies(graph: onnx.GraphProto) -> None:
+    for body in list(graphs_of(graph))[1:]:
+        _forget(body, [*body.value_info, *body.output, *body.input])
+
+
+def _forget(graph: onnx.GraphProto, declared: Iterable[onnx.ValueInfoProto]) -> None:
+    constants = {t.name for t in graph.initializer}
+    for info in declared:
+        if info.name not in constants:
+            declare(info, None)
 
 
 def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -83,7 +98,7 @@ def _learn(loop: _Loop, seen: _Loop, first: bool) -> bool:
     (around, node), (graphs, shown) = loop, seen
     body, seen_body = _body(node), _body(shown)
     for info in body.input[:2]:
-        _set(info, ())
+        declare(info, ())
     changed = False
     shapes = {name: shape for part in graphs for name, shape in _shapes(part)}
     for k, name in enumerate(node.input[2:]):
@@ -94,9 +109,9 @@ def _learn(loop: _Loop, seen: _Loop, first: bool) -> bool:
         changed |= shape != shape_of(inside)
         kind = seen_body.input[2 + k].type
         inside.type.CopyFrom(kind)
-        _set(inside, shape)
+        declare(inside, shape)
         if k < len(node.output) and node.output[k]:
-            _set(_info(around[-1], node.output[k], kind), shape)
+            declare(_info(around[-1], node.output[k], kind), shape)
     return changed
 
 
@@ -125,7 +140,7 @@ def _info(graph: onnx.GraphProto, name: str, kind: onnx.TypeProto) -> onnx.Value
     return infos[0] if infos else graph.value_info.add(name=name, type=kind)
 
 
-def _set(info: onnx.ValueInfoProto, shape: Shape | None) -> None:
+def declare(info: onnx.ValueInfoProto, shape: Shape | None) -> None:
     """Declare the shape of a tensor; None: not even its rank."""
     if info.type.HasField("tensor_type"):
         info.type.tensor_type.ClearField("shape")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from onnxplain.emit import Emitter, Var
-from onnxplain.ir import Graph, Node
+from onnxplain.ir import Graph, Node, is_float
 from onnxplain.ops.index import zeros
 from onnxplain.ops.table import Call, Cotangent
 
@@ -25,11 +27,21 @@ class Path:
         Names of the active values that it reaches.
     missing
         Nodes that it cannot go through.
+    vague
+        Nodes at which the rank of a tensor on the way is not known.
     """
 
-    calls: list[Call]
-    needed: set[str]
-    missing: list[Node]
+    calls: list[Call] = field(default_factory=list)
+    needed: set[str] = field(default_factory=set)
+    missing: list[Node] = field(default_factory=list)
+    vague: list[Call] = field(default_factory=list)
+
+    def add(self, other: Path) -> None:
+        """Continue with what lies in a body."""
+        self.calls.extend(other.calls)
+        self.needed.update(other.needed)
+        self.missing.extend(other.missing)
+        self.vague.extend(other.vague)
 
 
 Plan = Callable[[Graph, Emitter, Iterable[str], Iterable[str]], Path]  # (graph, emitter, outputs, wanted)
@@ -60,11 +72,11 @@ class Sums(dict[str, Var]):
             self[name] = self[name] + cotangent if name in self else cotangent
 
 
+def dtype_of(x: Var) -> np.dtype[Any]:
+    """The dtype of a cotangent of ``x``, which may hold integers that stand for floats."""
+    return x.dtype if is_float(x.dtype) else np.dtype(np.float32)
+
+
 def zeros_like(x: Var) -> Var:
-    """Zeros of the shape of ``x``."""
-    return zeros(x.sizes(), x.dtype, x.shape)
-
-
-def outputs_like(tensors: Sequence[Var]) -> dict[str, Any]:
-    """Say to `Emitter.ops` that a node has outputs like these."""
-    return {"outputs": len(tensors), "dtypes": [t.dtype for t in tensors], "shapes": [t.shape for t in tensors]}
+    """A cotangent of ``x`` that is zero."""
+    return zeros(x.sizes(), dtype_of(x), x.shape)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from onnxplain.control.base import Activity, ControlCall, Path, Plan, Sums, Walk, outputs_like, zeros_like
+from onnxplain.control.base import Activity, ControlCall, Path, Plan, Sums, Walk, dtype_of, zeros_like
 from onnxplain.emit import Emitter
 from onnxplain.ir import Graph, Node
 from onnxplain.ops.table import Call, Cotangent
@@ -34,19 +34,17 @@ class IfCall(ControlCall):
     def enter(cls, call: Call, needed: set[str], active: set[str], plan: Plan, _: Activity) -> tuple[ControlCall, Path]:
         """Plan the walk through the branches; ``needed`` are the names to start from."""
         branches = {}
-        calls, reached, missing = [], set(), []
+        inside = Path()
         for name in BRANCHES:
             graph = call.attrs[name]
             emitter = Emitter(graph, outer=call.emitter)
             captured = active.intersection(graph.captured)
             pairs = zip(graph.outputs, call.node.outputs, strict=False)
             path = plan(graph, emitter, [v.name for v, o in pairs if o in needed], captured)
-            calls += path.calls
-            reached |= path.needed & captured
-            missing += path.missing
+            inside.add(replace(path, needed=path.needed & captured))
             branches[name] = (graph, emitter)
         fields = (call.emitter, call.node, call.inputs, call.outputs, call.active)
-        return cls(*fields, branches), Path(calls, reached, missing)
+        return cls(*fields, branches), inside
 
     @property
     def flows(self) -> Iterator[tuple[str, str]]:
@@ -69,6 +67,14 @@ class IfCall(ControlCall):
         for name, (_, emitter) in self.branches.items():
             found = [arrived[name].get(n) or zeros_like(emitter.var(n)) for n in captured]
             bodies[name] = emitter.graph([], {emitter.fresh(ct.name): ct for ct in found}, name)
-        like = outputs_like([self.emitter.var(n) for n in captured])
-        results = dict(zip(captured, self.emitter.ops("If", self.x, **like, **bodies), strict=True))
+        like = [self.emitter.var(n) for n in captured]
+        written = self.emitter.ops(
+            "If",
+            self.x,
+            outputs=len(captured),
+            dtypes=[dtype_of(x) for x in like],
+            shapes=[x.shape for x in like],
+            **bodies,
+        )
+        results = dict(zip(captured, written, strict=True))
         return [None, *(results.get(n) for n in self.node.captured)]

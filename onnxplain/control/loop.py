@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxplain.control.base import Activity, ControlCall, Path, Plan, Sums, Walk, outputs_like, zeros_like
+from onnxplain.control.base import Activity, ControlCall, Path, Plan, Sums, Walk, dtype_of, zeros_like
 from onnxplain.emit import Emitter, Var, concat
 from onnxplain.ir import Graph, Node, Shape, Value
 from onnxplain.ops.table import Call, Cotangent
@@ -146,7 +146,7 @@ class LoopCall(ControlCall):
         trips = call.emitter.input("trips", np.int64, (None,))
         fields = (call.emitter, call.node, call.inputs, call.outputs, call.active)
         call = cls(*fields, body, inner, states, carried, slices, trips)
-        return call, Path(path.calls, reached, path.missing)
+        return call, replace(path, needed=reached)
 
     @property
     def flows(self) -> Iterator[tuple[str, str]]:
@@ -184,12 +184,19 @@ class LoopCall(ControlCall):
         initial = [given.get(s.start) or zeros_like(s.final) for s in self.carried]
         initial += [zeros_like(emitter.var(n)) for n in captured]
         stacks = [replace(inner.var(n), shape=_stacked(inner.var(n).shape)) for n in slices]
-        like = outputs_like(
-            [index, *(emitter.var(n) for n in (*(s.initial for s in self.carried), *captured)), *stacks]
-        )
+        like = [*(emitter.var(n) for n in (*(s.initial for s in self.carried), *captured)), *stacks]
         count = self.trips.size(0).reshape([])
-        go = emitter.const(np.array(True))
-        _, *found = emitter.ops("Loop", count, go, count - 1, *initial, **like, body=body)
+        _, *found = emitter.ops(
+            "Loop",
+            count,
+            emitter.const(np.array(True)),
+            count - 1,
+            *initial,
+            outputs=1 + len(like),
+            dtypes=[index.dtype, *(dtype_of(x) for x in like)],
+            shapes=[(), *(x.shape for x in like)],
+            body=body,
+        )
         by_name = Sums(zip(captured, found[len(carried) :], strict=False))
         for name, stack in zip(slices, found[len(initial) :], strict=True):
             source, axis = self.slices[name]
@@ -246,7 +253,7 @@ def _trip(body: Graph, states: Sequence[_State]) -> Graph:
 
 def _input_like(x: Var) -> Var:
     """A new input for a cotangent of ``x``."""
-    return x.emitter.input(x.name, x.dtype, x.shape)
+    return x.emitter.input(x.name, dtype_of(x), x.shape)
 
 
 def _unsliced(stack: Var, source: Var, axis: int) -> Var:
