@@ -115,7 +115,7 @@ def _path(graph: Graph, emitter: Emitter, outputs: Iterable[str], wanted: Iterab
 
 
 def active_values(graph: Graph, wanted: Iterable[str]) -> set[str]:
-    """Names of the values that change continuously with one of ``wanted``, those included: floats, and rounded floats.
+    """Names of the values that change continuously with one of ``wanted``, those included: floats, and sequences.
 
     Integers that a QuantizeLinear makes pass cotangents on, which are those of the floats that they stand for.
     """
@@ -128,5 +128,7 @@ def active_values(graph: Graph, wanted: Iterable[str]) -> set[str]:
             active.update(active_outputs(node, active, active_values))
             continue
         rounded = node.op == "QuantizeLinear" or any(v.dtype.kind in "iu" for n in read if (v := graph.values.get(n)))
-        active.update(o for o in node.outputs if o and (rounded or graph.value(o).is_float))
+        for name in filter(None, node.outputs):
+            if rounded or graph.value(name).is_float or graph.value(name).is_sequence:
+                active.add(name)
     return active

@@ -6,7 +6,7 @@ deduplication of equal nodes and constants, and the lowering of layer operators 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -306,6 +306,10 @@ class Emitter:
                 self._taken.add(name)
                 return name
 
+    def reserve(self, nodes: Iterable[Node]) -> None:
+        """Use none of the names that these nodes define: they are going to be added later."""
+        self._taken.update(_defined(nodes))
+
     def input(self, name: str, dtype: Any, shape: Shape | None) -> Var:
         """A new value that the graph gets from outside; the caller lists it among the graph's inputs."""
         name = self.fresh(name)
@@ -448,7 +452,7 @@ def _shape(op: str, inputs: Sequence[Var]) -> Shape | None:
     return inputs[0].shape if op in _SAME_SHAPE and inputs else None
 
 
-def _defined(nodes: Sequence[Node]) -> Iterator[str]:
+def _defined(nodes: Iterable[Node]) -> Iterator[str]:
     """The names that nodes define, those inside their subgraphs included: none of them may hide another."""
     for node in nodes:
         yield from filter(None, node.outputs)

@@ -6,7 +6,7 @@ with a default is present, constants are arrays, nodes are in topological order,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -32,6 +32,11 @@ class Value:
     def is_float(self) -> bool:
         """Whether a cotangent can flow through the value (bfloat16 counts as float; numpy calls it a void)."""
         return is_float(self.dtype)
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether it is no tensor; that is all the IR knows of sequences."""
+        return self.dtype == object and self.shape is None
 
     def __str__(self) -> str:
         dims = "?" if self.shape is None else " x ".join("?" if d is None else str(d) for d in self.shape)
@@ -122,6 +127,14 @@ class Graph:
                 users.setdefault(name, []).append(node)
         return users
 
+    @property
+    def all_nodes(self) -> Iterator[Node]:
+        """The nodes of the graph and of its subgraphs."""
+        for node in self.nodes:
+            yield node
+            for body in node.subgraphs:
+                yield from body.all_nodes
+
     @cached_property
     def captured(self) -> tuple[str, ...]:
         """Names that the graph reads but neither takes as input, nor holds, nor computes."""
@@ -167,6 +180,15 @@ class Graph:
             constants={k: v for k, v in self.constants.items() if k in needed},
             values={k: v for k, v in self.values.items() if k in kept},
         )
+
+    def cut(self, names: Sequence[str]) -> Graph:
+        """The graph with some of its values as further inputs, instead of computing them."""
+        inputs = {v.name: v for v in (*self.inputs, *map(self.value, names))}
+        computed = {name: f"{name}/computed" for name in names if name in self.producer}
+        nodes = [replace(n, outputs=tuple(computed.get(o, o) for o in n.outputs)) for n in self.nodes]
+        values = {**self.values, **{new: replace(self.values[old], name=new) for old, new in computed.items()}}
+        changed = self.replace(inputs=tuple(inputs.values()), nodes=tuple(nodes), values=values)
+        return changed.pruned([v.name for v in self.outputs])
 
     def __str__(self) -> str:
         lines = [f"graph {self.name}({', '.join(map(str, self.inputs))})"]

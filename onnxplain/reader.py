@@ -242,7 +242,7 @@ def _node(
     while outputs and not outputs[-1]:
         outputs.pop()
     inputs = list(proto.input)
-    while inputs and not inputs[-1]:
+    while inputs and not inputs[-1] and (proto.op_type, len(inputs)) != ("Loop", 2):  # of which a Loop needs two
         inputs.pop()
     return Node(proto.op_type, tuple(inputs), tuple(outputs), attrs, proto.name, proto.domain)
 

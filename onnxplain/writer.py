@@ -21,7 +21,7 @@ _ALIGNMENT = 64  # bytes; where tensors start in a file of external data
 
 def to_proto(graph: Graph, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
     """Convert a graph to a ModelProto of opset `onnxplain.ir.OPSET`."""
-    domains = sorted({n.domain for n in _all_nodes(graph)} - {""})
+    domains = sorted({n.domain for n in graph.all_nodes} - {""})
     imports = [onnx.helper.make_opsetid("", OPSET), *(onnx.helper.make_opsetid(d, 1) for d in domains)]
     model = onnx.helper.make_model(_graph(graph), opset_imports=imports, ir_version=IR_VERSION)
     model.producer_name = "onnxplain"
@@ -77,10 +77,6 @@ def _external(out: BinaryIO, name: str, array: np.ndarray[Any, Any], location: s
     return tensor
 
 
-def _all_nodes(graph: Graph) -> list[Node]:
-    return [n for node in graph.nodes for n in (node, *(m for body in node.subgraphs for m in _all_nodes(body)))]
-
-
 def _graph(graph: Graph) -> onnx.GraphProto:
     return onnx.helper.make_graph(
         [node_proto(n) for n in graph.nodes],
@@ -109,7 +105,7 @@ def _attribute(value: Any) -> Any:
 
 def value_proto(value: Value) -> onnx.ValueInfoProto:
     """Convert the declaration of one value; sequences, of which the IR knows nothing, are left for inference."""
-    if value.dtype == object and value.shape is None:
+    if value.is_sequence:
         return onnx.ValueInfoProto(name=value.name)
     return onnx.helper.make_tensor_value_info(
         value.name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape

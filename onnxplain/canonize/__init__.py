@@ -8,8 +8,9 @@ The passes, in order:
 3. `expand`: operators of ONNX Runtime's own, and integer arithmetic, become standard floating-point operators.
 4. `decide`: an If that asks for ranks and sizes gives way to its branch.
 5. `fold`: ONNX Runtime folds constants and shape arithmetic, with its own semantics.
-6. `batch`: what depends on the batch size only is worked out, so that the graph holds for every batch size.
-7. `bodies`: Scan becomes Loop; names are unique; no body holds large constants.
+6. `sequences`: sequences of tensors become tensors.
+7. `batch`: what depends on the batch size only is worked out, so that the graph holds for every batch size.
+8. `bodies`: Scan becomes Loop; names are unique; no body holds large constants.
 
 Large weights take no part in this: they are views on the model's bytes, with stubs in their places.
 """
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from onnxplain.canonize import batch, bodies, decide, expand, fold, opset, prepare
+from onnxplain.canonize import batch, bodies, decide, expand, fold, opset, prepare, sequences
 from onnxplain.ir import Graph
 from onnxplain.reader import Source
 
@@ -59,7 +60,7 @@ def canonize(source: Source, sizes: Mapping[str, int] | None = None) -> Canonica
     before = len(light.proto.graph.node)
     light = expand.expand(light, hints, changes)
     light = decide.decided(light, {v.name: v.shape for v in prepare.named_inputs(source.proto)}, changes)
-    light = fold.fold(light, hidden=fold.unfoldable(light))
+    light = sequences.resolved(fold.fold(light, hidden=fold.unfoldable(light)), changes)
     if sizes and BATCH in sizes:
         graph, fixed = fold.shaped(light), prepared.fixed_batch
     else:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-import numpy as np
-
 from onnxplain.canonize.scan import write_loop
 from onnxplain.emit import Emitter
 from onnxplain.ir import Graph, Node, Value
@@ -21,11 +19,10 @@ def tidied(graph: Graph) -> Graph:
     """Tidy up the bodies of a graph."""
     if not any(node.subgraphs for node in graph.nodes):
         return graph
-    names = {name: Value(name, np.dtype(object), None) for name in graph.producer}
-    main = Emitter(graph.replace(nodes=(), values=names | dict(graph.values)))
+    main = Emitter(graph.replace(nodes=()))
+    main.reserve(Node(n.op, (), n.outputs) for n in graph.nodes)
     _write(graph.nodes, {}, main, main)
-    values = {k: v for k, v in main.values.items() if k in graph.values or k not in names}
-    return graph.replace(nodes=tuple(main.nodes), constants=main.constants, values=values)
+    return graph.replace(nodes=tuple(main.nodes), constants=main.constants, values=main.values)
 
 
 def _write(nodes: Iterable[Node], names: Mapping[str, str], emitter: Emitter, main: Emitter) -> None:

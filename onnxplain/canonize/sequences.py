@@ -1,0 +1,250 @@
+"""Sequences of tensors become tensors, where it is known what is in them.
+
+A sequence is a list of tensors with names, or the slices of a tensor: `torch.unbind` makes the latter, and so does a
+loop that appends one tensor in each trip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import onnx
+
+from onnxplain.canonize.bodies import tidied
+from onnxplain.canonize.fold import Light, fold, shaped, unfoldable
+from onnxplain.emit import Emitter, Var, concat
+from onnxplain.ir import Graph, Node, Value
+from onnxplain.reader import nodes_of
+from onnxplain.tensors import LARGE, is_plain, stub
+from onnxplain.writer import to_proto
+
+
+class _Sequence(Protocol):
+    """What can be asked of a sequence; None: not known before it runs."""
+
+    def at(self, position: Var) -> Var | None:
+        """The tensor at a position."""
+
+    def length(self, emitter: Emitter) -> Var:
+        """The number of tensors."""
+
+    def joined(self, emitter: Emitter, axis: int, new: bool) -> Var | None:
+        """All tensors along an axis, or along a new one."""
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """Tensors by name."""
+
+    names: tuple[str, ...]
+
+    def at(self, position: Var) -> Var | None:
+        if position.value is None:
+            return None
+        return position.emitter.var(self.names[int(position.value)])
+
+    def length(self, emitter: Emitter) -> Var:
+        return emitter.const(np.array(len(self.names)))
+
+    def joined(self, emitter: Emitter, axis: int, new: bool) -> Var | None:
+        if not self.names:
+            return None
+        parts = [emitter.var(name) for name in self.names]
+        if new:
+            parts = [emitter.op("Unsqueeze", part, emitter.ints([axis])) for part in parts]
+        return concat(parts, axis)
+
+
+@dataclass(frozen=True)
+class _Slices:
+    """The slices of a tensor along an axis, of size 1 there if ``keep``."""
+
+    source: str
+    axis: int
+    keep: bool
+
+    def at(self, position: Var) -> Var | None:
+        x = position.emitter.var(self.source)
+        assert x.shape is not None
+        index = position if position.shape == () else position.reshape([])
+        known = (*x.shape[: self.axis], *x.shape[self.axis + 1 :])
+        one = x.emitter.op("Gather", x, index, known=known, axis=self.axis)
+        return x.emitter.op("Unsqueeze", one, x.emitter.ints([self.axis])) if self.keep else one
+
+    def length(self, emitter: Emitter) -> Var:
+        return emitter.var(self.source).size(self.axis).reshape([])
+
+    def joined(self, emitter: Emitter, axis: int, new: bool) -> Var | None:
+        x = emitter.var(self.source)
+        rest = [a for a in range(x.rank) if a != self.axis]
+        if self.keep:
+            return x if not new and axis % x.rank == self.axis else None
+        at = axis % (x.rank if new else x.rank - 1)
+        moved = x.transpose([*rest[:at], self.axis, *rest[at:]])
+        if new:
+            return moved
+        return moved.reshape(concat([emitter.ints([*[0] * at, -1]), moved.sizes(at + 2)]))
+
+
+def resolved(model: Light, changes: list[str]) -> Light:
+    """Replace what is done with sequences by operations on tensors, as far as folding tells what is in them."""
+    found = left = _count(model)
+    before = None
+    while left and left != before:  # what folding finds out about the tensors lets further sequences be resolved
+        before, model = left, _folded(_once(tidied(shaped(model))))
+        left = _count(model)
+    if left < found:
+        changes.append(f"sequences of tensors became tensors: {found - left} of {found} nodes resolved")
+    return model
+
+
+def _count(model: Light) -> int:
+    return sum("Sequence" in node.op_type and not node.domain for node in nodes_of(model.proto.graph))
+
+
+def _folded(graph: Graph) -> Light:
+    weights = {n: a for n, a in graph.constants.items() if a.nbytes > LARGE and is_plain(a.dtype)}
+    proto = to_proto(graph.replace(constants={n: a for n, a in graph.constants.items() if n not in weights}))
+    types = {n: onnx.helper.np_dtype_to_tensor_dtype(a.dtype) for n, a in weights.items()}
+    proto.graph.initializer.extend(stub(n, types[n], a.shape) for n, a in weights.items())
+    light = Light(proto, weights)
+    return fold(light, hidden=unfoldable(light))
+
+
+def _once(graph: Graph) -> Graph:
+    """Resolve what is known in a graph whose names are unique."""
+    main = Emitter(graph.replace(nodes=()))
+    main.reserve(graph.nodes)
+    _write(graph, main, {})
+    done = graph.replace(nodes=tuple(main.nodes), constants=main.constants, values=main.values)
+    return done.pruned([v.name for v in graph.outputs])
+
+
+def _write(graph: Graph, emitter: Emitter, known: dict[str, _Sequence]) -> None:
+    """Write the nodes of a graph; those that nobody needs any more stay."""
+    for node in graph.nodes:
+        if node.domain or not _replaced(node, emitter, known):
+            attrs = {k: _body(v, emitter, known) if isinstance(v, Graph) else v for k, v in node.attrs.items()}
+            node = replace(node, attrs=attrs)
+            emitter.nodes.append(_collecting(node, graph, emitter, known) if node.op == "Loop" else node)
+
+
+def _body(graph: Graph, outer: Emitter, known: Mapping[str, _Sequence]) -> Graph:
+    inner = Emitter(graph.replace(nodes=()), outer)
+    _write(graph, inner, dict(known))
+    done = graph.replace(nodes=tuple(inner.nodes), constants=inner.constants, values=inner.values)
+    return done.pruned([v.name for v in graph.outputs])
+
+
+def _replaced(node: Node, emitter: Emitter, known: dict[str, _Sequence]) -> bool:
+    """Note what is known of a new sequence, or write what takes the place of a node that makes a tensor of one."""
+    sequence = known.get(node.inputs[0]) if node.inputs else None
+    if node.op in _MAKERS:
+        made = _MAKERS[node.op](node, emitter, sequence)
+        known.update({} if made is None else {node.outputs[0]: made})
+        return False
+    result = _READERS[node.op](node, emitter, sequence) if node.op in _READERS and sequence is not None else None
+    if result is None:
+        return False
+    name = node.outputs[0]
+    emitter.ops("Identity", result, outputs=1, names=[name], dtypes=[result.dtype], shapes=[result.shape])
+    return True
+
+
+def _position(node: Node, emitter: Emitter, default: int) -> int | None:
+    """The constant position that a node has as its last input."""
+    if len(node.inputs) < (3 if node.op == "SequenceInsert" else 2):
+        return default
+    value = emitter.var(node.inputs[-1]).value
+    return None if value is None else int(value)
+
+
+def _inserted(node: Node, emitter: Emitter, sequence: _Sequence | None) -> _Sequence | None:
+    if not isinstance(sequence, _Listed):
+        return None
+    at = _position(node, emitter, len(sequence.names))
+    return None if at is None else _Listed((*sequence.names[:at], node.inputs[1], *sequence.names[at:]))
+
+
+def _erased(node: Node, emitter: Emitter, sequence: _Sequence | None) -> _Sequence | None:
+    if not isinstance(sequence, _Listed):
+        return None
+    at = _position(node, emitter, -1)
+    names = list(sequence.names)
+    if at is not None:
+        del names[at]
+    return None if at is None else _Listed(tuple(names))
+
+
+def _split(node: Node, emitter: Emitter, _: _Sequence | None) -> _Sequence | None:
+    x = emitter.var(node.inputs[0])
+    if x.shape is None:
+        return None
+    axis = node.attrs["axis"] % x.rank
+    if len(node.inputs) == 1:
+        return _Slices(x.name, axis, bool(node.attrs["keepdims"]))
+    split, size = emitter.var(node.inputs[1]).value, x.shape[axis]
+    if split is None or (split.ndim == 0 and not isinstance(size, int)):
+        return None
+    sizes = split.tolist()
+    if isinstance(sizes, int) and isinstance(size, int):
+        sizes = [min(sizes, size - start) for start in range(0, size, sizes)]
+    shapes = [(*x.shape[:axis], part, *x.shape[axis + 1 :]) for part in sizes]
+    dtypes = [x.dtype] * len(sizes)
+    parts = emitter.ops("Split", x, emitter.ints(sizes), outputs=len(sizes), dtypes=dtypes, shapes=shapes, axis=axis)
+    return _Listed(tuple(part.name for part in parts))
+
+
+_MAKERS: Mapping[str, Callable[[Node, Emitter, _Sequence | None], _Sequence | None]] = {
+    "SequenceEmpty": lambda *_: _Listed(()),
+    "SequenceConstruct": lambda node, *_: _Listed(node.inputs),
+    "SequenceInsert": _inserted,
+    "SequenceErase": _erased,
+    "SplitToSequence": _split,
+    "Identity": lambda node, emitter, sequence: sequence,
+}
+_READERS: Mapping[str, Callable[[Node, Emitter, _Sequence], Var | None]] = {
+    "SequenceAt": lambda node, emitter, sequence: sequence.at(emitter.var(node.inputs[1])),
+    "SequenceLength": lambda node, emitter, sequence: sequence.length(emitter),
+    "ConcatFromSequence": lambda node, emitter, sequence: sequence.joined(
+        emitter, node.attrs["axis"], bool(node.attrs["new_axis"])
+    ),
+}
+
+
+def _collecting(loop: Node, graph: Graph, emitter: Emitter, known: dict[str, _Sequence]) -> Node:
+    """Let a Loop stack the tensors that it appends to empty sequences; ``graph`` is the one around it."""
+    body: Graph = loop.attrs["body"]
+    for position in reversed(range(len(loop.inputs) - 2)):
+        start, end = body.inputs[2 + position].name, body.outputs[1 + position].name
+        insert, final = body.producer.get(end), loop.outputs[position]
+        readers = {node.op for node in graph.all_nodes if final in node.inputs}
+        if (
+            known.get(loop.inputs[2 + position]) != _Listed(())
+            or insert is None
+            or (insert.op, insert.inputs[0], len(insert.inputs)) != ("SequenceInsert", start, 2)
+            or len(body.users[start]) > 1
+            or end in body.users
+            or not readers <= _READERS.keys()
+            or final in (v.name for v in graph.outputs)
+        ):
+            continue
+        tensor = Emitter(body, emitter).var(insert.inputs[1])
+        if tensor.shape is None or any(d is None or str(d).startswith("unk__") for d in tensor.shape):
+            continue  # tensors of different sizes cannot be stacked
+        copy = Value(emitter.fresh(tensor.name), tensor.dtype, tensor.shape)
+        stack = emitter.input(f"{final}/stack", tensor.dtype, (None, *tensor.shape))
+        body = body.replace(
+            inputs=(*body.inputs[: 2 + position], *body.inputs[3 + position :]),
+            outputs=(*body.outputs[: 1 + position], *body.outputs[2 + position :], copy),
+            nodes=(*(n for n in body.nodes if n is not insert), Node("Identity", (tensor.name,), (copy.name,))),
+            values={**body.values, copy.name: copy},
+        )
+        inputs = (*loop.inputs[: 2 + position], *loop.inputs[3 + position :])
+        outputs = (*loop.outputs[:position], *loop.outputs[position + 1 :], stack.name)
+        loop = replace(loop, inputs=inputs, outputs=outputs, attrs={**loop.attrs, "body": body})
+        known[final] = _Slices(stack.name, 0, keep=False)
+    return loop
