@@ -6,7 +6,7 @@ deduplication of equal nodes and constants, and the lowering of layer operators 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -489,13 +489,13 @@ def _named(value: Value, names: Mapping[str, str]) -> Value:
 
 
 def _frozen(attrs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Attributes as a dictionary key; graphs and arrays by identity and content."""
+    """Attributes as a dictionary key; arrays by content, graphs and types by identity."""
 
     def frozen(value: Any) -> Any:
         if isinstance(value, np.ndarray):
             return (value.dtype.name, value.shape, value.tobytes())
         if isinstance(value, list | tuple):
             return tuple(frozen(v) for v in value)
-        return id(value) if isinstance(value, Graph) else value
+        return value if isinstance(value, Hashable) and not isinstance(value, Graph) else id(value)
 
     return tuple(sorted((k, frozen(v)) for k, v in attrs.items()))

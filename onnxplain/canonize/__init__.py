@@ -8,7 +8,7 @@ The passes, in order:
 3. `expand`: operators of ONNX Runtime's own, and integer arithmetic, become standard floating-point operators.
 4. `decide`: an If that asks for ranks and sizes gives way to its branch.
 5. `fold`: ONNX Runtime folds constants and shape arithmetic, with its own semantics.
-6. `sequences`: sequences of tensors become tensors.
+6. `sequences`: sequences of tensors, and optionals, become tensors.
 7. `batch`: what depends on the batch size only is worked out, so that the graph holds for every batch size.
 8. `bodies`: Scan becomes Loop; names are unique; no body holds large constants.
 

@@ -1,14 +1,14 @@
-"""Sequences of tensors become tensors, where it is known what is in them.
+"""Sequences of tensors, and optionals, become tensors, where it is known what is in them.
 
 A sequence is a list of tensors with names, or the slices of a tensor: `torch.unbind` makes the latter, and so does a
-loop that appends one tensor in each trip.
+loop that appends one tensor in each trip. An optional is a tensor, or a sequence, or nothing. What is not known before
+the model runs is None here, and stays as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import onnx
@@ -22,19 +22,6 @@ from onnxplain.tensors import LARGE, is_plain, stub
 from onnxplain.writer import to_proto
 
 
-class _Sequence(Protocol):
-    """What can be asked of a sequence; None: not known before it runs."""
-
-    def at(self, position: Var) -> Var | None:
-        """The tensor at a position."""
-
-    def length(self, emitter: Emitter) -> Var:
-        """The number of tensors."""
-
-    def joined(self, emitter: Emitter, axis: int, new: bool) -> Var | None:
-        """All tensors along an axis, or along a new one."""
-
-
 @dataclass(frozen=True)
 class _Listed:
     """Tensors by name."""
@@ -42,14 +29,17 @@ class _Listed:
     names: tuple[str, ...]
 
     def at(self, position: Var) -> Var | None:
+        """The tensor at a position."""
         if position.value is None:
             return None
         return position.emitter.var(self.names[int(position.value)])
 
     def length(self, emitter: Emitter) -> Var:
+        """The number of tensors."""
         return emitter.const(np.array(len(self.names)))
 
     def joined(self, emitter: Emitter, axis: int, new: bool) -> Var | None:
+        """All tensors along an axis, or along a new one."""
         if not self.names:
             return None
         parts = [emitter.var(name) for name in self.names]
@@ -67,6 +57,7 @@ class _Slices:
     keep: bool
 
     def at(self, position: Var) -> Var | None:
+        """See `_Listed`."""
         x = position.emitter.var(self.source)
         assert x.shape is not None
         index = position if position.shape == () else position.reshape([])
@@ -75,9 +66,11 @@ class _Slices:
         return x.emitter.op("Unsqueeze", one, x.emitter.ints([self.axis])) if self.keep else one
 
     def length(self, emitter: Emitter) -> Var:
+        """See `_Listed`."""
         return emitter.var(self.source).size(self.axis).reshape([])
 
     def joined(self, emitter: Emitter, axis: int, new: bool) -> Var | None:
+        """See `_Listed`."""
         x = emitter.var(self.source)
         rest = [a for a in range(x.rank) if a != self.axis]
         if self.keep:
@@ -89,20 +82,36 @@ class _Slices:
         return moved.reshape(concat([emitter.ints([*[0] * at, -1]), moved.sizes(at + 2)]))
 
 
+@dataclass(frozen=True)
+class _Optional:
+    """What has a name, or nothing, if that is empty."""
+
+    name: str
+
+
+_Sequence = _Listed | _Slices
+_Held = _Sequence | _Optional
+_Known = dict[str, _Held]
+
+
 def resolved(model: Light, changes: list[str]) -> Light:
-    """Replace what is done with sequences by operations on tensors, as far as folding tells what is in them."""
+    """Replace what is done with sequences and optionals by operations on tensors, as far as it is known what they hold.
+
+    Folding tells more about that, time after time.
+    """
     found = left = _count(model)
     before = None
-    while left and left != before:  # what folding finds out about the tensors lets further sequences be resolved
+    while left and left != before:
         before, model = left, _folded(_once(tidied(shaped(model))))
         left = _count(model)
     if left < found:
-        changes.append(f"sequences of tensors became tensors: {found - left} of {found} nodes resolved")
+        changes.append(f"sequences and optionals became tensors: {found - left} of {found} nodes resolved")
     return model
 
 
 def _count(model: Light) -> int:
-    return sum("Sequence" in node.op_type and not node.domain for node in nodes_of(model.proto.graph))
+    nodes = [node.op_type for node in nodes_of(model.proto.graph) if not node.domain]
+    return sum("Sequence" in op or op.startswith("Optional") for op in nodes)
 
 
 def _folded(graph: Graph) -> Light:
@@ -123,7 +132,7 @@ def _once(graph: Graph) -> Graph:
     return done.pruned([v.name for v in graph.outputs])
 
 
-def _write(graph: Graph, emitter: Emitter, known: dict[str, _Sequence]) -> None:
+def _write(graph: Graph, emitter: Emitter, known: _Known) -> None:
     """Write the nodes of a graph; those that nobody needs any more stay."""
     for node in graph.nodes:
         if node.domain or not _replaced(node, emitter, known):
@@ -132,26 +141,45 @@ def _write(graph: Graph, emitter: Emitter, known: dict[str, _Sequence]) -> None:
             emitter.nodes.append(_collecting(node, graph, emitter, known) if node.op == "Loop" else node)
 
 
-def _body(graph: Graph, outer: Emitter, known: Mapping[str, _Sequence]) -> Graph:
+def _body(graph: Graph, outer: Emitter, known: _Known) -> Graph:
     inner = Emitter(graph.replace(nodes=()), outer)
     _write(graph, inner, dict(known))
     done = graph.replace(nodes=tuple(inner.nodes), constants=inner.constants, values=inner.values)
     return done.pruned([v.name for v in graph.outputs])
 
 
-def _replaced(node: Node, emitter: Emitter, known: dict[str, _Sequence]) -> bool:
-    """Note what is known of a new sequence, or write what takes the place of a node that makes a tensor of one."""
-    sequence = known.get(node.inputs[0]) if node.inputs else None
+def _replaced(node: Node, emitter: Emitter, known: _Known) -> bool:
+    """Note what is known of a new sequence or optional, or write what takes the place of a node that reads one."""
+    held = known.get(node.inputs[0]) if node.inputs else None
     if node.op in _MAKERS:
-        made = _MAKERS[node.op](node, emitter, sequence)
+        made = _MAKERS[node.op](node, emitter, held)
         known.update({} if made is None else {node.outputs[0]: made})
         return False
-    result = _READERS[node.op](node, emitter, sequence) if node.op in _READERS and sequence is not None else None
+    result: Var | None = None
+    if node.op in ("OptionalHasElement", "OptionalGetElement"):
+        result = _asked(node, emitter, known)
+    elif node.op in _READERS and isinstance(held, _Sequence):
+        result = _READERS[node.op](node, emitter, held)
     if result is None:
         return False
     name = node.outputs[0]
     emitter.ops("Identity", result, outputs=1, names=[name], dtypes=[result.dtype], shapes=[result.shape])
     return True
+
+
+def _asked(node: Node, emitter: Emitter, known: _Known) -> Var | None:
+    """Whether an optional holds something, or what it holds; a tensor or a sequence is one that holds itself."""
+    name = node.inputs[0] if node.inputs else ""
+    held = known.get(name)
+    if held is None and name and emitter.var(name).dtype == object:
+        return None
+    if isinstance(held, _Optional):
+        name = held.name
+    if node.op == "OptionalHasElement":
+        return emitter.const(np.array(bool(name)))
+    if name in known:
+        known[node.outputs[0]] = known[name]
+    return emitter.var(name) if name else None
 
 
 def _position(node: Node, emitter: Emitter, default: int) -> int | None:
@@ -162,14 +190,14 @@ def _position(node: Node, emitter: Emitter, default: int) -> int | None:
     return None if value is None else int(value)
 
 
-def _inserted(node: Node, emitter: Emitter, sequence: _Sequence | None) -> _Sequence | None:
+def _inserted(node: Node, emitter: Emitter, sequence: _Held | None) -> _Held | None:
     if not isinstance(sequence, _Listed):
         return None
     at = _position(node, emitter, len(sequence.names))
     return None if at is None else _Listed((*sequence.names[:at], node.inputs[1], *sequence.names[at:]))
 
 
-def _erased(node: Node, emitter: Emitter, sequence: _Sequence | None) -> _Sequence | None:
+def _erased(node: Node, emitter: Emitter, sequence: _Held | None) -> _Held | None:
     if not isinstance(sequence, _Listed):
         return None
     at = _position(node, emitter, -1)
@@ -179,7 +207,7 @@ def _erased(node: Node, emitter: Emitter, sequence: _Sequence | None) -> _Sequen
     return None if at is None else _Listed(tuple(names))
 
 
-def _split(node: Node, emitter: Emitter, _: _Sequence | None) -> _Sequence | None:
+def _split(node: Node, emitter: Emitter, _: _Held | None) -> _Held | None:
     x = emitter.var(node.inputs[0])
     if x.shape is None:
         return None
@@ -198,13 +226,14 @@ def _split(node: Node, emitter: Emitter, _: _Sequence | None) -> _Sequence | Non
     return _Listed(tuple(part.name for part in parts))
 
 
-_MAKERS: Mapping[str, Callable[[Node, Emitter, _Sequence | None], _Sequence | None]] = {
+_MAKERS: Mapping[str, Callable[[Node, Emitter, _Held | None], _Held | None]] = {
     "SequenceEmpty": lambda *_: _Listed(()),
     "SequenceConstruct": lambda node, *_: _Listed(node.inputs),
     "SequenceInsert": _inserted,
     "SequenceErase": _erased,
     "SplitToSequence": _split,
-    "Identity": lambda node, emitter, sequence: sequence,
+    "Optional": lambda node, *_: _Optional(node.inputs[0] if node.inputs else ""),
+    "Identity": lambda node, emitter, held: held,
 }
 _READERS: Mapping[str, Callable[[Node, Emitter, _Sequence], Var | None]] = {
     "SequenceAt": lambda node, emitter, sequence: sequence.at(emitter.var(node.inputs[1])),
@@ -215,7 +244,7 @@ _READERS: Mapping[str, Callable[[Node, Emitter, _Sequence], Var | None]] = {
 }
 
 
-def _collecting(loop: Node, graph: Graph, emitter: Emitter, known: dict[str, _Sequence]) -> Node:
+def _collecting(loop: Node, graph: Graph, emitter: Emitter, known: _Known) -> Node:
     """Let a Loop stack the tensors that it appends to empty sequences; ``graph`` is the one around it."""
     body: Graph = loop.attrs["body"]
     for position in reversed(range(len(loop.inputs) - 2)):

@@ -1,4 +1,4 @@
-"""Sequences of tensors, in straight-line code and in loops."""
+"""Sequences of tensors, in straight-line code and in loops, and optionals."""
 
 from __future__ import annotations
 
@@ -62,6 +62,17 @@ CASES = {
     "  q_out = SequenceInsert(q, u) } >  r = Loop(n, , e) < body = two (int64 j, bool on2, seq(float[N,3]) p)"
     " => (bool go2, seq(float[N,3]) p_out) { go2 = Identity(on2)  t2 = SequenceAt(s, j)  u2 = Mul(t2, t2)"
     "  p_out = SequenceInsert(p, u2) } >  y = ConcatFromSequence<axis=1, new_axis=1>(r)",
+    "an optional tensor": "o = Optional(a)  h = OptionalHasElement(o)  y = If(h) <"
+    " then_branch = p () => (float[N,4,3] r) { g = OptionalGetElement(o)  r = Mul(g, b) },"
+    " else_branch = q () => (float[N,4,3] t) { t = Identity(b) } >",
+    "an optional sequence": "s = SequenceConstruct(a, b)  o = Optional(s)  c = Identity(o)  g = OptionalGetElement(c)"
+    "  p = SequenceAt(g, zero)  q = SequenceAt(g, last)  y = Mul(p, q)",
+    "what is not optional": "s = SequenceConstruct(a, b)  h = OptionalHasElement(s)  j = OptionalHasElement(a)"
+    "  k2 = And(h, j)  t = OptionalGetElement(s)  e = OptionalGetElement(b)  f = SequenceAt(t, zero)  g = Mul(e, f)"
+    "  y = If(k2) < then_branch = p () => (float[N,4,3] r) { r = Sin(g) },"
+    " else_branch = q () => (float[N,4,3] u) { u = Identity(b) } >",
+    "nothing": "h = OptionalHasElement()  y = If(h) < then_branch = p () => (float[N,4,3] r) { r = Mul(a, b) },"
+    " else_branch = q () => (float[N,4,3] t) { t = Identity(b) } >",
     "mapped": "d = SplitToSequence<axis=1, keepdims=0>(b)  s = SequenceMap(d, a) <"
     " body = each (float[N,3] t, float[N,4,3] whole) => (float[N,3] u) { v = ReduceMean<keepdims=0>(whole, axis)"
     "  w = Mul(t, v)  u = Sin(w) } >  y = ConcatFromSequence<axis=1, new_axis=1>(s)",
@@ -75,7 +86,7 @@ def test_gradients(nodes: str) -> None:
     used = {n: np.array(v) for n, v in NUMBERS.items() if f" {n})" in nodes or f"({n}," in nodes or f" {n}," in nodes}
     feeds = {"x": X, "k": np.array(1)} if "int64 k" in text else {"x": X}
     graph = canonize(read(model(text, **used))).graph
-    assert not [n.op for n in graph.all_nodes if "Sequence" in n.op]
+    assert not [n.op for n in graph.all_nodes if "Sequence" in n.op or "Optional" in n.op]
     onnx.checker.check_model(to_proto(graph), full_check=True)
     y = run_ort(graph, feeds)["y"]
     target = (0,) * (y.ndim - 2) + (1,)
@@ -103,6 +114,21 @@ def test_weights_and_a_batch_of_one() -> None:
     np.testing.assert_allclose(values, np.tile(np.eye(4)[1][:, None] * w["w"][:, 1], (3, 1, 1)), rtol=1e-6)
 
 
+def test_an_optional_of_nothing() -> None:
+    text = """m (float[N,4,3] x) => (float[N,4,3] y, optional(float[N,4,3]) o) {
+        h = OptionalHasElement(o)
+        y = If(h) <
+            then_branch = p () => (float[N,4,3] r) { g = OptionalGetElement(o)  r = Exp(g) },
+            else_branch = q () => (float[N,4,3] t) { t = Sin(x) }
+        >
+    }"""
+    proto = model(text)
+    kind = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, ["N", 4, 3])
+    proto.graph.node.insert(0, onnx.helper.make_node("Optional", [], ["o"], type=kind))
+    assert [n.op for n in canonize(read(proto)).graph.nodes] == ["Optional", "Sin"]
+    np.testing.assert_allclose(ox.explain(proto, X, target=(1, 2)).values[:, 1, 2], np.cos(X[:, 1, 2]), rtol=1e-6)
+
+
 STAY = {
     "tensors of several sizes": "e = SequenceEmpty()  s = Loop(three, , e) <"
     " body = step (int64 i, bool on, seq(float[A,B,C]) q) => (bool go, seq(float[A,B,C]) q_out) {"
@@ -112,6 +138,9 @@ STAY = {
     "two sequences to choose from": "c = Cast<to=9>(k)  s = If(c) <"
     " then_branch = p () => (seq(float[N,4,3]) r) { r = SequenceConstruct(a, b) },"
     " else_branch = q () => (seq(float[N,4,3]) t) { t = SequenceConstruct(a, a) } >  z = SequenceAt(s, one)",
+    "two optionals to choose from": "c = Cast<to=9>(k)  s = If(c) <"
+    " then_branch = p () => (optional(float[N,4,3]) r) { r = Optional(a) },"
+    " else_branch = q () => (optional(float[N,4,3]) t) { t = Optional(b) } >  z = OptionalGetElement(s)",
 }
 
 
@@ -121,6 +150,6 @@ def test_what_stays_is_named(nodes: str) -> None:
     used = {n: np.array(v) for n, v in NUMBERS.items() if n in ("zero", "one", "three")}
     used["rows"] = np.array([0, 9 if "Loop" in nodes else 12])
     feeds = {"x": X, "k": np.array(1)}
-    with pytest.raises(UnsupportedOperatorError, match="Sequence"):
+    with pytest.raises(UnsupportedOperatorError, match=r"Sequence|Optional"):
         ox.explain(model(text, **used), feeds, target=1)
     ox.explain(model(text, **used), feeds, "occlusion", target=1, window=1)
