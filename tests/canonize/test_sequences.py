@@ -125,7 +125,7 @@ def test_an_optional_of_nothing() -> None:
     proto = model(text)
     kind = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, ["N", 4, 3])
     proto.graph.node.insert(0, onnx.helper.make_node("Optional", [], ["o"], type=kind))
-    assert [n.op for n in canonize(read(proto)).graph.nodes] == ["Optional", "Sin"]
+    assert {n.op for n in canonize(read(proto)).graph.nodes} == {"Optional", "Sin"}
     np.testing.assert_allclose(ox.explain(proto, X, target=(1, 2)).values[:, 1, 2], np.cos(X[:, 1, 2]), rtol=1e-6)
 
 
