@@ -20,7 +20,6 @@ TOLERANCE = 2e-4  # float32 rounding; a planted 0.1 % error is five times as lar
 # Why tests are not checked. By operator:
 OPERATORS = {
     **dict.fromkeys(("CausalConvWithState", "LinearAttention", "SwiGLU"), "newer than opset 26"),
-    "OptionalGetElement": "optional tensors",
 }
 # By name:
 NAMES = {
@@ -39,10 +38,6 @@ NAMES = {
             *(f"test_pow_types_float32_{n}" for n in ("uint32", "uint64")),
         ],
         "ONNX Runtime has no kernel for the type",
-    ),
-    **dict.fromkeys(
-        ("test_gru_batchwise", "test_lstm_batchwise", "test_simple_rnn_batchwise"),
-        "ONNX Runtime does not run layout = 1 on the CPU",
     ),
     **dict.fromkeys(
         (f"test_batchnorm_{n}_training_mode" for n in ("epsilon", "example")), "normalises by the other samples"
@@ -93,7 +88,7 @@ def test_what_is_excluded_fails(name: str) -> None:
 def test_counts() -> None:
     assert len(TESTS) == 835
     assert len({t.op for t in TESTS.values()}) == 131
-    assert len(EXCLUDED) == 52
+    assert len(EXCLUDED) == 48
     for names in (NAMES, CONSTANT, BESIDE, FACTORS, RUNTIME):
         assert TESTS.keys() >= set(names)
     assert CONSTANT.isdisjoint(EXCLUDED)

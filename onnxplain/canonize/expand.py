@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 from onnx.helper import get_attribute_value, tensor_dtype_to_np_dtype
 
-from onnxplain.canonize import attention, blockwise, fused, positions, quantized
+from onnxplain.canonize import attention, blockwise, fused, positions, quantized, recurrent
 from onnxplain.canonize.fold import Light, hide
 from onnxplain.canonize.site import Expansion, Scope, Site, StaysError
 from onnxplain.emit import Emitter, Var
@@ -28,7 +28,7 @@ MICROSOFT = "com.microsoft"
 
 _TABLES: dict[str, dict[str, Expansion]] = {
     MICROSOFT: fused.TABLE | attention.TABLE | positions.TABLE | blockwise.TABLE | quantized.TABLE,
-    "": quantized.TABLE,
+    "": quantized.TABLE | recurrent.TABLE,
 }
 _FOREIGN = {
     "SimplifiedLayerNormalization": OPSET + 1,

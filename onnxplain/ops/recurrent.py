@@ -50,11 +50,6 @@ def directions(call: Call) -> int:
     return 2 if call.attrs["direction"] == "bidirectional" else 1
 
 
-def time_first(call: Call, x: Var) -> Var:
-    """Bring X, Y or a state from layout 1, samples first, to layout 0. For all but Y, this is the way back as well."""
-    return x.transpose([1, 2, 0, 3] if x.rank == 4 else [1, 0, 2]) if call.attrs["layout"] else x
-
-
 def split(x: Var, parts: int, width: Dim = None) -> tuple[Var, ...]:
     """Cut the last axis into equal parts."""
     shapes = [(*shape(x)[:-1], width)] * parts
@@ -166,7 +161,7 @@ class Pass(ABC):
         self.width: int = call.attrs["hidden_size"]
         count = len(DEFAULTS[call.node.op])
         self.functions = list(functions(call))[count * index : count * (index + 1)]
-        self.x = time_first(call, call.x)
+        self.x = call.x
         self.w, self.r = self.own(call.need(1)), self.own(call.need(2))
         bias = call.input(3)
         biases: Sequence[Cotangent] = split(self.own(bias), 2) if bias else (None, None)
@@ -188,13 +183,13 @@ class Pass(ABC):
 
     def all_steps(self, y: Var) -> Var:
         """Take Y, or its cotangent, of this direction: (T, B, H)."""
-        states = self.own(time_first(self.call, y), 1)
+        states = self.own(y, 1)
         return self.call.emitter.refine(states, (*shape(self.x)[:2], self.width))
 
     def one_step(self, x: Cotangent) -> Var:
         """Take a state, or its cotangent, of this direction, zeros where there is none: (B, H)."""
         if x:
-            return self.own(time_first(self.call, x))
+            return self.own(x)
         sizes = concat([self.x.size(1), self.call.ints([self.width])])
         return zeros(sizes, self.x.dtype, (shape(self.x)[1], self.width))
 
@@ -429,4 +424,4 @@ def recurrent(call: Call, *cotangents: Cotangent) -> list[Cotangent]:
     by_x, *others = zip(*(one_way.gradients() for one_way in passes), strict=True)
     w, r, b, h0, c0, p = (concat([unsqueeze(part, [0]) for part in parts]) if all(parts) else None for parts in others)
     x = reduce(add, by_x) if all(by_x) else None
-    return [x and time_first(call, x), w, r, b, None, h0 and time_first(call, h0), c0 and time_first(call, c0), p]
+    return [x, w, r, b, None, h0, c0, p]

@@ -15,11 +15,10 @@ from torch.nn import functional as F
 
 import onnxplain as ox
 from onnxplain.errors import NoRuleError
-from onnxplain.ir import Node
 from onnxplain.ops import recurrent
 from onnxplain.reader import to_graph
 from tests.models import model, weights
-from tests.reference import Case, check_vjp, gradient_graph, gradients, relative_error, rng, run_ort, single_node
+from tests.reference import Case, check_vjp, gradient_graph, gradients, relative_error, rng, single_node
 
 Array = np.ndarray[Any, Any]
 
@@ -258,44 +257,6 @@ def test_torch_layer(op, ways):
     ct = rng(1).normal(size=tuple(y.shape)).astype(np.float32)
     (y * torch.tensor(ct)).sum().backward()
     assert relative_error(gradients(made, {"y0": ct})["x0"], point.grad) < TOLERANCE
-
-
-def with_time_first(node: Node) -> list[Node]:
-    """ONNX Runtime has no layout 1: the node in layout 0, with transposed inputs and outputs."""
-    swaps = [(i, f"{i}_swapped") for k, i in enumerate(node.inputs) if k in (0, 5, 6) and i]
-    turns = {4: [2, 0, 1, 3], 3: [1, 0, 2]}
-    moved = [Node("Transpose", (i,), (new,), {"perm": turns[3]}) for i, new in swaps]
-    inner = replace(
-        node,
-        inputs=tuple(dict(swaps).get(i, i) for i in node.inputs),
-        outputs=tuple(f"{o}_swapped" for o in node.outputs),
-        attrs={**node.attrs, "layout": 0},
-    )
-    back = [
-        Node("Transpose", (f"{o}_swapped",), (o,), {"perm": turns[3 if k else 4]}) for k, o in enumerate(node.outputs)
-    ]
-    return [*moved, inner, *back]
-
-
-@pytest.mark.parametrize("variant", VARIANTS, ids=names)
-def test_samples_first(variant):
-    time_first = case(**variant, direction="bidirectional", lengths=LENGTHS)
-    inputs = [a.swapaxes(0, 1) if k in (0, 5, 6) and a is not None else a for k, a in enumerate(time_first.inputs)]
-    samples_first = replace(time_first, inputs=inputs, attrs={**time_first.attrs, "layout": 1})
-    random = rng(2)
-    shapes = [(7, 2, 3, 5), (2, 3, 5), (2, 3, 5)][: time_first.outputs]
-    cotangents = {f"y{k}": random.normal(size=shape).astype(np.float32) for k, shape in enumerate(shapes)}
-    expected = gradients(time_first, cotangents)
-    moved = {n: ct.transpose([2, 0, 1, 3] if ct.ndim == 4 else [1, 0, 2]) for n, ct in cotangents.items()}
-    proto, feeds = single_node(samples_first, free=False)
-    graph = gradient_graph(to_graph(proto), moved, list(feeds))
-    graph = graph.replace(
-        nodes=tuple(n for node in graph.nodes for n in (with_time_first(node) if node.op in GATES else [node]))
-    )
-    results = run_ort(graph, {**feeds, **{f"ct_{n}": ct for n, ct in moved.items()}})
-    for name, gradient in expected.items():
-        result = results[f"d_{name}"]
-        assert relative_error(result.swapaxes(0, 1) if name in ("x0", "x5", "x6") else result, gradient) < TOLERANCE
 
 
 def count(op: str, steps: int) -> int:
