@@ -154,9 +154,16 @@ def _skip_layer_normalization(site: Site) -> Result:
 
 
 def _total(site: Site, bias: int) -> Var:
-    total = site.need(0) + site.need(1)
-    added = site.input(bias)
-    return total if added is None else total + added
+    return _sum(site, site.need(0), site.need(1), site.input(bias))
+
+
+def _sum(site: Site, x: Var, skip: Var, bias: Var | None) -> Var:
+    """Add a layer's output and what skips the layer. The bias is the layer's: LRP shares out what it is added to."""
+    if bias is None:
+        return x + skip
+    if site.producer(skip) in ("MatMul", "Gemm") and site.producer(x) not in ("MatMul", "Gemm"):
+        return x + (skip + bias)
+    return (x + bias) + skip
 
 
 def _simplified_layer_normalization(site: Site) -> Var:
@@ -186,10 +193,10 @@ def _skip_group_norm(site: Site) -> Result:
     x, skip = site.need(0), site.need(3)
     if known_rank(skip) == 2:  # one number per sample and channel
         skip = site.unsqueeze(skip, 1, 2) if site.get("channels_last", 1) else site.unsqueeze(skip, 2, 3)
-    total = x + skip
     bias = site.input(4)
-    if bias is not None:
-        total = total + (bias if site.get("channels_last", 1) else bias.reshape([-1, 1, 1]))
+    if bias is not None and not site.get("channels_last", 1):
+        bias = bias.reshape([-1, 1, 1])
+    total = _sum(site, x, skip, bias)
     return [_grouped(site, total), total]
 
 

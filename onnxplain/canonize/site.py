@@ -166,11 +166,12 @@ class Site:
         if bounds is None:
             return y
         low, high = bounds
-        if low == 0 and self._producer(y) in _LAYERS:
+        if low == 0 and self.producer(y) in _LAYERS:
             return self.op("Clip", self.op("Relu", y), None, y.like(high))
         return self.op("Clip", y, y.like(low), y.like(high))
 
-    def _producer(self, y: Var) -> str:
+    def producer(self, y: Var) -> str:
+        """The operator that calculates ``y``; empty where none does."""
         written = (n.op for n in reversed(self.emitter.nodes) if y.name in n.outputs)
         before = self.scope.nodes.get(y.name)
         return next(written, before.op if before else "")

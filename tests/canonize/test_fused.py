@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import onnxplain
 from onnxplain.backward import plan
 from onnxplain.canonize import attention, fused, positions
 from onnxplain.emit import Emitter
 from onnxplain.errors import UnsupportedOperatorError
 from tests.canonize.contrib import Case, check_case, check_gradient, ints, strange
-from tests.canonize.models import canonical, normal, run_original
+from tests.canonize.models import canonical, model, normal, run_original
 from tests.canonize.test_attention import CASES as ATTENTION
 from tests.reference import relative_error, run_ort
 
@@ -279,6 +280,20 @@ def test_operators_that_onnx_runtime_does_not_know_are_all_named() -> None:
 def test_mean_and_deviation_of_a_layer_normalization_are_refused() -> None:
     text = "(float[N,S,8] x) => (float[N,S,8] y, float[N,S,1] m) { y, m = SimplifiedLayerNormalization(x, g) }"
     assert strange(canonical(Case(text, TOKENS, NORM).proto()).graph.nodes) == {"SimplifiedLayerNormalization 'y'"}
+
+
+@pytest.mark.parametrize("skipped", ["h, x", "x, h"])
+def test_a_bias_next_to_a_skip_connection_is_that_of_the_layer(skipped: str) -> None:
+    """The sum is what LRP shares out: a bias added behind it would not be part of what it divides by."""
+    text = "(float[N,S,8] x) => (float[N,S,8] y) {{ h = MatMul(x, w) {} }}"
+    apart = "a = Add(h, b) t = Add(a, x) y = LayerNormalization(t, g, c)"
+    weights = {**NORM, "w": normal(8, 8, seed=9), "b": D}
+    plain = model(text.format(apart), **weights)
+    joined = Case(
+        text.format(f"y = com.microsoft.SkipLayerNormalization<epsilon=1e-5>({skipped}, g, c, b)"), {}, weights
+    )
+    a, b = (onnxplain.explain(m, T, "lrp", rule="epsilon", target=(1, 2)).values for m in (plain, joined.proto()))
+    assert relative_error(b, a) < 1e-5
 
 
 def test_inside_of_a_subgraph() -> None:
