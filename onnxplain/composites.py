@@ -1,8 +1,8 @@
 """Composites: which rule at which node. Ordered rows, the first that matches wins; no match is an error, never a guess.
 
 The names and their contents are zennit's (Anders et al. 2021). Rows that zennit leaves to the plain gradient because it
-knows modules only (max pooling, reshaping) say so; products of activations and softmax follow AttnLRP (Achtibat et al.
-2024), and normalisation layers pass relevance on.
+knows modules only (max pooling, reshaping) say so; products of activations, softmax and normalisation by statistics of
+the input follow AttnLRP (Achtibat et al. 2024).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onnxplain.emit import Var
 from onnxplain.errors import NoRuleError, OptionError, did_you_mean
 from onnxplain.ops import OPS, Call, Kind
 from onnxplain.ops.quantize import ROUNDING
-from onnxplain.rules.attention import SoftmaxTaylor, Uniform
+from onnxplain.rules.attention import SoftmaxTaylor, Standardize, Uniform
 from onnxplain.rules.base import Gradient, Rule
 from onnxplain.rules.lrp import AlphaBeta, Biased, Epsilon, Flat, Gamma, LinearRule, Norm, Pass, WSquare, ZBox
 from onnxplain.rules.relu import Deconvnet, GuidedBackprop
@@ -155,7 +155,8 @@ def _first_layers(calls: Sequence[Call]) -> set[str]:
 
 def _lrp(name: str, *rows: Row) -> Composite:
     base = (
-        Row(Kind.ACTIVATION | Kind.AFFINE | Kind.NORMALIZATION, Pass()),
+        Row(Kind.ACTIVATION | Kind.AFFINE, Pass()),
+        Row(Kind.NORMALIZATION, Standardize()),
         Row(Kind.SUM | Kind.AVG_POOL | Kind.REDUCTION, Norm()),
         Row(Kind.MAX_POOL | Kind.MOVEMENT, Gradient()),
         Row(Kind.PRODUCT, Uniform()),

@@ -13,6 +13,7 @@ from onnxplain.ops.reduce import expand, group_size
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 
 TABLE = OpTable(Kind.NORMALIZATION)
+FROZEN = "frozen"  # an attribute that LRP gives a node: what it divides by counts as constant
 
 
 def wide(x: Var) -> Var:
@@ -36,10 +37,12 @@ def statistics(x: Var, axes: Sequence[int], epsilon: float) -> tuple[Var, Var]:
     return centered, inverse_root(mean(centered * centered, axes) + epsilon)
 
 
-def standardization_vjp(ct: Var, centered: Var, inverse: Var, axes: Sequence[int]) -> Var:
+def standardization_vjp(call: Call, ct: Var, centered: Var, inverse: Var, axes: Sequence[int]) -> Var:
     """VJP of z = centered * inverse: what is left of ct without its mean and its part along z, times inverse."""
-    along = inverse * inverse * mean(ct * centered, axes)
-    return (ct - mean(ct, axes) - centered * along) * inverse
+    by_centered = ct - mean(ct, axes)
+    if not call.attrs.get(FROZEN):
+        by_centered = by_centered - centered * (inverse * inverse * mean(ct * centered, axes))
+    return by_centered * inverse
 
 
 def column(parameter: Var, x: Var) -> Var:
@@ -89,7 +92,7 @@ def layer_normalization(
     by_scale = None
     if ct is not None:
         ct = wide(ct)
-        parts.append(standardization_vjp(ct * scale, centered, inverse, axes))
+        parts.append(standardization_vjp(call, ct * scale, centered, inverse, axes))
         by_scale = ct * (centered * inverse) if call.active[1] else None
     if to_mean is not None:
         parts.append(expand(to_mean / count, x))
@@ -108,7 +111,7 @@ def channel_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
     centered, inverse = statistics(x.reshape([0, groups, -1], known), [2], call.attrs["epsilon"])
     ct = wide(ct)
     scaled = (ct * column(scale, x)).reshape([0, groups, -1], known)
-    by_x = standardization_vjp(scaled, centered, inverse, [2]).reshape_like(x)
+    by_x = standardization_vjp(call, scaled, centered, inverse, [2]).reshape_like(x)
     if not any(call.active[1:]):
         return fit(call, by_x)
     axes = [a for a in range(x.rank) if a != 1]
@@ -120,7 +123,7 @@ def mean_variance_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
     x = wide(call.x)
     axes = [a % x.rank for a in call.attrs["axes"]]
     centered, inverse = statistics(x, axes, 1e-18)  # the operator adds 1e-9 to the standard deviation
-    return fit(call, standardization_vjp(wide(ct), centered, inverse, axes))
+    return fit(call, standardization_vjp(call, wide(ct), centered, inverse, axes))
 
 
 @TABLE.vjp("LRN")
@@ -132,6 +135,8 @@ def local_response_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
     before = (size - 1) // 2
     d = neighbours(x * x, before, size) * rate + call.attrs["bias"]
     power = call.op("Exp", call.op("Log", d) * -beta)  # Pow with a fractional exponent is slow
+    if call.attrs.get(FROZEN):
+        return fit(call, ct * power)
     reach = neighbours(ct * y / d, size - 1 - before, size)  # of whose neighbourhood x is a part
     return fit(call, ct * power - x * reach * (2 * rate * beta))
 
@@ -156,9 +161,9 @@ def lp_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
     assert x.shape is not None
     known = tuple(1 if i == axis % x.rank else d for i, d in enumerate(x.shape))
     norm = call.op(f"ReduceL{p}", x, call.ints([axis]), known=known, keepdims=1)
-    along = (ct * y).sum([axis], keepdims=True)
-    direction = y if p == 2 else call.op("Sign", x)
-    return [(ct - direction * along) * where(norm > 0, 1 / norm, 0)]
+    if not call.attrs.get(FROZEN):
+        ct = ct - (y if p == 2 else call.op("Sign", x)) * (ct * y).sum([axis], keepdims=True)
+    return [ct * where(norm > 0, 1 / norm, 0)]
 
 
 @TABLE.vjp("Softmax", kind=Kind.SOFTMAX)

@@ -1,4 +1,4 @@
-"""LRP through products of activations and softmax [achtibat]_, so that transformers and gates have a stated rule.
+"""LRP through products of activations, softmax and normalisation [achtibat]_: a stated rule for transformers and gates.
 
 References
 ----------
@@ -8,10 +8,11 @@ References
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxplain.emit import where
 from onnxplain.ops import Call
+from onnxplain.ops.norm import FROZEN
 from onnxplain.ops.table import Cotangent
 from onnxplain.rules.base import Gradient, proportional, stabilize
 
@@ -48,3 +49,19 @@ class SoftmaxTaylor:
         (ct,) = Gradient()(call, cotangents[0] / stabilize(call.y, self.epsilon))
         assert ct is not None
         return [where(call.x > -1e9, call.x * ct, 0.0)]
+
+
+@dataclass(frozen=True)
+class Standardize:
+    """R_x = x J^T (R / S(y)), where J takes what the layer divides by (a standard deviation, a norm) for a constant.
+
+    A layer with a mean and a bias must not hand on R as it is: where x is near zero and y is not, the layers before
+    divide by x, and relevances of alternating sign grow from layer to layer.
+    """
+
+    epsilon: float = 1e-6
+
+    def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
+        """See `onnxplain.rules.base.Rule`."""
+        node = replace(call.node, attrs={**call.attrs, FROZEN: True})
+        return proportional(replace(call, node=node), cotangents[0], self.epsilon)

@@ -81,7 +81,6 @@ class Layer(nn.Module):
 X = normal(4, 3, 16, 16)
 NETS: dict[str, Callable[[], nn.Module]] = {"cnn": Cnn, "transformer": Transformer}
 METHODS: list[tuple[str, dict[str, Any]]] = [("gradient", {}), ("integrated_gradients", {"steps": 8})]
-# LRP of a transformer with random weights is not stable: a change of its weights by 0.1 % turns the sign of relevances.
 LRP: list[tuple[str, dict[str, Any]]] = [
     ("guided_backprop", {}),
     ("lrp", {"rule": "epsilon"}),
@@ -186,9 +185,9 @@ def test_quantized(net: Path, variant: str, again: bool) -> None:
     (ours,) = run_ort(graph, {"x": X}).values()
     assert relative_error(ours, own) < 0.02  # measured: 0, or one step of the last rounding in single numbers
     assert np.array_equal(ours.argmax(1), own.argmax(1))
-    for method, options in METHODS + LRP * (net.stem == "cnn"):
+    for method, options in METHODS + LRP:
         found = similarities(explained(path, method, options), explained(net, method, options))
-        assert found.min() > 0.9, (method, options, found)  # measured: 0.957 and above
+        assert found.min() > 0.9, (method, options, found)  # measured: 0.933 and above
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

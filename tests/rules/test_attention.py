@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxplain.rules.attention import SoftmaxTaylor, Uniform
+from onnxplain.rules.attention import SoftmaxTaylor, Standardize, Uniform
 from onnxplain.rules.relu import Deconvnet, GuidedBackprop
 from tests.reference import Case, relative_error, rng
 from tests.rules.dense import Array, stabilized
@@ -96,3 +96,58 @@ def test_rectifiers(case: Case, slope: list[int]) -> None:
         np.testing.assert_array_equal(guided, np.maximum(r, 0) * slope)
         (deconvnet,) = relevances(case, Deconvnet(), r, True).values()
         np.testing.assert_array_equal(deconvnet, np.maximum(r, 0))
+
+
+def centred(x: Array, axes: tuple[int, ...]) -> Array:
+    return x - x.mean(axes, keepdims=True)
+
+
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize(
+    ("op", "attrs", "shape", "axes", "groups"),
+    [
+        ("LayerNormalization", {"axis": -1}, (2, 3, 4), (-1,), 0),
+        ("LayerNormalization", {"axis": 1}, (2, 3, 4), (1, 2), 0),
+        ("InstanceNormalization", {}, (2, 4, 3), (3,), 4),
+        ("GroupNormalization", {"num_groups": 2}, (2, 4, 3), (2, 3), 2),
+        ("MeanVarianceNormalization", {"axes": [0, 2]}, (2, 4, 3), (0, 2), 0),
+    ],
+)
+def test_standard_deviations_count_as_constant(
+    op: str, attrs: dict[str, object], shape: tuple[int, ...], axes: tuple[int, ...], groups: int, free: bool
+) -> None:
+    """R_x = x C (scale / deviation R / S(y)), where C subtracts the mean."""
+    x, r = normal(*shape).astype(float), rng(5).normal(size=shape)
+    parameters = shape[1:] if attrs == {"axis": 1} else shape[-1:] if op.startswith("Layer") else shape[1:2]
+    scale, bias = rng(6).uniform(0.5, 2, parameters), rng(7).normal(size=parameters)
+    column = (-1, 1) if groups else scale.shape
+    apart = (shape[0], groups, shape[1] // groups, *shape[2:]) if groups else shape
+    z = x.reshape(apart)
+    deviation = np.sqrt(np.mean(centred(z, axes) ** 2, axes, keepdims=True) + 1e-5)
+    y = (centred(z, axes) / deviation).reshape(shape)
+    inputs = [x]
+    if op == "MeanVarianceNormalization":
+        scale = np.ones(1)
+    else:
+        y = y * scale.reshape(column) + bias.reshape(column)
+        inputs += [scale, bias]
+    passed = (scale.reshape(column if groups else scale.shape) * r / stabilized(y, 1e-6)).reshape(apart) / deviation
+    expected = x * centred(passed, axes).reshape(shape)
+    case = Case(op, inputs, attrs, constant=tuple(range(1, len(inputs))))
+    (result,) = relevances(case, Standardize(), r, free).values()
+    assert relative_error(result, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize(
+    ("op", "attrs"),
+    [
+        ("LpNormalization", {"p": 2, "axis": 1}),
+        ("LpNormalization", {"p": 1, "axis": 2}),
+        ("LRN", {"size": 3, "alpha": 0.5}),
+    ],
+)
+def test_a_division_by_a_norm_passes_relevance_on(op: str, attrs: dict[str, object], free: bool) -> None:
+    r = normal(2, 4, 3, 1)
+    (result,) = relevances(Case(op, [normal(2, 4, 3, 1)], attrs), Standardize(), r, free).values()
+    assert relative_error(result, r) <= TOLERANCE

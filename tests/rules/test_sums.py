@@ -73,7 +73,6 @@ PASS = [
     Case("Sub", [normal(3), normal(2, 3)], constant=(0,)),
     Case("Div", [normal(2, 3), normal(3)], constant=(1,)),
     Case("BatchNormalization", [normal(2, 3), *(normal(3) ** 2 for _ in range(4))], constant=(1, 2, 3, 4)),
-    Case("LayerNormalization", [normal(2, 3), normal(3)], constant=(1,)),
 ]
 
 
