@@ -60,10 +60,14 @@ class Node:
     domain: str = ""
 
     @property
+    def operator(self) -> str:
+        """The operator's name, with its domain if that is not ONNX's own."""
+        return f"{self.domain}.{self.op}" if self.domain else self.op
+
+    @property
     def label(self) -> str:
         """The node as error messages call it: operator and name."""
-        operator = f"{self.domain}.{self.op}" if self.domain else self.op
-        return f"{operator} '{self.name or next(filter(None, self.outputs), '')}'"
+        return f"{self.operator} '{self.name or next(filter(None, self.outputs), '')}'"
 
     @property
     def subgraphs(self) -> list[Graph]:

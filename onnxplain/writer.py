@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,8 +21,8 @@ _ALIGNMENT = 64  # bytes; where tensors start in a file of external data
 
 def to_proto(graph: Graph, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
     """Convert a graph to a ModelProto of opset `onnxplain.ir.OPSET`."""
-    domains = sorted({n.domain for n in graph.all_nodes} - {""})
-    imports = [onnx.helper.make_opsetid("", OPSET), *(onnx.helper.make_opsetid(d, 1) for d in domains)]
+    domains, ops = sorted({n.domain for n in graph.all_nodes} - {""}), {n.op for n in graph.all_nodes}
+    imports = [onnx.helper.make_opsetid("", OPSET), *(onnx.helper.make_opsetid(d, opset_of(d, ops)) for d in domains)]
     model = onnx.helper.make_model(_graph(graph), opset_imports=imports, ir_version=IR_VERSION)
     model.producer_name = "onnxplain"
     for key, value in (metadata or {}).items():
@@ -33,6 +33,13 @@ def to_proto(graph: Graph, metadata: Mapping[str, str] | None = None) -> onnx.Mo
 def size_of(graph: Graph) -> int:
     """Bytes of all constants."""
     return sum(array.nbytes for array in graph.constants.values())
+
+
+def opset_of(domain: str, ops: Collection[str]) -> int:
+    """The version of a domain beside ONNX's own that a model with these operators follows."""
+    if domain != "ai.onnx.ml":
+        return 1
+    return 5 if "TreeEnsemble" in ops else 4  # version 5 has this one instead of older operators for trees
 
 
 def save(graph: Graph, path: PathLike, metadata: Mapping[str, str] | None = None, inline: int = INLINE_LIMIT) -> None:

@@ -5,7 +5,8 @@ The passes, in order:
 1. `prepare`: inputs that are weights become constants, functions are inlined, half precision is widened, free
    dimensions get names, declared shapes are forgotten.
 2. `opset`: every operator gets its opset-21 meaning; operators newer than that are expanded.
-3. `expand`: operators of ONNX Runtime's own, and integer arithmetic, become standard floating-point operators.
+3. `expand`: operators of ONNX Runtime's own, classical machine learning, and integer arithmetic become standard
+   floating-point operators.
 4. `decide`: an If that asks for ranks and sizes gives way to its branch.
 5. `fold`: ONNX Runtime folds constants and shape arithmetic, with its own semantics.
 6. `sequences`: sequences of tensors, and optionals, become tensors.
@@ -21,6 +22,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from onnxplain.canonize import batch, bodies, decide, expand, fold, opset, prepare, sequences
+from onnxplain.canonize.labels import labels_of
+from onnxplain.canonize.ml import Names
 from onnxplain.ir import Graph
 from onnxplain.reader import Source
 
@@ -29,11 +32,22 @@ BATCH = prepare.BATCH
 
 @dataclass(frozen=True)
 class Canonical:
-    """A canonical graph, the batch size it is bound to (None: any), and what was changed to get there."""
+    """A canonical graph.
+
+    Attributes
+    ----------
+    fixed_batch
+        The batch size that it is bound to; None: any.
+    changes
+        What was changed to get there.
+    labels
+        Name of an output -> the names of its columns, where the model tells what its classes are called.
+    """
 
     graph: Graph
     fixed_batch: int | None
-    changes: tuple[str, ...] = field(default=())
+    changes: tuple[str, ...] = ()
+    labels: Mapping[str, Names] = field(default_factory=dict)
 
 
 def canonize(source: Source, sizes: Mapping[str, int] | None = None) -> Canonical:
@@ -67,7 +81,8 @@ def canonize(source: Source, sizes: Mapping[str, int] | None = None) -> Canonica
         graph, fixed = batch.generalised(light, prepared.fixed_batch, changes)
     if len(graph.nodes) != before:
         changes.append(f"folded by ONNX Runtime: {before} nodes became {len(graph.nodes)}")
-    return Canonical(bodies.tidied(graph), fixed, tuple(changes))
+    graph = bodies.tidied(graph)
+    return Canonical(graph, fixed, tuple(changes), labels_of(source.proto, graph))
 
 
 __all__ = ["BATCH", "Canonical", "canonize"]

@@ -1,8 +1,8 @@
-"""Operators of ONNX Runtime's own, and integer arithmetic, become standard floating-point operators.
+"""Operators of ONNX Runtime's own, those of classical machine learning, and integer arithmetic become standard ones.
 
-Two steps, because the model's opset is raised between them: first ONNX Runtime is asked for the types of what its own
-operators calculate, as onnx does not know them; then each node gives way to the nodes that its row in one of the tables
-writes. What has no row stays as it is.
+Two steps, because the model's opset is raised between them: first ONNX Runtime is asked for the types of what other
+domains' operators calculate, as onnx does not know all of them; then each node gives way to the nodes that its row in
+one of the tables writes. What has no row stays as it is.
 """
 
 from __future__ import annotations
@@ -15,39 +15,40 @@ import onnx
 import onnxruntime as ort
 from onnx.helper import get_attribute_value, tensor_dtype_to_np_dtype
 
-from onnxplain.canonize import attention, blockwise, fused, positions, quantized, recurrent
+from onnxplain.canonize import attention, blockwise, fused, ml, positions, quantized, recurrent, svm
 from onnxplain.canonize.fold import Light, hide
 from onnxplain.canonize.site import Expansion, Scope, Site, StaysError
 from onnxplain.emit import Emitter, Var
 from onnxplain.ir import OPSET, Graph, Node, Value
 from onnxplain.reader import graphs_of, nodes_of, shape_of
 from onnxplain.tensors import LARGE, is_external, is_plain, stub
-from onnxplain.writer import node_proto
+from onnxplain.writer import node_proto, opset_of
 
 MICROSOFT = "com.microsoft"
 
 _TABLES: dict[str, dict[str, Expansion]] = {
     MICROSOFT: fused.TABLE | attention.TABLE | positions.TABLE | blockwise.TABLE | quantized.TABLE,
+    ml.DOMAIN: ml.TABLE | svm.TABLE,
     "": quantized.TABLE | recurrent.TABLE,
 }
 _FOREIGN = {
     "SimplifiedLayerNormalization": OPSET + 1,
     "LayerNormalization": 17,
 }  # op -> first ai.onnx version that has it
-_DTYPES = {"float": np.float32, "double": np.float64}  # as ONNX Runtime calls them; the others have numpy's names
+_DTYPES = {"float": np.float32, "double": np.float64, "string": object}  # what only ONNX Runtime calls so
 
 Hints = Sequence[onnx.ValueInfoProto]
 
 
 def types(model: Light) -> Hints:
-    """Find the types of what ONNX Runtime's own operators calculate, and note them in the model.
+    """Find the types of what the operators of other domains calculate, and note them in the model.
 
-    Some of these operators are in the standard domain: they are moved to their own.
+    Some of ONNX Runtime's own are in the standard domain: they are moved to its own.
     """
     graph = model.proto.graph
     version = next(o.version for o in model.proto.opset_import if o.domain in ("", "ai.onnx"))
     foreign = [n for n in nodes_of(graph) if n.domain in ("", "ai.onnx") and version < _FOREIGN.get(n.op_type, 0)]
-    names = [o for n in graph.node if n.domain == MICROSOFT or n in foreign for o in n.output if o]
+    names = [o for n in graph.node if n.domain in (MICROSOFT, ml.DOMAIN) or n in foreign for o in n.output if o]
     hints = list(_asked(model, names)) if names else []
     for node in foreign:
         node.domain = MICROSOFT
@@ -97,6 +98,13 @@ def expand(model: Light, hints: Hints, changes: list[str]) -> Light:
     del proto.graph.value_info[:]
     if expanded:
         changes.append(f"expanded into standard operators: {', '.join(sorted(expanded))}")
+    for output in proto.graph.output:
+        if scope.nodes[output.name].op == "ZipMap":
+            output.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+            changes.append(f"output '{output.name}' is a tensor of scores, no longer a sequence of maps")
+    for entry in proto.opset_import:
+        if entry.domain == ml.DOMAIN:
+            entry.version = opset_of(entry.domain, {n.op_type for n in nodes_of(proto.graph)})
     return Light(proto, weights)
 
 

@@ -227,6 +227,7 @@ def without_identities(graph: Graph) -> Graph:
 
 def _hands_on(graph: Graph, node: Node) -> bool:
     if node.op == "Cast":
-        return bool(graph.value(node.inputs[0]).dtype == node.attrs["to"])
+        source = graph.values.get(node.inputs[0])  # onnx knows no types of some operators of other domains
+        return source is not None and bool(source.dtype == node.attrs["to"])
     idle = node.op == "Identity" or (node.op == "Dropout" and len(node.outputs) == 1 and len(node.inputs) < 3)
     return idle and not node.domain

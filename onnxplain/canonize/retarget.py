@@ -17,7 +17,7 @@ import onnx
 from onnxplain.canonize.shapes import INFERENCE_OPSET
 from onnxplain.ir import IR_VERSION, Graph, Node, Value
 from onnxplain.tensors import LARGE
-from onnxplain.writer import node_proto, value_proto
+from onnxplain.writer import node_proto, opset_of, value_proto
 
 _RECURRENT = {"LSTM", "GRU", "RNN"}
 _TARGETS = {"Expand": 1, "Resize": 3}  # the input that holds the shape of the output, where it is a constant
@@ -151,13 +151,14 @@ class _Sweep:
         """Infer the new shapes of a node's outputs, () for missing ones."""
         inputs = {i: self._value(i) for i in node.inputs if i}
         arrays = {i: self.constants[i] for i in inputs if i in self.constants}
+        versions = {node.domain: opset_of(node.domain, {node.op}), "": INFERENCE_OPSET}
         try:
             types = onnx.shape_inference.infer_node_outputs(
-                onnx.defs.get_schema(node.op, INFERENCE_OPSET, node.domain),
+                onnx.defs.get_schema(node.op, versions[node.domain], node.domain),
                 node_proto(node),
                 {i: value_proto(v).type for i, v in inputs.items()},
                 {i: onnx.numpy_helper.from_array(a, i) for i, a in arrays.items() if a.nbytes <= LARGE},
-                opset_imports=[onnx.helper.make_opsetid("", INFERENCE_OPSET)],
+                opset_imports=[onnx.helper.make_opsetid(*pair) for pair in versions.items()],
                 ir_version=IR_VERSION,
             )
         except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, KeyError) as error:

@@ -38,8 +38,8 @@ def run(graph: Graph, batches: Iterable[Mapping[str, Array]]) -> list[list[Array
     try:
         session = ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
         for feeds in batches:
-            values = {k: ort_value(v) for k, v in feeds.items()}
-            results.append([v.numpy() for v in session.run_with_ort_values(None, {**weights, **values})])
+            values = {k: v if v.dtype == object else ort_value(v) for k, v in feeds.items()}  # object: strings
+            results.append(session.run(None, {**weights, **values}))
     except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
         raise TrialError(f"a trial run failed: {str(error).strip().splitlines()[0]}") from None
     return results
@@ -59,8 +59,8 @@ def random_feeds(inputs: Sequence[Value], batch: int) -> dict[str, Array]:
     feeds = {}
     for value in inputs:
         shape = [d if isinstance(d, int) else batch if d == BATCH else _FREE_SIZE for d in value.shape or ()]
-        array = random.normal(size=shape) if value.is_float else random.integers(0, 2, shape)
-        feeds[value.name] = np.asarray(array).astype(value.dtype)
+        array = np.asarray(random.normal(size=shape) if value.is_float else random.integers(0, 2, shape))
+        feeds[value.name] = (array.astype(str) if value.dtype == object else array).astype(value.dtype)
     return feeds
 
 

@@ -18,5 +18,8 @@ ZERO_GRADIENT: frozenset[str] = frozenset(
         # text, pictures, and what sequences and optionals hold
         *("ImageDecoder", "RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"),
         *("OptionalHasElement", "SequenceEmpty", "SequenceLength"),
+        # Steps, and what looks up categories. Trees are steps, too, but they are no part of a model that could be left
+        # out of an explanation in silence: gradient methods refuse them.
+        *(f"ai.onnx.ml.{op}" for op in ("Binarizer", "CategoryMapper", "LabelEncoder", "OneHotEncoder")),
     ]
 )

@@ -38,4 +38,6 @@ def test_every_operator_is_in_exactly_one_list(opset: int) -> None:
 
 
 def test_every_name_is_that_of_an_operator() -> None:
-    assert all(onnx.defs.has(name, 26, "") for name in {*OPS, *ZERO_GRADIENT, *ELSEWHERE})
+    for name in {*OPS, *ZERO_GRADIENT, *ELSEWHERE}:
+        domain, _, op = name.rpartition(".")
+        assert onnx.defs.has(op, 26, domain), name
