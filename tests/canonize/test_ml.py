@@ -322,9 +322,9 @@ def test_columns_of_strings(batch: str) -> None:
     result = canonical(proto)
     assert result.fixed_batch is None
     check(result, Case(COLUMNS, feeds, version=2))
-    values = ox.explain(proto, feeds, "gradient").values
+    values = ox.explain(proto, feeds, "gradient", wrt="x").values
     assert np.array_equal(values, np.tile(np.float32([1, 2, 3, 4]), (5, 1)))
-    assert np.allclose(ox.explain(proto, feeds, "occlusion").values, X * [1, 2, 3, 4], atol=1e-5)
+    assert np.allclose(ox.explain(proto, feeds, "occlusion", wrt="x").values, X * [1, 2, 3, 4], atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "other"), [("string", "int64"), ("int64", "string")])
