@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -11,20 +12,18 @@ import numpy as np
 import onnx
 
 from onnxplain import checks, execution, export, files, methods, quantities, writer
-from onnxplain.canonize import BATCH, Canonical, canonize
-from onnxplain.canonize.prepare import named_inputs
-from onnxplain.distributions import Point
-from onnxplain.errors import OptionError, TargetError
+from onnxplain.canonize import BATCH, Canonical, canonize, prepare
 from onnxplain.ir import Value
 from onnxplain.methods import Method
-from onnxplain.program import Assignment, Question, ask, batched_inputs, compile_program, report, rows
+from onnxplain.ops.nograd import stops_gradients
+from onnxplain.program import Assignment, compile_program, report
 from onnxplain.quantities import Target
+from onnxplain.questions import Question, ask, batch_axes
 from onnxplain.reader import Source, read
 from onnxplain.result import Attribution, Single
-from onnxplain.runtime.batching import DEFAULT_MEMORY, chunk_size, parse_memory
+from onnxplain.runtime.batching import DEFAULT_MEMORY, parse_memory
 from onnxplain.runtime.providers import Choice, Provider, choose
 from onnxplain.runtime.recent import Recent
-from onnxplain.runtime.session import Session
 
 Array = np.ndarray[Any, Any]
 Inputs = Array | Mapping[str, Array]
@@ -47,7 +46,7 @@ class Model:
     @cached_property
     def inputs(self) -> list[Value]:
         """The inputs; free dimensions have names, ``"batch"`` is that of a free first axis."""
-        return named_inputs(self.source.proto)
+        return prepare.named_inputs(self.source.proto)
 
     @property
     def outputs(self) -> list[Value]:
@@ -76,15 +75,21 @@ class Model:
 
     def __str__(self) -> str:
         canonical = self.canonical()
-        operators: dict[str, int] = {}
-        for node in canonical.graph.nodes:
-            operators[node.op] = operators.get(node.op, 0) + 1
-        counted = ", ".join(f"{n} {op}" for op, n in sorted(operators.items(), key=lambda item: (-item[1], item[0])))
-        weights = sum(a.size for a in canonical.graph.constants.values())
-        lines = [f"{self.source.path or 'model'}: {len(canonical.graph.nodes)} nodes, {weights:,} weights"]
-        lines += [f"  input  {v}" for v in self.inputs] + [f"  output {v}" for v in canonical.graph.outputs]
-        lines += [f"  nodes  {counted}"] + [f"  changed: {change}" for change in canonical.changes]
+        graph = canonical.graph
+        counted = _counted(node.op for node in graph.nodes)
+        stops = [n for n in graph.nodes if stops_gradients(n) and any(graph.value(i).is_float for i in n.reads)]
+        weights = sum(a.size for a in graph.constants.values())
+        lines = [f"{self.source.path or 'model'}: {len(graph.nodes)} nodes, {weights:,} weights"]
+        lines += [f"  input  {v}" for v in self.inputs] + [f"  output {v}" for v in graph.outputs]
+        lines += [f"  nodes  {counted}"]
+        lines += [f"  no gradient through {_counted(node.op for node in stops)}"] if stops else []
+        lines += [f"  changed: {change}" for change in canonical.changes]
         return "\n".join(lines)
+
+
+def _counted(operators: Iterable[str]) -> str:
+    counts = sorted(Counter(operators).items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {op}" for op, count in counts)
 
 
 def load(model: Model | str | os.PathLike[str] | bytes | onnx.ModelProto) -> Model:
@@ -156,9 +161,8 @@ class Explainer:
         self.memory = parse_memory(memory)
         self.providers: Choice = choose(providers)
         self.model = load(model)
-        if at is not None and not isinstance(self.method.distribution, Point):
-            raise OptionError(f"at= needs a method that looks at one point; '{method}' looks at many")
-        self._ask = partial(ask, output=output, wrt=wrt, at=at, probability=probability)
+        walks = self.method.composite is not None
+        self._ask = partial(ask, output=output, wrt=wrt, at=at, probability=probability, walks=walks)
         self._runner = Recent(self._compile)
         if not self.model.free_sizes:
             self.report()
@@ -191,28 +195,27 @@ class Explainer:
         OptionError
             A baseline or a window that does not fit the input.
         """
-        feeds, samples, sizes = checks.check_inputs(x, self.model.inputs, self._batched)
+        feeds, samples, sizes = checks.check_inputs(x, self.model.inputs, self._axes)
         canonical, question = self._question(sizes)
         value = canonical.graph.value(question.explained)
-        flat = quantities.resolve(target, value, samples)
-        execution.check(self.method, feeds, question.wanted)
+        flat = quantities.resolve(target, value, question.axis, samples)
+        execution.check(self.method, feeds, question)
         runner = self._runner(tuple(sorted(sizes.items())))
         answer = execution.run(runner, self.method, feeds, flat, progress)
         parts = {name: Single(name, values) for name, values in answer.attributions.items()}
-        return Attribution(
-            self.method.name, quantities.unravel(answer.target, value), answer.score, answer.residual, parts
-        )
+        resolved = quantities.unravel(answer.target, value, question.axis)
+        return Attribution(self.method.name, resolved, answer.score, answer.residual, parts)
 
     @property
     def provider(self) -> str | None:
         """The execution provider that runs it, once it has run; ``providers`` says why."""
         runner = self._runner.newest()
-        return None if runner is None else runner.session.provider
+        return None if runner is None else runner.main.session.provider
 
     @property
     def explained(self) -> tuple[str, ...]:
         """Names of the tensors that get an attribution."""
-        return self._question()[1].wanted
+        return tuple(part.name for part in self._question()[1].slices)
 
     def report(self) -> list[Assignment]:
         """Node -> kind -> rule of the reverse walk, in its order; empty for methods without one.
@@ -245,18 +248,17 @@ class Explainer:
         """
         files.check_writable(path, {".onnx"})
         canonical, question = self._question()
-        fixed = None
-        if not isinstance(target, str):
-            fixed = int(quantities.resolve(target, canonical.graph.value(question.explained), 1)[0])
-        elif target != "input":
-            raise TargetError(f"a target is 'input', None, an int or a tuple, not {target!r}")
-        exported = export.explainer_graph(canonical.graph, self.method, question, fixed)
+        value = canonical.graph.value(question.explained)
+        asked = isinstance(target, str) and target == "input"
+        fixed = None if asked else quantities.resolve(target, value, question.axis, 1)
+        exported = export.explainer_graph(canonical.graph, self.method, question, asked, fixed)
+        exported = export.in_types(exported, self.model.inputs, prepare.output_types(self.model.source.proto))
         metadata = {**self.model.source.metadata, "onnxplain.method": self.method.name}
         writer.save(exported, path, metadata)
 
     @cached_property
-    def _batched(self) -> frozenset[str]:
-        return batched_inputs(self.model.inputs)
+    def _axes(self) -> dict[str, int]:
+        return batch_axes(self.model.inputs)
 
     def _question(self, sizes: Mapping[str, int] | None = None) -> tuple[Canonical, Question]:
         canonical = self.model.canonical(sizes)
@@ -265,11 +267,7 @@ class Explainer:
     def _compile(self, sizes: Sizes) -> execution.Runner:
         canonical, question = self._question(dict(sizes))
         program = compile_program(canonical.graph, self.method, question)
-        session = Session(program.graph, self.providers)
-        alone = 1 in (rows(canonical.graph.value(name)) for name in (question.explained, *question.wanted))
-        fixed = canonical.fixed_batch or (1 if alone else None)
-        chunk = fixed or chunk_size(program.graph, BATCH, self.memory)
-        return execution.Runner(session, program, self._batched, chunk, fixed is not None)
+        return execution.Runner.load(program, self.providers, canonical.graph, canonical.fixed_batch, self.memory)
 
 
 def explain(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ Array = np.ndarray[Any, Any]
 
 
 def check_inputs(
-    x: Array | Mapping[str, Array], inputs: Sequence[Value], batched: Collection[str]
+    x: Array | Mapping[str, Array], inputs: Sequence[Value], axes: Mapping[str, int]
 ) -> tuple[dict[str, Array], int, dict[str, int]]:
     """Check input arrays against what the model declares.
 
@@ -24,8 +24,8 @@ def check_inputs(
         One array for a model of one input, or name -> array.
     inputs
         The model's inputs; a dimension is a size, or the name of a free one.
-    batched
-        Names of the inputs whose first axis is the batch, whatever its declared size.
+    axes
+        Inputs with a batch axis -> which it is, whatever its declared size.
 
     Returns
     -------
@@ -57,25 +57,30 @@ def check_inputs(
             array = np.asarray(x[name])
         except ValueError:
             raise InputError(f"what was given for input '{name}' is no regular array") from None
-        _check_array(array, value, name in batched)
+        array = _check_array(array, value, axes.get(name))
         feeds[name] = array
-        if name in batched:
+        if name in axes:
             if not array.ndim:
                 raise InputError(f"the array for input '{name}' has no batch axis")
-            samples[name] = array.shape[0]
+            samples[name] = array.shape[axes[name]]
         for dim, size in zip(value.shape or (), array.shape, strict=False):
             if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
                 raise InputError(f"dimension '{dim}' is {sizes[dim]} in one input and {size} in '{name}'")
     if len(set(samples.values())) > 1:
         raise InputError(f"the inputs have different numbers of samples: {samples}")
     count = next(iter(samples.values()), 1)
-    batch = {v.shape[0] for n, v in declared.items() if n in batched and v.shape}
+    batch = {v.shape[axes[n]] for n, v in declared.items() if n in axes and v.shape}
     return feeds, count, {name: size for name, size in sizes.items() if name not in batch}
 
 
-def _check_array(array: Array, value: Value, batched: bool) -> None:
+def _check_array(array: Array, value: Value, batch_axis: int | None) -> Array:
+    """The array as the canonical graph takes it."""
     expected = " x ".join("?" if d is None else str(d) for d in value.shape or ())
-    if array.dtype != value.dtype:
+    if value.is_float and value.dtype.itemsize == 2 and array.dtype in (value.dtype, np.float32):
+        array = array.astype(np.float32)  # half precision is calculated in single
+    elif value.dtype == object and array.dtype.kind in "US":
+        array = array.astype(object)
+    elif array.dtype != value.dtype:
         raise InputError(
             f"input '{value.name}' takes {value.dtype}, not {array.dtype}",
             f"Convert it: x.astype('{value.dtype}'), after scaling it as the model expects.",
@@ -88,12 +93,13 @@ def _check_array(array: Array, value: Value, batched: bool) -> None:
                 hint,
             )
         for axis, (size, dim) in enumerate(zip(array.shape, value.shape, strict=True)):
-            if isinstance(dim, int) and size != dim and not (batched and axis == 0):
+            if isinstance(dim, int) and size != dim and axis != batch_axis:
                 raise InputError(
                     f"input '{value.name}' has shape {expected}, the array {array.shape}: axis {axis} differs"
                 )
     if array.size == 0:
         raise InputError(f"the array for input '{value.name}' is empty: {array.shape}")
-    if value.is_float and not np.isfinite(array.astype(np.float32) if array.dtype.kind == "V" else array).all():
-        where = np.argwhere(~np.isfinite(array.astype(np.float32)))[0]
+    if value.is_float and not np.isfinite(array).all():
+        where = np.argwhere(~np.isfinite(array))[0]
         raise InputError(f"the array for input '{value.name}' holds NaN or infinity, first at {tuple(map(int, where))}")
+    return array

@@ -12,7 +12,7 @@ import numpy as np
 from onnxplain.errors import OptionError, did_you_mean
 
 Array = np.ndarray[Any, Any]
-Baseline = float | Array
+Baseline = float | str | Array
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ QUADRATURES: dict[str, Callable[[int], tuple[Array, Array]]] = {
 }
 
 
-SHARE = 7  # a window that nobody gives a size covers a seventh of each axis
+def share(axes: int) -> int:
+    """Part of each axis that a window covers which nobody gives a size: a seventh in pictures, a 64th of a sequence."""
+    return 64 if axes == 1 else 7
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +115,8 @@ class Windows:
     Attributes
     ----------
     window, stride
-        One number for all spatial axes, or one per axis. A window of None is a seventh of each axis (32 of 224), a
-        stride of None half the window. A stride beyond a window so found is that window.
+        One number for all spatial axes, or one per axis. A window of None is a seventh of each axis (32 of 224), or
+        a 64th if there is one only; a stride of None half the window. A stride beyond a window so found is that window.
     baseline
         A number, or an array that broadcasts to the input.
     """
@@ -156,7 +158,8 @@ class Windows:
         axes = self.axes(shape)
         asked_window, asked = self.per_axis(len(axes))
         sizes = [shape[axis] for axis in axes]
-        window = tuple(max(1, n // SHARE) if w is None else min(w, n) for w, n in zip(asked_window, sizes, strict=True))
+        part = share(len(axes))
+        window = tuple(max(1, n // part) if w is None else min(w, n) for w, n in zip(asked_window, sizes, strict=True))
         stride = tuple(max(1, w // 2) if s is None else min(s, w) for s, w in zip(asked, window, strict=True))
         counts = tuple(-(-(shape[a] - w) // s) + 1 for a, w, s in zip(axes, window, stride, strict=True))
         return axes, window, stride, counts
@@ -174,15 +177,32 @@ class Windows:
 Distribution = Point | Line | Windows
 
 
+def as_baseline(baseline: Baseline, dtype: np.dtype[Any], name: str) -> Array:
+    """Bring the baseline into the dtype of the input ``name``; text has an empty baseline where a number has 0.
+
+    Raises
+    ------
+    OptionError
+        It cannot be.
+    """
+    array = np.asarray(baseline)
+    if dtype.kind == "O" and array.shape == () and array.dtype.kind in "iuf" and array == 0:
+        array = np.asarray("")
+    text = array.dtype.kind in "OU"
+    if text != (dtype.kind == "O") or (dtype.kind in "iub" and np.any(array.astype(dtype) != array)):
+        raise OptionError(f"a baseline of {baseline!r} is nothing that the input '{name}' can hold: {dtype}")
+    return array.astype(dtype)
+
+
 def baseline_like(baseline: Baseline, x: Array, name: str) -> Array:
     """Bring the baseline into the shape and dtype of ``x``, the input ``name``.
 
     Raises
     ------
     OptionError
-        It does not broadcast to ``x``.
+        It does not broadcast to ``x``, or holds what the input cannot.
     """
-    array = np.asarray(baseline, dtype=x.dtype)
+    array = as_baseline(baseline, x.dtype, name)
     try:
         return np.broadcast_to(array, x.shape)
     except ValueError:
@@ -202,7 +222,7 @@ def _check_sizes(name: str, value: Any) -> None:
 
 def _check_baseline(baseline: Any) -> None:
     array = np.asarray(baseline)
-    if array.dtype.kind not in "iuf":
-        raise OptionError(f"a baseline is a number or an array of numbers, not {baseline!r}")
-    if not np.isfinite(array).all():
+    if array.dtype.kind not in "iufU":
+        raise OptionError(f"a baseline is a number or an array of numbers (or of texts), not {baseline!r}")
+    if array.dtype.kind != "U" and not np.isfinite(array).all():
         raise OptionError("the baseline holds NaN or infinity")

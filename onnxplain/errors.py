@@ -11,6 +11,7 @@
     ├── TargetError (ValueError)           there is no such target
     ├── OptionError (ValueError)           unknown method or option, or a bad value for one
     ├── ProviderError (ValueError)         an execution provider that is not installed, or fails to start
+    ├── RunError                           ONNX Runtime fails while it runs: memory, sizes that the model cannot take
     └── OutputError (ValueError, OSError)  a result cannot be written where it was asked for
 """
 
@@ -67,6 +68,10 @@ class OptionError(OnnxplainError, ValueError):
 
 class ProviderError(OnnxplainError, ValueError):
     """An execution provider is not installed or fails to start."""
+
+
+class RunError(OnnxplainError):
+    """ONNX Runtime fails while it runs: out of memory, or sizes that the model cannot take."""
 
 
 class OutputError(OnnxplainError, ValueError, OSError):

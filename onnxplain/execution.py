@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from onnxplain.distributions import Line, Point, Windows, baseline_like, calibrated
+from onnxplain.canonize import BATCH
+from onnxplain.distributions import Baseline, Line, Point, Windows, baseline_like, calibrated
 from onnxplain.errors import UnsupportedModelError
+from onnxplain.ir import Graph, is_float
 from onnxplain.methods import Method
 from onnxplain.program import Program
-from onnxplain.runtime.batching import chunks
+from onnxplain.questions import Question, batch_axes, batch_axis, rows
+from onnxplain.runtime.batching import chunk_size, chunks
+from onnxplain.runtime.chunked import Chunked, Progress
+from onnxplain.runtime.providers import Choice
 from onnxplain.runtime.session import Session
 
 Array = np.ndarray[Any, Any]
 Index = tuple[Any, ...]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -32,71 +36,126 @@ class Answer:
 
 @dataclass(frozen=True)
 class Runner:
-    """A program in a session, fed in chunks.
+    """A program, ready to run, with its front and back (see `Program`) where it has them."""
 
-    Attributes
-    ----------
-    batched
-        The inputs whose first axis is the batch; others are the same for all samples.
-    chunk
-        Samples per run.
-    exactly
-        Whether every run must have exactly ``chunk`` samples (the model's batch size is fixed): the last is filled up.
-    """
-
-    session: Session
     program: Program
-    batched: frozenset[str]
-    chunk: int
-    exactly: bool
+    main: Chunked
+    front: Chunked | None
+    back: Chunked | None
+
+    @classmethod
+    def load(cls, program: Program, choice: Choice, graph: Graph, fixed_batch: int | None, memory: int) -> Runner:
+        """Make the sessions.
+
+        Parameters
+        ----------
+        choice
+            Execution providers.
+        graph
+            The canonical graph that the program was compiled for.
+        fixed_batch
+            The batch size that it is bound to, if it is.
+        memory
+            Bytes; a bound on what one run's activations take.
+        """
+        question = program.question
+        axes = {**batch_axes(graph.inputs), program.target: 0}
+        axes |= {program.attributions[part.name]: part.axis for part in question.slices}
+        for tensor in question.tensors:
+            axis = batch_axis(graph, tensor) or 0
+            axes |= {tensor: axis, program.cotangents.get(tensor, tensor): axis}
+        alone = question.axis is None or 1 in (rows(graph.value(n)) for n in (question.explained, *question.tensors))
+        if question.axis is None and fixed_batch not in (None, 1):
+            raise UnsupportedModelError(f"the model is bound to {fixed_batch} samples, which share one output")
+        fixed = fixed_batch or (1 if alone else None)
+        chunk = fixed or chunk_size(program.graph, BATCH, memory)
+
+        def chunked(part: Graph) -> Chunked:
+            return Chunked(Session(part, choice), axes, chunk, fixed is not None)
+
+        front, back = (chunked(part) if part else None for part in (program.front, program.back))
+        return cls(program, chunked(program.graph), front, back)
 
     def run(
         self, feeds: Mapping[str, Array], target: Array, outputs: Sequence[str], progress: Progress | None = None
     ) -> dict[str, Array]:
-        """Run all samples; the chunks' outputs are joined along the batch."""
-        parts = []
-        for part in chunks(len(target), self.chunk):
-            inputs = {n: a[part] if n in self.batched else a for n, a in feeds.items()}
-            parts.append(self._run(inputs, target[part], outputs))
-            if progress:
-                progress(part.stop, len(target))
-        return {name: np.concatenate([p[name] for p in parts]) for name in outputs} if len(parts) > 1 else parts[0]
-
-    def _run(self, feeds: Mapping[str, Array], target: Array, outputs: Sequence[str]) -> dict[str, Array]:
-        count = len(target)
-        if not self.exactly or count == self.chunk:
-            results = self.session.run({**feeds, self.program.target: target}, outputs)
-        else:
-            fill = np.minimum(np.arange(self.chunk), count - 1)
-            inputs = {n: a[fill] if n in self.batched else a for n, a in feeds.items()}
-            results = self.session.run({**inputs, self.program.target: target[fill]}, outputs)
-            results = {n: a[: len(a) * count // self.chunk] for n, a in results.items()}
-        if (score := results.get(self.program.score)) is not None and len(score) != count:
+        """Run all samples, one target each."""
+        program = self.program
+        results = self.main.run({**feeds, program.target: target}, len(target), outputs, progress)
+        score = results.get(program.score)
+        if score is not None and len(score) != len(target):
             raise UnsupportedModelError(
-                f"{count} samples give {len(score)} scores: the output has no batch axis in front"
+                f"{len(target)} samples give {len(score)} scores: the output has no batch axis in front"
             )
         return results
 
+    def labels(self, feeds: Mapping[str, Array], count: int) -> Array:
+        """The labels that the model gives, for outputs that hold no floats."""
+        program = self.program
+        value = next(v for v in program.graph.inputs if v.name == program.target)
+        shape = (count, *[1] * (len(value.shape or (None,)) - 1))
+        unused = np.full(shape, "" if value.dtype.kind == "O" else 0, value.dtype)
+        name = program.question.explained
+        return self.main.run({**feeds, program.target: unused}, count, [name])[name]
 
-def check(method: Method, feeds: Mapping[str, Array], wanted: Sequence[str]) -> None:
+    def tensors(self, feeds: Mapping[str, Array], count: int) -> dict[str, Array]:
+        """The tensors at which cotangents are read."""
+        inner = self.front.run(feeds, count, self.front.session.outputs) if self.front else {}
+        return {name: feeds[name] if name in feeds else inner[name] for name in self.program.question.tensors}
+
+    def attributions(self, arrived: Mapping[str, Array], feeds: Mapping[str, Array], count: int) -> dict[str, Array]:
+        """Attributions of tensors -> attributions of slices, by name of the output that holds them."""
+        program = self.program
+        if self.back is None:
+            return {program.attributions[name]: a for name, a in arrived.items()}
+        inputs = {program.cotangents[name]: a for name, a in arrived.items()}
+        return self.back.run({**feeds, **inputs}, count, list(program.attributions.values()))
+
+
+def check(method: Method, feeds: Mapping[str, Array], question: Question) -> None:
     """Raise OptionError where an option does not fit the shape of an explained input."""
     distribution = method.distribution
     if isinstance(distribution, Point):
         return
-    for name in wanted:
-        baseline_like(distribution.baseline, feeds[name], name)
-        if isinstance(distribution, Windows):
-            distribution.geometry(feeds[name].shape)
+    for part in question.slices:
+        if part.name in feeds:
+            baseline_like(distribution.baseline, feeds[part.name], part.name)
+            if isinstance(distribution, Windows):
+                distribution.geometry(np.moveaxis(feeds[part.name], part.axis, 0).shape)
 
 
-def run(runner: Runner, method: Method, feeds: Mapping[str, Array], target: Array, progress: Progress | None) -> Answer:
-    """Explain a batch: ``feeds`` by input name, ``target`` as positions in the flattened output, shape (N,)."""
-    if isinstance(method.distribution, Line):
-        return _line(runner, method, method.distribution, feeds, target, progress)
+def run(
+    runner: Runner, method: Method, feeds: Mapping[str, Array], target: Array | None, progress: Progress | None
+) -> Answer:
+    """Explain a batch.
+
+    Parameters
+    ----------
+    feeds
+        By input name.
+    target
+        What `quantities.resolve` returns.
+    """
+    axes = runner.main.axes
+    feeds = {name: np.moveaxis(a, axes[name], 0) if name in axes else a for name, a in feeds.items()}
+    count = next((len(a) for name, a in feeds.items() if name in axes), 1)
     if isinstance(method.distribution, Windows):
-        return _windows(runner, method.distribution, feeds, target, progress)
+        answer = _windows(runner, method.distribution, feeds, target, count, progress)
+    elif target is None:
+        raise AssertionError("labels have no gradient")
+    elif isinstance(method.distribution, Line):
+        answer = _line(runner, method, method.distribution, feeds, target, progress)
+    else:
+        answer = _point(runner, method, feeds, target, progress)
+    parts = {p.name: np.moveaxis(answer.attributions[p.name], 0, p.axis) for p in runner.program.question.slices}
+    return replace(answer, attributions=parts)
+
+
+def _point(
+    runner: Runner, method: Method, feeds: Mapping[str, Array], target: Array, progress: Progress | None
+) -> Answer:
     program = runner.program
-    results = runner.run(feeds, target, runner.session.outputs, progress)
+    results = runner.run(feeds, target, runner.main.session.outputs, progress)
     attributions = {name: results[output] for name, output in program.attributions.items()}
     score = results[program.score]
     residual = _per_sample_sum(attributions, len(score)) - score if method.promise else None
@@ -117,28 +176,45 @@ def _resolve(runner: Runner, feeds: Mapping[str, Array], target: Array) -> tuple
     return results[program.resolved], results[program.score]
 
 
+def _baselines(
+    runner: Runner, baseline: Baseline, feeds: Mapping[str, Array], here: Mapping[str, Array], count: int
+) -> dict[str, Array]:
+    """The tensors at the baseline: itself, or what the model makes of it where it stands for an input."""
+    question = runner.program.question
+    given = {}
+    for part in question.slices:
+        natural = np.moveaxis({**here, **feeds}[part.name], 0, part.axis)
+        given[part.name] = np.moveaxis(baseline_like(baseline, natural, part.name), part.axis, 0)
+    if all(part.direct for part in question.slices):
+        return given
+    return runner.tensors({**feeds, **given}, count)
+
+
 def _line(
     runner: Runner, method: Method, line: Line, feeds: Mapping[str, Array], target: Array, progress: Progress | None
 ) -> Answer:
-    wanted = runner.program.question.wanted
-    baselines = {name: baseline_like(line.baseline, feeds[name], name) for name in wanted}
-    target, score = _resolve(runner, feeds, target)
+    program, samples = runner.program, len(target)
+    wanted = program.question.tensors
+    here = runner.tensors(feeds, samples)
+    baselines = _baselines(runner, line.baseline, feeds, here, samples)
+    target, score = _resolve(runner, {**feeds, **here}, target)
     _, score_at_baseline = _resolve(runner, {**feeds, **baselines}, target)
     positions, weights = line.nodes()
-    samples, total = len(target), len(target) * line.steps
+    total = samples * line.steps
     change = score.astype(np.float64) - score_at_baseline
-    means = {name: np.zeros(feeds[name].shape, np.float64) for name in wanted}
+    means = {name: np.zeros(here[name].shape, np.float64) for name in wanted}
     tilted = {name: np.zeros_like(mean) for name, mean in means.items() if line.calibrate}
     gap, square = np.zeros(samples), np.zeros(samples)  # of slope minus change: weighted mean, and mean of squares
-    outputs = [runner.program.attributions[name] for name in wanted]
-    for part in chunks(total, runner.chunk):
+    outputs = [program.cotangents[name] for name in wanted]
+    for part in chunks(total, runner.main.chunk):
         sample, step = np.divmod(np.arange(part.start, part.stop), line.steps)
-        points = {n: a[sample] if n in runner.batched else a for n, a in feeds.items()}
+        points = {n: a[sample] if n in runner.main.axes else a for n, a in feeds.items()}
         for name, base in baselines.items():
-            at = positions[step].astype(points[name].dtype).reshape(-1, *[1] * (points[name].ndim - 1))
-            points[name] = base[sample] + at * (points[name] - base[sample])
+            x = here[name]
+            at = positions[step].astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+            points[name] = base[sample] + at * (x[sample] - base[sample])
         results = runner.run(points, target[sample], outputs)
-        slopes = _slopes(feeds, baselines, dict(zip(wanted, (results[o] for o in outputs), strict=True)), sample)
+        slopes = _slopes(here, baselines, dict(zip(wanted, (results[o] for o in outputs), strict=True)), sample)
         excess = weights[step] * (slopes - change[sample])
         np.add.at(gap, sample, excess)
         np.add.at(square, sample, excess * (slopes - change[sample]))
@@ -155,10 +231,12 @@ def _line(
         per_sample = (-1, *[1] * (tilt.ndim - 1))
         safe = np.where(spread > gap**2, spread, np.inf).reshape(per_sample)  # see `calibrated`
         means[name] = calibrated(means[name], tilt, gap.reshape(per_sample), safe)
-    attributions = {
-        name: np.asarray(method.readout(means[name], feeds[name], baselines[name]), dtype=feeds[name].dtype)
+    arrived = {
+        name: np.asarray(method.readout(means[name], here[name], baselines[name]), dtype=here[name].dtype)
         for name in wanted
     }
+    found = runner.attributions(arrived, feeds, samples)
+    attributions = {name: found[output] for name, output in program.attributions.items()}
     return Answer(attributions, target, score, _per_sample_sum(attributions, samples) - change)
 
 
@@ -174,34 +252,44 @@ def _slopes(
 
 
 def _windows(
-    runner: Runner, windows: Windows, feeds: Mapping[str, Array], target: Array, progress: Progress | None
+    runner: Runner,
+    windows: Windows,
+    feeds: Mapping[str, Array],
+    target: Array | None,
+    count: int,
+    progress: Progress | None,
 ) -> Answer:
+    program = runner.program
+    here = runner.tensors(feeds, count)
+    feeds = {**feeds, **here}
+    if target is None:
+        target = runner.labels(feeds, count)
     target, score = _resolve(runner, feeds, target)
-    wanted = runner.program.question.wanted
-    jobs: list[tuple[str, Index]] = [(name, w) for name in wanted for w in windows.slices(feeds[name].shape)]
-    losses = {name: np.zeros(feeds[name].shape, np.float64) for name in wanted}
-    counts = {name: np.zeros(feeds[name].shape[1:]) for name in losses}
+    jobs: list[tuple[str, Index]] = [(name, w) for name in here for w in windows.slices(here[name].shape)]
+    losses = {name: np.zeros(x.shape, np.float64) for name, x in here.items()}
+    counts = {name: np.zeros(x.shape[1:]) for name, x in here.items()}
     for name, window in jobs:
         counts[name][window] += 1
-    baselines = {name: baseline_like(windows.baseline, feeds[name], name) for name in losses}
-    total = len(jobs) * len(target)
-    for part in chunks(total, runner.chunk):
+    baselines = _baselines(runner, windows.baseline, feeds, here, count)
+    total = len(jobs) * count
+    for part in chunks(total, runner.main.chunk):
         pairs = [divmod(i, len(jobs)) for i in range(part.start, part.stop)]
-        points = _masked(feeds, runner.batched, baselines, jobs, pairs)
+        points = _masked(feeds, runner.main.axes, baselines, jobs, pairs)
         samples = np.array([sample for sample, _ in pairs])
-        results = runner.run(points, target[samples], [runner.program.score])
-        for (sample, job), masked in zip(pairs, results[runner.program.score], strict=True):
+        results = runner.run(points, target[samples], [program.score])
+        for (sample, job), masked in zip(pairs, results[program.score], strict=True):
             name, window = jobs[job]
             losses[name][(sample, *window)] += float(score[sample]) - float(masked)
         if progress:
             progress(part.stop, total)
-    attributions = {n: (losses[n] / counts[n]).astype(feeds[n].dtype) for n in losses}
+    dtypes = {name: x.dtype if is_float(x.dtype) else np.dtype(np.float32) for name, x in here.items()}
+    attributions = {n: (losses[n] / counts[n]).astype(dtypes[n]) for n in losses}
     return Answer(attributions, target, score, None)
 
 
 def _masked(
     feeds: Mapping[str, Array],
-    batched: frozenset[str],
+    batched: Collection[str],
     baselines: Mapping[str, Array],
     jobs: Sequence[tuple[str, Index]],
     pairs: Sequence[tuple[int, int]],

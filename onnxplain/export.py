@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from onnxplain import quantities
-from onnxplain.distributions import SHARE, Baseline, Line, Windows, calibrated
+from onnxplain.distributions import Baseline, Line, Windows, as_baseline, calibrated, share
 from onnxplain.emit import Emitter, Var, concat, fits, where
 from onnxplain.errors import OptionError, UnsupportedModelError
-from onnxplain.ir import Graph, Shape
+from onnxplain.ir import Graph, Node, Shape, Value, is_float
 from onnxplain.methods import Method
-from onnxplain.program import Program, Question, compile_program
+from onnxplain.program import Program, compile_program, gathered
+from onnxplain.questions import Question, batch_axis
 
+Array = np.ndarray[Any, Any]
 Step = Callable[[Emitter, Var, list[Var]], list[Var]]
 
 
-def explainer_graph(graph: Graph, method: Method, question: Question, target: int | None) -> Graph:
+def explainer_graph(graph: Graph, method: Method, question: Question, asked: bool, target: Array | None) -> Graph:
     """The graph of a stand-alone explainer.
 
     Parameters
     ----------
     graph
         A canonical graph.
+    asked
+        Whether the explainer has an input ``target`` (see `quantities.target_input`).
     target
-        Position in the flattened output that is explained, `quantities.PREDICTED` for the predicted class; None: the
-        explainer has an input ``target`` (int64, one per sample) for it.
+        Otherwise, what `quantities.resolve` returns for one sample; it holds for all of them.
 
     Returns
     -------
@@ -39,36 +42,55 @@ def explainer_graph(graph: Graph, method: Method, question: Question, target: in
     """
     program = compile_program(graph, method, question, model_outputs=True)
     if isinstance(method.distribution, Line):
-        explainer = _Sampled(graph, program).line(method, method.distribution)
-    elif isinstance(method.distribution, Windows):
-        explainer = _Sampled(graph, program).windows(method.distribution)
-    else:
-        outputs = [v.name for v in graph.outputs] + list(program.attributions.values())
-        explainer = program.graph.pruned(outputs)
-    if target is None:
+        return _Sampled(graph, program, asked, target).line(method, method.distribution)
+    if isinstance(method.distribution, Windows):
+        return _Sampled(graph, program, asked, target).windows(method.distribution)
+    outputs = [v.name for v in graph.outputs] + list(program.attributions.values())
+    explainer = program.graph.pruned(outputs)
+    if asked:
         return explainer
     inputs = tuple(v for v in explainer.inputs if v.name != program.target)
-    fixed = {program.target: np.array([target], dtype=np.int64)}
     values = {k: v for k, v in explainer.values.items() if k != program.target}
-    return explainer.replace(inputs=inputs, constants={**explainer.constants, **fixed}, values=values)
+    return explainer.replace(inputs=inputs, constants={**explainer.constants, program.target: target}, values=values)
+
+
+def in_types(graph: Graph, inputs: Sequence[Value], outputs: Mapping[str, np.dtype[Any]]) -> Graph:
+    """Give the explainer the model's own interface, where that is in half precision: casts at the border."""
+    half = {v.name: v.dtype for v in inputs if is_float(v.dtype) and v.dtype.itemsize == 2}
+    narrow = {v.name: outputs[v.name] for v in graph.outputs if outputs.get(v.name, v.dtype) != v.dtype}
+    if not half and not narrow:
+        return graph
+    emitter = Emitter()
+    given = {v.name: emitter.input(v.name, half.get(v.name, v.dtype), v.shape) for v in graph.inputs}
+    wide = {v.name: given[v.name].cast(v.dtype) for v in graph.inputs}
+    names = [v.name for v in graph.outputs]
+    emitter.reserve([Node("Identity", (), tuple(names))])
+    results = zip(names, emitter.inline(graph, wide, names), strict=True)
+    return emitter.graph(list(given.values()), {n: v.cast(narrow.get(n, v.dtype)) for n, v in results})
 
 
 class _Sampled:
     """The model at its input, and the program in a loop over points: constant memory, however many points."""
 
-    def __init__(self, graph: Graph, program: Program) -> None:
+    def __init__(self, graph: Graph, program: Program, asked: bool, target: Array | None) -> None:
         self.graph, self.program = graph, program
-        self.emitter = Emitter(graph)
-        target_input = next(v for v in program.graph.inputs if v.name == program.target)
-        self.target = self.emitter.input(program.target, "int64", target_input.shape)
-        self.selection = quantities.select(self.emitter.var(program.question.explained), self.target)
+        self.emitter = emitter = Emitter(graph)
+        question = program.question
+        explained = emitter.var(question.explained)
+        self.inputs = [emitter.var(v.name) for v in graph.inputs]
+        if asked:
+            self.inputs.append(quantities.target_input(explained, question.axis))
+        # Without a target, labels are compared with those that the model gives.
+        chosen = self.inputs[-1] if asked else explained if target is None else emitter.const(target)
+        self.selection = quantities.select(explained, chosen, question.axis)
+        self.target = self.selection.target
 
     def line(self, method: Method, line: Line) -> Graph:
         """Mean over the points of a line."""
-        emitter, wanted = self.emitter, self.program.question.wanted
+        emitter, wanted = self.emitter, self.program.question.tensors
         positions, weights = line.nodes()
         x = {name: emitter.var(name) for name in wanted}
-        baseline = {name: _baseline(x[name], line.baseline) for name in wanted}
+        baseline = self._baselines(line.baseline)
         delta = {name: x[name] - baseline[name] for name in wanted}
         tables = {
             n: (emitter.const(positions.astype(v.dtype)), emitter.const(weights.astype(v.dtype))) for n, v in x.items()
@@ -77,18 +99,19 @@ class _Sampled:
         def step(body: Emitter, index: Var, sums: list[Var]) -> list[Var]:
             at = {n: body.op("Gather", body.var(tables[n][0].name), index, axis=0) for n in wanted}
             points = {n: body.var(baseline[n].name) + at[n] * body.var(delta[n].name) for n in wanted}
-            results = self._inside(body, points, list(self.program.attributions.values()))
+            results = self._inside(body, points, list(self.program.cotangents.values()))
             weight = {n: body.op("Gather", body.var(tables[n][1].name), index, axis=0) for n in wanted}
             parts = [weight[n] * r for n, r in zip(wanted, results, strict=True)]
             if change is not None:
-                products = [(body.var(delta[n].name) * r, x[n].rank) for n, r in zip(wanted, results, strict=True)]
-                slopes = [product.sum(range(1, rank)) for product, rank in products]
+                products = {n: body.var(delta[n].name) * r for n, r in zip(wanted, results, strict=True)}
+                slopes = [p.sum([a for a in range(x[n].rank) if a != axes[n]]) for n, p in products.items()]
                 excess = functools.reduce(operator.add, slopes) - body.var(change.name)
                 first = weight[wanted[0]] * excess
-                parts += [_rows(excess, x[n]) * p for n, p in zip(wanted, parts, strict=True)]
+                parts += [_rows(excess, x[n], axes[n]) * p for n, p in zip(wanted, parts, strict=True)]
                 parts += [first, first * excess]
             return [s + part for s, part in zip(sums, parts, strict=True)]
 
+        axes = {name: batch_axis(self.graph, name) or 0 for name in wanted}
         zeros = [_zeros_like(x[name]) for name in wanted]
         change = self._change(baseline) if line.calibrate else None
         if change is not None:
@@ -99,9 +122,25 @@ class _Sampled:
             gap, square = sums[-2:]
             spread = square - gap * gap
             spread = where(spread > gap * gap, spread, np.inf)  # see `calibrated`
-            found = zip(wanted, means, sums[len(wanted) : -2], strict=True)
-            means = [calibrated(mean, tilt, _rows(gap, x[n]), _rows(spread, x[n])) for n, mean, tilt in found]
-        return self._finish({n: method.readout(mean, x[n], baseline[n]) for n, mean in zip(wanted, means, strict=True)})
+            gaps, spreads = ([_rows(v, x[n], axes[n]) for n in wanted] for v in (gap, spread))
+            found = zip(means, sums[len(wanted) : -2], gaps, spreads, strict=True)
+            means = [calibrated(*numbers) for numbers in found]
+        arrived = {n: method.readout(mean, x[n], baseline[n]) for n, mean in zip(wanted, means, strict=True)}
+        return self._finish(gathered(self.graph, emitter, self.program.question, arrived))
+
+    def _baselines(self, baseline: Baseline) -> dict[str, Var]:
+        """The tensors at the baseline: itself, or what the model makes of it where it stands for an input."""
+        emitter, question = self.emitter, self.program.question
+        given = {part.name: _baseline(emitter.var(part.name), baseline) for part in question.slices}
+        if all(part.direct for part in question.slices):
+            return given
+        front = self.program.front
+        assert front is not None
+        inner = [v.name for v in front.outputs]
+        inputs = {v.name: emitter.var(v.name) for v in self.graph.inputs}
+        full = {n: emitter.op("Expand", b, inputs[n].sizes(), known=inputs[n].shape) for n, b in given.items()}
+        found = dict(zip(inner, emitter.inline(front, {**inputs, **full}, inner), strict=True))
+        return {name: found[name] if name in found else given[name] for name in question.tensors}
 
     def _change(self, baseline: Mapping[str, Var]) -> Var:
         """The score's change from the baseline to the input, per sample."""
@@ -113,8 +152,7 @@ class _Sampled:
 
     def windows(self, windows: Windows) -> Graph:
         """Mean loss of score over the windows that cover an element."""
-        attributions = {name: self._occluded(name, windows) for name in self.program.question.wanted}
-        return self._finish(attributions)
+        return self._finish({name: self._occluded(name, windows) for name in self.program.question.tensors})
 
     def _occluded(self, name: str, windows: Windows) -> Var:
         emitter = self.emitter
@@ -127,7 +165,7 @@ class _Sampled:
         sizes = [_scalar(x.size(axis)) for axis in axes]
         window, stride = windows.per_axis(len(axes))
         extents = [
-            emitter.op("Max", one, size / SHARE) if w is None else emitter.op("Min", one.like(w), size)
+            emitter.op("Max", one, size / share(len(axes))) if w is None else emitter.op("Min", one.like(w), size)
             for w, size in zip(window, sizes, strict=True)
         ]
         strides = [
@@ -154,13 +192,14 @@ class _Sampled:
                 mask = mask & inside
             hidden = where(mask, body.var(baseline.name), body.var(x.name))
             (score,) = self._inside(body, {name: hidden}, [self.program.score])
-            covered = mask.cast(x.dtype)
+            covered = mask.cast(dtype)
             loss = (body.var(self.selection.score.name) - score).reshape(column)
             return [sums[0] + loss * covered, sums[1] + covered]
 
-        zeros = _zeros_like(x)
+        dtype = x.dtype if is_float(x.dtype) else np.dtype(np.float32)
+        zeros = _zeros(x.sizes(), x.shape, dtype)
         one_sample = concat([emitter.ints([1]), x.sizes(1)])
-        covering = _zeros(one_sample, (1, *x.shape[1:]), x.dtype)
+        covering = _zeros(one_sample, (1, *x.shape[1:]), dtype)
         loss, covered = self._loop(total, [zeros, covering], step)
         return loss / covered
 
@@ -188,31 +227,28 @@ class _Sampled:
     def _inside(self, body: Emitter, points: Mapping[str, Var], outputs: list[str]) -> list[Var]:
         """The program's outputs at ``points``, in a loop body; its other inputs and its weights come from outside."""
         program = self.program.graph.pruned(outputs)
-        given = {v.name: body.var(v.name) for v in self.graph.inputs}
-        return body.inline(
-            program, {**given, **points, self.program.target: body.var(self.selection.target.name)}, outputs
-        )
+        given = {v.name: body.var(v.name) for v in program.inputs if v.name != self.program.target}
+        return body.inline(program, {**given, **points, self.program.target: body.var(self.target.name)}, outputs)
 
     def _finish(self, attributions: Mapping[str, Var]) -> Graph:
-        inputs = [self.emitter.var(v.name) for v in self.graph.inputs]
         outputs = {v.name: self.emitter.var(v.name) for v in self.graph.outputs}
         for name, attribution in attributions.items():
             shape = self.emitter.var(name).shape
             outputs[self.program.attributions[name]] = self.emitter.refine(attribution, shape)
-        return self.emitter.graph([*inputs, self.target], outputs)
+        return self.emitter.graph(self.inputs, outputs)
 
 
 def _baseline(x: Var, baseline: Baseline) -> Var:
     """A baseline as a constant that broadcasts to x; one per sample makes no sense in a model for any input."""
-    array = np.asarray(baseline, dtype=x.dtype)
+    array = as_baseline(baseline, x.dtype, x.name)
     if not fits(array.shape, x.shape and (1, *x.shape[1:])):
         raise OptionError(f"a baseline of shape {array.shape} does not fit one sample of the input {x}")
     return x.emitter.const(array)
 
 
-def _rows(per_sample: Var, x: Var) -> Var:
+def _rows(per_sample: Var, x: Var, axis: int) -> Var:
     """Numbers per sample, shaped to broadcast against x."""
-    return per_sample.reshape([-1] + [1] * (x.rank - 1))
+    return per_sample.reshape([-1 if a == axis else 1 for a in range(x.rank)])
 
 
 def _zeros_like(x: Var) -> Var:

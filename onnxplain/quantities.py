@@ -1,4 +1,4 @@
-"""What is explained: one element of the output per sample, chosen by a target."""
+"""What is explained: one element of the output per sample, chosen by a target; or whether its labels stay."""
 
 from __future__ import annotations
 
@@ -12,49 +12,81 @@ import numpy as np
 from onnxplain.emit import Var
 from onnxplain.emit import where as choose
 from onnxplain.errors import TargetError
-from onnxplain.ir import Dim, Graph, Shape, Value
+from onnxplain.ir import Dim, Graph, Shape, Value, is_float
 from onnxplain.ops.quantize import ROUNDING
 
+TARGET = "target"
 PREDICTED = -1  # the target that stands for the class with the highest score
 
-Target = int | Sequence[int] | np.ndarray[Any, Any] | None
+Target = int | str | Sequence[int] | Sequence[str] | np.ndarray[Any, Any] | None
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A chosen element per sample, in the graph.
+    """What is explained of an output, in the graph.
 
     Attributes
     ----------
     target
-        int64 of shape (N,): its position in the flattened output, ``PREDICTED`` resolved.
+        The target, `PREDICTED` resolved: int64 of shape (N,), a position in the flattened output; or labels.
     score
         Its value, shape (N,).
     one_hot
-        bool, the output's shape: True at that element.
-    output
-        The explained output.
+        bool, the shape of ``scores``: True at the chosen element; None for labels.
+    scores
+        The explained output, with its batch axis in front.
+    axis
+        Where that axis belongs.
     """
 
     target: Var
     score: Var
-    one_hot: Var
-    output: Var
+    one_hot: Var | None
+    scores: Var
+    axis: int | None
 
     def unit_seed(self) -> Var:
         """Derivative of the score by the output: 1 at the element."""
-        return self.one_hot.cast(self.output.dtype)
+        assert self.one_hot is not None
+        return self._back(self.one_hot.cast(self.scores.dtype))
 
     def value_seed(self) -> Var:
         """The output itself at the element, 0 elsewhere: what relevance propagation starts from."""
-        return choose(self.one_hot, self.output, 0.0)
+        assert self.one_hot is not None
+        return self._back(choose(self.one_hot, self.scores, 0.0))
+
+    def _back(self, seed: Var) -> Var:
+        # Floats: ONNX Runtime 1.31.1 crashes on a bool that is transposed, cast and multiplied.
+        return seed.transpose(np.argsort(_to_front(seed, self.axis)).tolist()) if self.axis else seed
 
 
-def select(output: Var, target: Var) -> Selection:
-    """Write the choice of element ``target`` (shape (N,), `PREDICTED` for the highest) of ``output`` (N, ...)."""
-    emitter = output.emitter
-    flat = _flattened(output)
-    each = (_batch(output),)
+def target_input(output: Var, axis: int | None) -> Var:
+    """A new input for the target: an element's position per sample, or, where the output is no score, its labels."""
+    if is_float(output.dtype):
+        return output.emitter.input(TARGET, "int64", (_batch(output, axis),))
+    return output.emitter.input(TARGET, output.dtype, output.shape and (output.shape[0], *[None] * (output.rank - 1)))
+
+
+def select(output: Var, target: Var, axis: int | None) -> Selection:
+    """Write what is explained of ``output``.
+
+    Parameters
+    ----------
+    output
+        If it holds floats, one element of each sample is explained. Else it holds labels, and what is explained is the
+        part of them that equals the target's.
+    target
+        See `target_input`; `PREDICTED` stands for the highest element.
+    axis
+        The output's batch axis; None: there is one sample, and all of the output is its.
+    """
+    emitter, each = output.emitter, (_batch(output, axis),)
+    if not is_float(output.dtype):
+        agree = _flattened(_batch_first(output.equal(target).cast(np.float32), axis), axis)
+        mean = emitter.op("ReduceMean", agree, emitter.ints([1]), known=each, keepdims=0)
+        return Selection(target, mean, None, output, axis)
+    front = _batch_first(output, axis)
+    flat = _flattened(front, axis)
     predicted = emitter.op("ArgMax", flat, known=each, axis=1, keepdims=0, select_last_index=0)
     resolved = choose(target < 0, predicted, target)
     column = emitter.op("Unsqueeze", resolved, emitter.ints([1]), known=(*each, 1))
@@ -63,23 +95,31 @@ def select(output: Var, target: Var) -> Selection:
     chosen = positions.equal(column)
     score = emitter.op("GatherElements", flat, column, axis=1)  # fails where there is no such element; a sum would not
     score = emitter.op("Squeeze", score, emitter.ints([1]), known=each)
-    one_hot = chosen if flat is output else chosen.reshape_like(output)
-    return Selection(resolved, score, one_hot, output)
+    one_hot = chosen if flat is front else chosen.reshape_like(front)
+    return Selection(resolved, score, one_hot, front, axis)
 
 
-def _flattened(output: Var) -> Var:
-    """Give the output two axes: the batch, and everything else."""
-    if output.shape is not None and output.rank == 2:
+def _to_front(output: Var, axis: int) -> list[int]:
+    return [axis, *(k for k in range(output.rank) if k != axis)]
+
+
+def _batch_first(output: Var, axis: int | None) -> Var:
+    return output.transpose(_to_front(output, axis)) if axis else output
+
+
+def _flattened(output: Var, axis: int | None) -> Var:
+    """Give the output two axes: the batch, which is in front, and everything else."""
+    whole = axis is None or output.shape == ()
+    if output.shape is not None and output.rank == 2 and not whole:
         return output
-    if output.shape == ():
-        return output.reshape([1, 1])
-    sizes = (output.shape or (None, None))[1:]
+    sizes = (None,) if output.shape is None else output.shape if whole else output.shape[1:]
     static = [d for d in sizes if isinstance(d, int)]
-    return output.reshape([0, -1], known=(_batch(output), prod(static) if len(static) == len(sizes) else None))
+    first = 1 if whole else _batch(output, 0)
+    return output.reshape([1 if whole else 0, -1], known=(first, prod(static) if len(static) == len(sizes) else None))
 
 
-def _batch(output: Var) -> Dim:
-    return output.shape[0] if output.shape else None
+def _batch(output: Var, axis: int | None) -> Dim:
+    return 1 if axis is None else output.shape[axis] if output.shape else None
 
 
 def explained_value(graph: Graph, output: str, probability: bool) -> str:
@@ -93,45 +133,68 @@ def explained_value(graph: Graph, output: str, probability: bool) -> str:
     return node.inputs[0] if node is not None and node.op in ("Softmax", "Sigmoid") and not probability else output
 
 
-def resolve(target: Target, value: Value, samples: int) -> np.ndarray[Any, Any]:
-    """Turn what the user asked for into positions in the flattened output.
+def resolve(target: Target, value: Value, axis: int | None, samples: int) -> np.ndarray[Any, Any] | None:
+    """Turn what the user asked for into positions in the flattened output, or into labels.
 
     Parameters
     ----------
     target
         None: the predicted class. int: that class, for every sample. Tuple: an index into the output without its batch
-        axis, for every sample. 1-D array of ints: one class per sample; 2-D array: one index per sample.
+        axis, for every sample. 1-D array of ints: one class per sample; 2-D array: one index per sample. For an output
+        that holds no floats: None, a label for every sample, or an array of one each.
     value
         The explained output.
+    axis
+        Its batch axis; None: it has none, and an index covers every axis.
     samples
         Number of samples.
 
     Returns
     -------
-    ndarray of shape (samples,), int64
+    ndarray of shape (samples,), int64; of shape (samples, 1, ...) for labels; None for the labels that the model gives
 
     Raises
     ------
     TargetError
         No such element, or the wrong number of targets.
     """
+    if not value.is_float:
+        return None if target is None else _labels(target, value, samples)
     if target is None:
         return np.full(samples, PREDICTED, np.int64)
     indices = _indices(target, samples)
-    shape = (value.shape or (None,))[1:]
+    shape = _axes_of_one(value, axis)
     if not shape and indices.shape[1] == 1:
         shape = (1 if value.shape is not None else None,)  # one number per sample: class 0 is that number
     if indices.shape[1] != len(shape):
         dims = " x ".join("?" if d is None else str(d) for d in shape) or "one number"
+        besides = "axes, none of which is the batch" if axis is None else "axes besides the batch"
         raise TargetError(
-            f"the output '{value.name}' has {len(shape)} axes besides the batch ({dims}), "
-            f"the target {indices.shape[1]}",
+            f"the output '{value.name}' has {len(shape)} {besides} ({dims}), the target {indices.shape[1]}",
             "Give a tuple with one index per axis.",
         )
     _check_range(indices, shape, value.name)
     strides = np.cumprod([1, *(d for d in reversed(shape[1:]) if isinstance(d, int))])[::-1]
     positions: np.ndarray[Any, Any] = (indices * strides).sum(axis=1)
     return positions
+
+
+def _axes_of_one(value: Value, axis: int | None) -> Shape:
+    """The part of the output's shape that a target is an index into."""
+    if value.shape is None:
+        return (None,) if axis is None else ()
+    return tuple(d for k, d in enumerate(value.shape) if k != axis)
+
+
+def _labels(target: Any, value: Value, samples: int) -> np.ndarray[Any, Any]:
+    array = np.asarray(target)
+    wanted = "OSU" if value.dtype == object else value.dtype.kind if value.dtype.kind == "b" else "iu"
+    if array.dtype.kind not in wanted or array.ndim > 1:
+        raise TargetError(f"the output '{value.name}' holds {value.dtype} labels; a target is one of them, or one each")
+    if array.ndim and len(array) != samples:
+        raise TargetError(f"{len(array)} targets for {samples} samples; give one for all, or one each")
+    each = np.broadcast_to(array.astype(value.dtype), (samples,))
+    return each.reshape(samples, *[1] * (len(value.shape or (None,)) - 1))
 
 
 def _indices(target: Any, samples: int) -> np.ndarray[Any, Any]:
@@ -169,9 +232,9 @@ def _check_range(indices: np.ndarray[Any, Any], shape: Shape, output: str) -> No
             raise TargetError(f"target {bad} is out of range{where}: the output '{output}' takes {allowed}")
 
 
-def unravel(flat: np.ndarray[Any, Any], value: Value) -> np.ndarray[Any, Any]:
-    """Positions in the flattened output -> what a user calls the target: (N,) classes, or (N, axes) indices."""
-    shape = (value.shape or ())[1:]
-    if len(shape) < 2 or not all(isinstance(d, int) for d in shape):
-        return flat
-    return np.stack(np.unravel_index(flat, tuple(d for d in shape if isinstance(d, int))), axis=-1)
+def unravel(resolved: np.ndarray[Any, Any], value: Value, axis: int | None) -> np.ndarray[Any, Any]:
+    """What was explained as a user calls it: (N,) classes, (N, axes) indices, or labels."""
+    shape = _axes_of_one(value, axis)
+    if not value.is_float or len(shape) < 2 or not all(isinstance(d, int) for d in shape):
+        return resolved
+    return np.stack(np.unravel_index(resolved, tuple(d for d in shape if isinstance(d, int))), axis=-1)

@@ -302,8 +302,7 @@ def test_inspect_says_what_is_in_the_way():
 
 def test_inspect_a_question():
     answer = json.loads(run("inspect", DIGITS, "--at", "/4/Relu_output_0", "--json").stdout)["methods"]
-    assert {name for name, why in answer.items() if why != "works"} == {"integrated_gradients", "occlusion"}
-    assert all("at=" in why for why in answer.values() if why != "works")
+    assert set(answer.values()) == {"works"}
     assert "no output 'foo'" in refuse("inspect", DIGITS, "--output", "foo")[0]
 
 

@@ -51,7 +51,7 @@ LINES: list[tuple[dict[str, Any], str]] = [
     ({"quadrature": 3}, "no quadrature 3"),
     ({"baseline": float("nan")}, "NaN"),
     ({"baseline": np.array([0, np.inf])}, "infinity"),
-    ({"baseline": "black"}, "not 'black'"),
+    ({"baseline": None}, "not None"),
     ({"baseline": None}, "not None"),
     ({"baseline": True}, "not True"),
 ]

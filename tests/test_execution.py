@@ -14,7 +14,9 @@ from onnxplain import execution
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.execution import Runner
 from onnxplain.methods import make
-from onnxplain.program import Program, Question
+from onnxplain.program import Program
+from onnxplain.questions import Question, Slice
+from onnxplain.runtime.chunked import Chunked
 from tests.models import Array
 from tests.reference import rng
 
@@ -39,9 +41,11 @@ class Squares:
         return {name: results[name] for name in outputs}
 
 
+QUESTION = Question("y", "y", 0, (Slice("x", ("x",)),))
 PROGRAM = Program(
     SimpleNamespace(),  # type: ignore[arg-type]
-    Question("y", "y", ("x",)),
+    QUESTION,
+    {"x": "attribution"},
     {"x": "attribution"},
     "target",
     "score",
@@ -53,7 +57,7 @@ TARGET = np.array([-1, 1, 2, 3, 4, 5, 6])
 
 
 def runner(chunk: int, exactly: bool = False, **session: Any) -> Runner:
-    return Runner(Squares(**session), PROGRAM, frozenset({"x"}), chunk, exactly)  # type: ignore[arg-type]
+    return Runner(PROGRAM, Chunked(Squares(**session), {"x": 0, "target": 0}, chunk, exactly), None, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +71,7 @@ def test_samples_go_through_in_chunks(chunk: int, exactly: bool, batches: list[i
     np.testing.assert_allclose(results["attribution"], 6 * X, rtol=1e-6)
     np.testing.assert_allclose(results["score"], (3 * X**2).sum(axis=(1, 2)), rtol=1e-6)
     np.testing.assert_array_equal(results["resolved"], [7, 1, 2, 3, 4, 5, 6])
-    assert session.session.seen == batches
+    assert session.main.session.seen == batches
     assert [done for done, _ in calls] == list(np.minimum(np.cumsum(batches), 7))
     assert {total for _, total in calls} == {7}
 
@@ -102,7 +106,7 @@ def test_every_method_does_the_same_in_chunks(name: str, options: dict[str, Any]
         np.testing.assert_allclose(answer.attributions["x"], whole.attributions["x"], rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(answer.target, [7, 1, 2, 3, 4, 5, 6])
         np.testing.assert_allclose(answer.score, whole.score)
-        assert sum(session.session.seen) == work or exactly
+        assert sum(session.main.session.seen) == work or exactly
         assert [done for done, _ in calls] == sorted({done for done, _ in calls})
         assert calls[-1][0] == calls[-1][1]
 
@@ -137,14 +141,13 @@ def test_progress_may_end_the_work() -> None:
         session = runner(2)
         with pytest.raises(KeyboardInterrupt):
             execution.run(session, make(name, options), FEEDS, TARGET, stop)
-        assert len(session.session.seen) < 10
+        assert len(session.main.session.seen) < 10
 
 
 def test_options_are_checked_against_the_input() -> None:
-    wanted = ["x"]
-    execution.check(make("gradient", {}), FEEDS, wanted)
-    execution.check(make("integrated_gradients", {"baseline": X}), FEEDS, wanted)
-    execution.check(make("occlusion", {"window": (2, 2)}), FEEDS, wanted)
+    execution.check(make("gradient", {}), FEEDS, QUESTION)
+    execution.check(make("integrated_gradients", {"baseline": X}), FEEDS, QUESTION)
+    execution.check(make("occlusion", {"window": (2, 2)}), FEEDS, QUESTION)
     for name, options, message in (
         ("integrated_gradients", {"baseline": X[:3]}, "does not fit the input 'x'"),
         ("occlusion", {"baseline": np.zeros(2)}, "does not fit the input 'x'"),
@@ -152,4 +155,4 @@ def test_options_are_checked_against_the_input() -> None:
         ("occlusion", {"window": 2, "stride": (1, 1)}, "one number per axis"),
     ):
         with pytest.raises(OptionError, match=message):
-            execution.check(make(name, options), FEEDS, wanted)
+            execution.check(make(name, options), FEEDS, QUESTION)

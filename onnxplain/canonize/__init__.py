@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from onnxplain.canonize import batch, bodies, decide, expand, fold, opset, prepare, sequences
+from onnxplain.canonize import batch, bodies, decide, expand, fold, idioms, opset, prepare, sequences
 from onnxplain.canonize.labels import labels_of
 from onnxplain.canonize.ml import Names
 from onnxplain.ir import Graph
@@ -81,7 +81,7 @@ def canonize(source: Source, sizes: Mapping[str, int] | None = None) -> Canonica
         graph, fixed = batch.generalised(light, prepared.fixed_batch, changes)
     if len(graph.nodes) != before:
         changes.append(f"folded by ONNX Runtime: {before} nodes became {len(graph.nodes)}")
-    graph = bodies.tidied(graph)
+    graph = idioms.recognized(bodies.tidied(graph))
     return Canonical(graph, fixed, tuple(changes), labels_of(source.proto, graph))
 
 

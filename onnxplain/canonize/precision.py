@@ -1,4 +1,4 @@
-"""Half precision becomes single precision, everywhere in a model.
+"""Half precision becomes single precision, everywhere in a model; explainers keep its interface (`export.in_types`).
 
 ONNX Runtime's CPU provider calculates float16 in float32 anyway (with casts around every node) and bfloat16 not at all;
 gradients underflow in both; and the weights of a layer shall be constants, not casts of constants.
@@ -18,18 +18,13 @@ _HALVES: dict[int, str] = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto
 _TYPE_ATTRIBUTES = {"to", "dtype", "output_dtype", "output_datatype", "softmax_precision"}
 
 
-def widened(elem_type: int) -> int:
-    """Name the type that takes the place of another."""
-    return onnx.TensorProto.FLOAT if elem_type in _HALVES else elem_type
-
-
 def widen(graph: onnx.GraphProto, weights: dict[str, np.ndarray[Any, Any]], changes: list[str]) -> None:
     """Replace half precision by float32, in place: tensors, declarations, and attributes that are types."""
     met: set[int] = set()
 
     def single(elem_type: int) -> int:
         met.update({elem_type} & _HALVES.keys())
-        return widened(elem_type)
+        return onnx.TensorProto.FLOAT if elem_type in _HALVES else elem_type
 
     for name, array in weights.items():
         if array.dtype.itemsize == 2 and onnx.helper.np_dtype_to_tensor_dtype(array.dtype) in _HALVES:
@@ -51,4 +46,4 @@ def widen(graph: onnx.GraphProto, weights: dict[str, np.ndarray[Any, Any]], chan
             if attribute.name in _TYPE_ATTRIBUTES and attribute.type == onnx.AttributeProto.INT:
                 attribute.i = single(attribute.i)
     if met:
-        changes.append(f"{' and '.join(sorted(_HALVES[m] for m in met))} became float32, inputs and outputs included")
+        changes.append(f"{' and '.join(sorted(_HALVES[m] for m in met))} is calculated in float32")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import onnx
 import onnx.inliner
 from onnx.helper import tensor_dtype_to_np_dtype
 
-from onnxplain.canonize.precision import widen, widened
+from onnxplain.canonize.precision import widen
 from onnxplain.errors import OptionError, UnsupportedModelError, did_you_mean
 from onnxplain.ir import IR_VERSION, Dim, Shape, Value
 from onnxplain.reader import Source, Weights
@@ -80,7 +81,7 @@ def _drop_weight_inputs(graph: onnx.GraphProto, changes: list[str]) -> None:
 
 def _name_inputs(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int | None:
     """Write names and ``sizes`` of the free dimensions into the inputs; return the batch size, if it is fixed."""
-    shapes = {info.name: named_shape(info) for info in graph.input}
+    shapes = named_shapes(graph.input)
     free = {d for shape in shapes.values() for d in shape or () if isinstance(d, str)}
     for name in sizes:
         if name not in free:
@@ -93,7 +94,7 @@ def _name_inputs(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int | None
             continue
         shape = tuple(sizes.get(d, d) if isinstance(d, str) else d for d in shape)
         set_shape(info, shape)
-        firsts.update(shape[:1])
+        firsts.update([BATCH] if BATCH in shape else shape[:1])
     fixed = [d for d in firsts if isinstance(d, int)]
     return min(fixed) if fixed and BATCH not in firsts else None
 
@@ -116,29 +117,52 @@ def set_shape(info: onnx.ValueInfoProto, shape: Shape) -> None:
             dim.dim_param = size
 
 
-def named_shape(info: onnx.ValueInfoProto) -> Shape | None:
-    """Name the shape of an input: sizes where fixed, ``BATCH`` for a free first axis, unique names for others."""
+_NAME = re.compile(r"[A-Za-z_]\w*")  # some exporters call every free dimension "?"
+
+
+def named_shapes(inputs: Iterable[onnx.ValueInfoProto]) -> dict[str, Shape | None]:
+    """Name the shapes of inputs: sizes where fixed, ``BATCH`` for the batch axis, names for others.
+
+    The batch axis is one that is called so, else a free first axis. Other axes of the same name are batch axes, too.
+    """
+    inputs = list(inputs)
+    called = {info.name: [_NAME.fullmatch(d.dim_param) and d.dim_param for d in _dims(info)] for info in inputs}
+    batch: set[str | None] = set()
+    for info in inputs:
+        names = called[info.name]
+        known = [name for name in names if name and "batch" in name.lower()]
+        batch.update(known[:1] or [n for n, d in zip(names[:1], _dims(info), strict=False) if not d.dim_value > 0])
+    batch.discard(None)
+    return {info.name: _named_shape(info, called[info.name], batch) for info in inputs}
+
+
+def _dims(info: onnx.ValueInfoProto) -> list[onnx.TensorShapeProto.Dimension]:
+    return list(info.type.tensor_type.shape.dim)
+
+
+def _named_shape(
+    info: onnx.ValueInfoProto, called: Sequence[str | None], batch: Collection[str | None]
+) -> Shape | None:
     tensor = info.type.tensor_type
     if not tensor.elem_type:
         raise UnsupportedModelError(f"input '{info.name}' is not a tensor (it is a sequence, map or optional)")
     if not tensor.HasField("shape"):
         return None
-    dims: list[int | str] = []
-    for axis, dim in enumerate(tensor.shape.dim):
-        if dim.HasField("dim_value") and dim.dim_value > 0:
-            dims.append(dim.dim_value)
-        elif axis == 0:
-            dims.append(BATCH)
-        else:
-            dims.append(dim.dim_param if dim.dim_param not in ("", BATCH) else f"{info.name}_dim{axis}")
-    return tuple(dims)
+    dims: list[Dim] = [d.dim_value if d.dim_value > 0 else name for d, name in zip(_dims(info), called, strict=True)]
+    axis = next((a for a, d in enumerate(dims) if d in batch), 0 if dims and not isinstance(dims[0], int) else None)
+    named = [f"{info.name}_dim{a}" if d is None or d in (BATCH, *batch) else d for a, d in enumerate(dims)]
+    return tuple(BATCH if a == axis else d for a, d in enumerate(named))
 
 
 def named_inputs(model: onnx.ModelProto) -> list[Value]:
-    """List the inputs of a model as its canonical graph will have them, without weights that are also inputs."""
+    """List the inputs of a model, without weights that are also inputs."""
     initialized = {t.name for t in model.graph.initializer} | {s.values.name for s in model.graph.sparse_initializer}
-    return [
-        Value(info.name, tensor_dtype_to_np_dtype(widened(info.type.tensor_type.elem_type)), named_shape(info))
-        for info in model.graph.input
-        if info.name not in initialized
-    ]
+    inputs = [info for info in model.graph.input if info.name not in initialized]
+    shapes = named_shapes(inputs)
+    return [Value(i.name, tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type), shapes[i.name]) for i in inputs]
+
+
+def output_types(model: onnx.ModelProto) -> dict[str, np.dtype[Any]]:
+    """The types that a model declares for its outputs."""
+    types = {o.name: o.type.tensor_type.elem_type for o in model.graph.output}
+    return {name: tensor_dtype_to_np_dtype(elem_type) for name, elem_type in types.items() if elem_type}

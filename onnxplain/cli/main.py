@@ -200,15 +200,11 @@ def inspect(
 
 
 def _in_the_way(model: ox.Model, method: str, asked: Mapping[str, Any]) -> str:
-    """Why a method does not work on a model; empty if it does."""
+    """Why a method does not work on a model, and what to do instead; empty if it does."""
     try:
         _explainer(model, method, asked, {}).report()
     except ox.UnsupportedModelError as error:
-        return error.message
-    except OptionError as error:
-        if method == "gradient":  # it takes every question, so this one is wrong
-            raise
-        return error.message
+        return str(error)
     return ""
 
 

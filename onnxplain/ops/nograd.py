@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from onnxplain.ir import Node
+
 ZERO_GRADIENT: frozenset[str] = frozenset(
     [
         *("Constant", "ConstantOfShape", "EyeLike", "Shape", "Size"),
@@ -23,3 +25,8 @@ ZERO_GRADIENT: frozenset[str] = frozenset(
         *(f"ai.onnx.ml.{op}" for op in ("Binarizer", "CategoryMapper", "LabelEncoder", "OneHotEncoder")),
     ]
 )
+
+
+def stops_gradients(node: Node) -> bool:
+    """Whether a node calculates with floats without passing gradients on; one that asks for sizes does not."""
+    return not node.domain and node.op in ZERO_GRADIENT - {"Shape", "Size"}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain import writer
-from onnxplain.errors import ModelError, OnnxplainError, ProviderError
+from onnxplain.errors import ModelError, ProviderError, RunError
 from onnxplain.ir import Graph
 from onnxplain.runtime.providers import CPU, CUDA, Choice, onnxruntime
 
@@ -78,7 +78,7 @@ class Session:
 
         Raises
         ------
-        OnnxplainError
+        RunError
             ONNX Runtime fails: out of memory, or sizes that the model cannot take.
         """
         names = list(outputs or self.outputs)
@@ -86,7 +86,7 @@ class Session:
             return dict(zip(names, self._run(feeds, names), strict=True))
         except Exception as error:  # as above
             hint = "Where memory is short, a smaller memory= splits the work into smaller runs."
-            raise OnnxplainError(f"ONNX Runtime failed to run the program: {str(error).strip()}", hint) from None
+            raise RunError(f"ONNX Runtime failed to run the program: {str(error).strip()}", hint) from None
 
     def _run(self, feeds: Mapping[str, Array], names: Sequence[str]) -> Sequence[Array]:
         if self.provider == CPU:

@@ -1,0 +1,77 @@
+"""Operators that exporters spell out become what they are: Softmax and Sigmoid.
+
+The explained value is the one before a final Softmax or Sigmoid, and rules treat these as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from onnxplain.ir import Graph, Node
+
+_RESHAPES = {"Reshape", "Unsqueeze", "Expand", "Identity"}
+
+
+def recognized(graph: Graph) -> Graph:
+    """Write Softmax and Sigmoid where a graph calculates them step by step; the steps stay where others use them."""
+    found = {node.outputs[0]: new for node in graph.nodes for idiom in _IDIOMS if (new := idiom(graph, node))}
+    if not found:
+        return graph
+    nodes = tuple(found.get(node.outputs[0], node) for node in graph.nodes)
+    return graph.replace(nodes=nodes).pruned([v.name for v in graph.outputs])
+
+
+def _softmax(graph: Graph, node: Node) -> Node | None:
+    """Recognize exp(x - c) / sum(exp(x - c)); c is the same along the axis, so that it does not matter."""
+    exp = _made_by(graph, node.inputs[0], "Exp") if node.op == "Div" else None
+    if exp is None:
+        return None
+    total = graph.producer.get(node.inputs[1])
+    while total is not None and total.op in _RESHAPES:
+        total = graph.producer.get(total.inputs[0])
+    if total is None or total.op != "ReduceSum" or total.inputs[0] != exp.outputs[0] or len(total.inputs) != 2:
+        return None
+    shape, axes = graph.value(exp.outputs[0]).shape, graph.constants.get(total.inputs[1])
+    if shape is None or axes is None or axes.size != 1:
+        return None
+    axis = int(axes.flat[0]) % len(shape)
+    if graph.value(node.inputs[1]).shape != (*shape[:axis], 1, *shape[axis + 1 :]):
+        return None
+    x = exp.inputs[0]
+    shifted = _made_by(graph, x, "Sub")
+    if shifted is not None and graph.value(shifted.inputs[0]).shape == shape:
+        shift = graph.value(shifted.inputs[1]).shape
+        if shift is not None and ((1,) * len(shape) + shift)[-len(shape) :][axis] == 1:
+            x = shifted.inputs[0]
+    return replace(node, op="Softmax", inputs=(x,), attrs={"axis": axis})
+
+
+def _sigmoid(graph: Graph, node: Node) -> Node | None:
+    """Recognize 1 / (1 + exp(-x))."""
+    if node.op == "Reciprocal":
+        below = node.inputs[0]
+    elif node.op == "Div" and _is_one(graph, node.inputs[0]):
+        below = node.inputs[1]
+    else:
+        return None
+    total = _made_by(graph, below, "Add")
+    for one, other in (total.inputs, reversed(total.inputs)) if total else ():
+        exp = _made_by(graph, other, "Exp")
+        negated = _made_by(graph, exp.inputs[0], "Neg") if exp else None
+        if negated and _is_one(graph, one) and graph.value(negated.inputs[0]).shape == graph.value(below).shape:
+            return replace(node, op="Sigmoid", inputs=negated.inputs, attrs={})
+    return None
+
+
+def _made_by(graph: Graph, name: str, op: str) -> Node | None:
+    node = graph.producer.get(name)
+    return node if node is not None and not node.domain and node.op == op else None
+
+
+def _is_one(graph: Graph, name: str) -> bool:
+    array = graph.constants.get(name)
+    return array is not None and array.ndim == 0 and float(array) == 1
+
+
+_IDIOMS: tuple[Callable[[Graph, Node], Node | None], ...] = (_softmax, _sigmoid)

@@ -1,0 +1,206 @@
+"""What is asked of a model: which output, in terms of which inputs or internal tensors."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from onnxplain import integers, quantities
+from onnxplain.canonize import BATCH
+from onnxplain.errors import OptionError, UnsupportedModelError, did_you_mean
+from onnxplain.ir import Dim, Graph, Value
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What gets an attribution.
+
+    Attributes
+    ----------
+    name
+        An input, or an internal tensor.
+    tensors
+        Where cotangents are read: itself if it holds floats, else the first floats behind it (see `integers`).
+    axis
+        Its batch axis.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    axis: int = 0
+
+    @property
+    def direct(self) -> bool:
+        """Whether it is read where it is."""
+        return self.tensors == (self.name,)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a graph.
+
+    Attributes
+    ----------
+    output
+        Name of the model's output.
+    explained
+        The tensor that is explained: the output, or the value before its final Softmax or Sigmoid.
+    axis
+        Its batch axis; None: it has none, so that samples go one by one and have the whole of it.
+    slices
+        What gets an attribution.
+    """
+
+    output: str
+    explained: str
+    axis: int | None
+    slices: tuple[Slice, ...]
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of all tensors at which cotangents are read."""
+        return tuple(dict.fromkeys(name for part in self.slices for name in part.tensors))
+
+
+def ask(
+    graph: Graph,
+    output: str | None = None,
+    wrt: Sequence[str] | str | None = None,
+    at: str | None = None,
+    probability: bool = False,
+    walks: bool = True,
+) -> Question:
+    """Check names and fill in what was not said.
+
+    Parameters
+    ----------
+    walks
+        Whether the method walks back: one of forward passes only takes any type of input and output.
+
+    Raises
+    ------
+    OptionError
+        No such output, input or tensor, or one of the wrong type.
+    UnsupportedModelError
+        Nothing in the model that could be explained.
+    """
+    output = _output(graph, output, walks)
+    explained = quantities.explained_value(graph, output, probability)
+    if at is not None and wrt is not None:
+        raise OptionError("give at= (an internal tensor) or wrt= (inputs), not both")
+    slices = [_internal(graph, at)] if at is not None else _inputs(graph, wrt, walks)
+    return Question(output, explained, batch_axis(graph, explained), tuple(dict.fromkeys(slices)))
+
+
+def batch_axes(inputs: Sequence[Value]) -> dict[str, int]:
+    """Inputs with a batch axis -> which it is: the free ones, or, where none is free, those of the smallest first size.
+
+    The others are parameters, the same for all samples.
+    """
+    free = {v.name: v.shape.index(BATCH) if v.shape else 0 for v in inputs if v.shape is None or BATCH in v.shape}
+    fixed = {v.name: v.shape[0] for v in inputs if v.shape and isinstance(v.shape[0], int)}
+    return free or {name: 0 for name, size in fixed.items() if size == min(fixed.values())}
+
+
+def rows(value: Value) -> Dim:
+    """Size of the first axis; 1 for a single number."""
+    return None if value.shape is None else value.shape[0] if value.shape else 1
+
+
+def batch_axis(graph: Graph, name: str) -> int | None:
+    """Which axis of a tensor is the batch; None if none can be.
+
+    A first axis of unknown size may be it, and one of size 1 is it where samples go one by one.
+    """
+    value = graph.value(name)
+    axes = batch_axes(graph.inputs)
+    batch = next((v.shape[axes[v.name]] for v in graph.inputs if v.name in axes and v.shape), BATCH)
+    if isinstance(batch, str) and value.shape is not None and batch in value.shape:
+        return value.shape.index(batch)
+    first = rows(value)
+    if isinstance(first, int):
+        return 0 if first == batch or (first == 1 and batch == BATCH) else None
+    return 0 if first is None or BATCH not in first else None
+
+
+def _output(graph: Graph, name: str | None, walks: bool) -> str:
+    outputs = {v.name: v for v in graph.outputs}
+    floats = [v.name for v in graph.outputs if v.is_float]
+    if name is None:
+        if walks and not floats:
+            raise UnsupportedModelError(
+                "the model has no floating-point output to explain", "Methods that need forward passes only still work."
+            )
+        return next(iter([*floats, *outputs]))
+    if name not in outputs:
+        raise OptionError(f"the model has no output {name!r}", did_you_mean(str(name), outputs))
+    if walks and name not in floats:
+        raise OptionError(
+            f"output '{name}' holds {outputs[name].dtype}, which is no score that has a gradient",
+            "Methods that need forward passes only still work.",
+        )
+    return name
+
+
+def _internal(graph: Graph, name: str) -> Slice:
+    floats = [n for n, value in graph.values.items() if value.is_float]
+    if name not in floats:
+        near = difflib.get_close_matches(str(name), floats, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else "The model's 'tensors' lists them."
+        raise OptionError(f"the model has no floating-point tensor {name!r}", hint)
+    axis = batch_axis(graph, name)
+    if axis is None:
+        raise OptionError(f"no axis of the tensor is the batch: {graph.value(name)}")
+    return Slice(name, (name,), axis)
+
+
+def _inputs(graph: Graph, names: Sequence[str] | str | None, walks: bool) -> list[Slice]:
+    known = {v.name: v for v in graph.inputs}
+    axes = batch_axes(graph.inputs)
+    if names is None:
+        return _default(graph, axes, walks)
+    wanted = [names] if isinstance(names, str) else list(names)
+    if not wanted:
+        raise OptionError("wrt names no input", did_you_mean("", known))
+    for name in wanted:
+        if name not in known:
+            raise OptionError(f"the model has no input {name!r}", did_you_mean(str(name), known))
+        if name not in axes:
+            raise OptionError(f"input '{name}' has no batch axis, so it has no attribution per sample: {known[name]}")
+    if not walks:
+        return [Slice(name, (name,), axes[name]) for name in wanted]
+    return [Slice(name, _floats(graph, known[name]), axes[name]) for name in wanted]
+
+
+def _floats(graph: Graph, value: Value) -> tuple[str, ...]:
+    if value.is_float:
+        return (value.name,)
+    found = integers.floats_behind(graph, value.name)
+    tensors = found.looked_up or found.converted
+    if not tensors:
+        raise OptionError(
+            f"input '{value.name}' holds {value.dtype}, and no floating-point tensor stands for it",
+            "Methods that need forward passes only still work.",
+        )
+    return tensors
+
+
+def _default(graph: Graph, axes: Mapping[str, int], walks: bool) -> list[Slice]:
+    """Float inputs, and integer inputs that are looked up; where there are none, those that are converted to floats.
+
+    A mask next to tokens is such an input, and so it is left alone.
+    """
+    inputs = [v for v in graph.inputs if v.name in axes]
+    found = {v.name: integers.floats_behind(graph, v.name) for v in inputs if not v.is_float}
+    sources = {v.name: (v.name,) if v.is_float else found[v.name].looked_up for v in inputs}
+    if not any(sources.values()):
+        sources = {name: places.converted for name, places in found.items()}
+    if not walks:
+        chosen: Iterable[str] = [name for name, tensors in sources.items() if tensors] or list(axes)
+        return [Slice(name, (name,), axes[name]) for name in chosen]
+    slices = [Slice(name, tensors, axes[name]) for name, tensors in sources.items() if tensors]
+    if not slices:
+        what = "the model has no input with a batch axis that is, or turns into, floating-point numbers"
+        raise UnsupportedModelError(what, "Name an internal tensor to explain with at=.")
+    return slices

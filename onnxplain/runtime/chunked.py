@@ -1,0 +1,74 @@
+"""A session fed in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from onnxplain.errors import RunError
+from onnxplain.runtime.batching import chunks
+from onnxplain.runtime.session import Session
+
+Array = np.ndarray[Any, Any]
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Chunked:
+    """A session fed in chunks; arrays go in and come out with the batch in front.
+
+    Attributes
+    ----------
+    axes
+        Inputs and outputs with a batch axis -> which it is in the session; other inputs are the same for all samples.
+    chunk
+        Samples per run; becomes 1 when the model turns out to take only one.
+    exactly
+        Whether every run must have exactly ``chunk`` samples (the model's batch size is fixed): the last is filled up.
+    """
+
+    session: Session
+    axes: Mapping[str, int]
+    chunk: int
+    exactly: bool
+
+    def run(
+        self, feeds: Mapping[str, Array], count: int, outputs: Sequence[str], progress: Progress | None = None
+    ) -> dict[str, Array]:
+        """Run ``count`` samples; the chunks' outputs are joined along the batch."""
+        try:
+            return self._chunks(feeds, count, outputs, progress)
+        except RunError:
+            if self.exactly or min(count, self.chunk) == 1:
+                raise
+            # Some models take one sample only, whatever they declare: a state without a batch axis, a fixed Reshape.
+            results = replace(self, chunk=1)._chunks(feeds, count, outputs, progress)
+            self.chunk = 1
+            return results
+
+    def _chunks(
+        self, feeds: Mapping[str, Array], count: int, outputs: Sequence[str], progress: Progress | None
+    ) -> dict[str, Array]:
+        parts = []
+        for part in chunks(count, self.chunk):
+            rows = np.arange(part.start, part.stop)
+            size = len(rows)
+            if self.exactly:
+                rows = rows[np.minimum(np.arange(self.chunk), size - 1)]
+            results = self.session.run({n: self._fed(n, a, rows) for n, a in feeds.items()}, outputs)
+            results = {n: np.moveaxis(a, self.axes.get(n, 0), 0) if a.ndim else a[None] for n, a in results.items()}
+            if size < len(rows):
+                results = {n: a[: len(a) * size // len(rows)] for n, a in results.items()}
+            parts.append(results)
+            if progress:
+                progress(part.stop, count)
+        return {name: np.concatenate([p[name] for p in parts]) for name in outputs} if len(parts) > 1 else parts[0]
+
+    def _fed(self, name: str, array: Array, rows: Array) -> Array:
+        if name not in self.axes:
+            return array
+        part = array if len(rows) == len(array) and not self.exactly else array[rows]
+        return np.moveaxis(part, 0, self.axes[name])
