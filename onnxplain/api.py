@@ -13,13 +13,14 @@ import onnx
 
 from onnxplain import checks, execution, export, files, methods, quantities, writer
 from onnxplain.canonize import BATCH, Canonical, canonize, prepare
+from onnxplain.errors import TargetError, did_you_mean
 from onnxplain.ir import Value
 from onnxplain.methods import Method
 from onnxplain.ops.nograd import stops_gradients
 from onnxplain.program import Assignment, compile_program, report
 from onnxplain.quantities import Target
 from onnxplain.questions import Question, ask, batch_axes
-from onnxplain.reader import Source, read
+from onnxplain.reader import Source, nodes_of, read
 from onnxplain.result import Attribution, Single
 from onnxplain.runtime.batching import DEFAULT_MEMORY, parse_memory
 from onnxplain.runtime.providers import Choice, Provider, choose
@@ -27,6 +28,7 @@ from onnxplain.runtime.recent import Recent
 
 Array = np.ndarray[Any, Any]
 Inputs = Array | Mapping[str, Array]
+_MISSING = {"Imputer", "IsNaN", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
 Sizes = tuple[tuple[str, int], ...]  # of free dimensions, sorted by name
 
 
@@ -62,6 +64,16 @@ class Model:
         ]
 
     @property
+    def labels(self) -> dict[str, tuple[str | int, ...]]:
+        """Name of an output -> the names of its classes, where the model tells them."""
+        return dict(self.canonical().labels)
+
+    @cached_property
+    def takes_nan(self) -> bool:
+        """Whether NaN in an input may mean a missing value: some operator asks for it."""
+        return any(node.op_type in _MISSING for node in nodes_of(self.source.proto.graph))
+
+    @property
     def free_sizes(self) -> list[str]:
         """Names of the free dimensions other than the batch."""
         return sorted({d for v in self.inputs for d in v.shape or () if isinstance(d, str) and d != BATCH})
@@ -76,15 +88,29 @@ class Model:
     def __str__(self) -> str:
         canonical = self.canonical()
         graph = canonical.graph
-        counted = _counted(node.op for node in graph.nodes)
+        counted = _counted(node.operator for node in graph.nodes)
         stops = [n for n in graph.nodes if stops_gradients(n) and any(graph.value(i).is_float for i in n.reads)]
         weights = sum(a.size for a in graph.constants.values())
         lines = [f"{self.source.path or 'model'}: {len(graph.nodes)} nodes, {weights:,} weights"]
         lines += [f"  input  {v}" for v in self.inputs] + [f"  output {v}" for v in graph.outputs]
         lines += [f"  nodes  {counted}"]
-        lines += [f"  no gradient through {_counted(node.op for node in stops)}"] if stops else []
+        lines += [f"  no gradient through {_counted(node.operator for node in stops)}"] if stops else []
         lines += [f"  changed: {change}" for change in canonical.changes]
         return "\n".join(lines)
+
+
+def _numbered(target: Any, value: Value, names: Sequence[str | int]) -> Any:
+    """The target with numbers of classes in place of their names."""
+    asked = [target] if isinstance(target, str) else target if isinstance(target, Sequence | np.ndarray) else []
+    if not value.is_float or len(asked) == 0 or not all(isinstance(name, str) for name in asked):
+        return target
+    known = {str(name): number for number, name in enumerate(names)}
+    if not known:
+        raise TargetError(f"the model does not name its classes, so {target!r} says nothing", "Give a number.")
+    for name in asked:
+        if name not in known:
+            raise TargetError(f"there is no class {str(name)!r}", did_you_mean(name, known))
+    return known[target] if isinstance(target, str) else np.array([known[name] for name in asked])
 
 
 def _counted(operators: Iterable[str]) -> str:
@@ -178,7 +204,9 @@ class Explainer:
             ndarray of shape (N, ...), or a mapping of input name -> ndarray; dtypes as the model declares them.
         target
             None: the predicted class of each sample; an int: one class for all; an array of N ints: one each; a tuple:
-            an index into the output without its batch axis; an array of N such indices.
+            an index into the output without its batch axis (of all of the output, if it has none); an array of N such
+            indices. Where the model names its classes (``model.labels``), a name or an array of N names. For an output
+            that holds labels, which methods of forward passes only can explain: a label, or an array of N labels.
         progress
             Called with (done, total) after each run. An exception that it raises ends the work.
 
@@ -195,9 +223,10 @@ class Explainer:
         OptionError
             A baseline or a window that does not fit the input.
         """
-        feeds, samples, sizes = checks.check_inputs(x, self.model.inputs, self._axes)
+        feeds, samples, sizes = checks.check_inputs(x, self.model.inputs, self._axes, self.model.takes_nan)
         canonical, question = self._question(sizes)
         value = canonical.graph.value(question.explained)
+        target = _numbered(target, value, canonical.labels.get(question.output, ()))
         flat = quantities.resolve(target, value, question.axis, samples)
         execution.check(self.method, feeds, question)
         runner = self._runner(tuple(sorted(sizes.items())))
@@ -250,6 +279,8 @@ class Explainer:
         canonical, question = self._question()
         value = canonical.graph.value(question.explained)
         asked = isinstance(target, str) and target == "input"
+        if not asked:
+            target = _numbered(target, value, canonical.labels.get(question.output, ()))
         fixed = None if asked else quantities.resolve(target, value, question.axis, 1)
         exported = export.explainer_graph(canonical.graph, self.method, question, asked, fixed)
         exported = export.in_types(exported, self.model.inputs, prepare.output_types(self.model.source.proto))

@@ -122,7 +122,7 @@ def active_values(graph: Graph, wanted: Iterable[str]) -> set[str]:
     active = set(wanted)
     for node in graph.nodes:
         read = active.intersection(node.reads)
-        if not read or (not node.domain and node.op in ZERO_GRADIENT):
+        if not read or node.operator in ZERO_GRADIENT:
             continue
         if not node.domain and node.op in CONTROL:
             active.update(active_outputs(node, active, active_values))

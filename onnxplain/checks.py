@@ -14,7 +14,7 @@ Array = np.ndarray[Any, Any]
 
 
 def check_inputs(
-    x: Array | Mapping[str, Array], inputs: Sequence[Value], axes: Mapping[str, int]
+    x: Array | Mapping[str, Array], inputs: Sequence[Value], axes: Mapping[str, int], nan: bool = False
 ) -> tuple[dict[str, Array], int, dict[str, int]]:
     """Check input arrays against what the model declares.
 
@@ -26,6 +26,8 @@ def check_inputs(
         The model's inputs; a dimension is a size, or the name of a free one.
     axes
         Inputs with a batch axis -> which it is, whatever its declared size.
+    nan
+        Whether NaN is allowed.
 
     Returns
     -------
@@ -57,7 +59,7 @@ def check_inputs(
             array = np.asarray(x[name])
         except ValueError:
             raise InputError(f"what was given for input '{name}' is no regular array") from None
-        array = _check_array(array, value, axes.get(name))
+        array = _check_array(array, value, axes.get(name), nan)
         feeds[name] = array
         if name in axes:
             if not array.ndim:
@@ -73,7 +75,7 @@ def check_inputs(
     return feeds, count, {name: size for name, size in sizes.items() if name not in batch}
 
 
-def _check_array(array: Array, value: Value, batch_axis: int | None) -> Array:
+def _check_array(array: Array, value: Value, batch_axis: int | None, nan: bool) -> Array:
     """The array as the canonical graph takes it."""
     expected = " x ".join("?" if d is None else str(d) for d in value.shape or ())
     if value.is_float and value.dtype.itemsize == 2 and array.dtype in (value.dtype, np.float32):
@@ -99,7 +101,8 @@ def _check_array(array: Array, value: Value, batch_axis: int | None) -> Array:
                 )
     if array.size == 0:
         raise InputError(f"the array for input '{value.name}' is empty: {array.shape}")
-    if value.is_float and not np.isfinite(array).all():
-        where = np.argwhere(~np.isfinite(array))[0]
+    wrong = ~np.isfinite(array) & ~(np.isnan(array) & nan) if value.is_float else np.zeros(0, bool)
+    if wrong.any():
+        where = np.argwhere(wrong)[0]
         raise InputError(f"the array for input '{value.name}' holds NaN or infinity, first at {tuple(map(int, where))}")
     return array

@@ -47,9 +47,9 @@ def floats_behind(graph: Graph, name: str) -> Floats:
         if not read:
             continue
         after = any(carried[i] for i in read) or _looks_up(graph, node, carried)
-        if not after and _operator(node) not in _MOVES | _ELEMENTWISE:
+        if not after and node.operator not in _MOVES | _ELEMENTWISE:
             continue
-        if after and _operator(node) not in _MOVES | _ELEMENTWISE | _ON_BOOLEANS | _LOOKUPS.keys():
+        if after and node.operator not in _MOVES | _ELEMENTWISE | _ON_BOOLEANS | _LOOKUPS.keys():
             continue
         nodes.append(node)
         for output in filter(None, node.outputs):
@@ -83,12 +83,8 @@ def returned(graph: Graph, emitter: Emitter, name: str, arrived: Mapping[str, Va
     return back[image.name] or start
 
 
-def _operator(node: Node) -> str:
-    return f"{node.domain}.{node.op}" if node.domain else node.op
-
-
 def _looks_up(graph: Graph, node: Node, carried: Mapping[str, bool]) -> bool:
-    place = _LOOKUPS.get(_operator(node))
+    place = _LOOKUPS.get(node.operator)
     if place is None:
         return False
     others = [i for k, i in enumerate(node.inputs) if i not in carried or k != place]

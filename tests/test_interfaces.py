@@ -143,3 +143,45 @@ def test_labels_are_occluded(output: str, tmp_path: Path) -> None:
     target = result.target[::-1].astype(object if output == "name" else np.int64)
     asked = bare(tmp_path / "asked.onnx", {"x": x, "target": target})["attribution"]
     np.testing.assert_array_equal(asked, explainer(x, result.target[::-1]).values)
+
+
+NAMED = """m (float[N,4] x) => (string[N] l, seq(map(string, float)) z) {
+    l, s = ai.onnx.ml.LinearClassifier<classlabels_strings=["ant", "bee", "cat"], post_transform="SOFTMAX",
+        coefficients=[1.0,0.0,0.0,0.0,0.0,1.0,0.0,0.0,0.0,0.0,1.0,0.5], intercepts=[0.0,0.0,0.0]>(x)
+    z = ai.onnx.ml.ZipMap<classlabels_strings=["ant", "bee", "cat"]>(s)
+}"""
+
+
+def named() -> onnx.ModelProto:
+    proto = model(NAMED)
+    proto.opset_import.add(domain="ai.onnx.ml", version=1)
+    return proto
+
+
+def test_targets_by_name() -> None:
+    x = rng(7).normal(size=(2, 4)).astype(np.float32)
+    loaded = ox.load(named())
+    assert loaded.labels == {"z": ("ant", "bee", "cat")}
+    explainer = ox.Explainer(loaded, "gradient")
+    for target, number in (("cat", 2), (["ant", "cat"], [0, 2]), (np.array(["bee", "bee"]), [1, 1])):
+        result = explainer(x, target)
+        np.testing.assert_array_equal(result.target, np.broadcast_to(number, 2))
+        np.testing.assert_array_equal(result.values, explainer(x, number).values)
+    np.testing.assert_allclose(explainer(x, "cat").values, [[0, 0, 1, 0.5]] * 2)
+    with pytest.raises(ox.TargetError, match=r"no class 'cta'\nDid you mean 'cat'"):
+        explainer(x, "cta")
+    with pytest.raises(ox.TargetError, match="does not name its classes"):
+        ox.explain(MLP.proto(), MLP.x(1), target="cat")
+    label = ox.explain(loaded, x, "occlusion", output="l", window=1, target="cat")
+    assert label.target.tolist() == ["cat", "cat"]
+
+
+def test_missing_values_are_allowed_where_the_model_looks_for_them() -> None:
+    text = "m (float[N,4] x) => (float[N,4] y) { q = IsNaN(x)  f = Where(q, zero, x)  y = Tanh(f) }"
+    x = np.array([[1, np.nan, 2, 3]], np.float32)
+    result = ox.explain(model(text, zero=np.float32(0)), x, target=1)
+    np.testing.assert_array_equal(result.values, [[0, 0, 0, 0]])
+    with pytest.raises(ox.InputError, match="NaN or infinity"):
+        ox.explain(model(text, zero=np.float32(0)), np.full((1, 4), np.inf, np.float32))
+    with pytest.raises(ox.InputError, match="NaN or infinity"):
+        ox.explain(MLP.proto(), MLP.x(1) * np.nan)

@@ -120,11 +120,12 @@ def _numbers(key: str, value: Any) -> Any:
     return parts[0] if len(parts) == 1 else parts
 
 
-def class_names(given: Path | None, note: Note | None) -> list[str] | None:
-    """Names of the classes: from the file that the user gives, else from the note's, if it is there."""
+def class_names(given: Path | None, note: Note | None, model: ox.Model, output: str | None) -> list[str] | None:
+    """Names of the classes: from the file that the user gives, else from the note's, else what the model says."""
     path = given or (note.labels if note and note.labels and note.labels.is_file() else None)
     if path is None:
-        return None
+        own = next((names for name, names in model.labels.items() if output in (None, name)), ())
+        return [str(name) for name in own] or None
     from onnxplain.images import read_labels
 
     return read_labels(path)

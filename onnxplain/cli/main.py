@@ -107,7 +107,7 @@ def explain(
         loaded = ox.load(model)
         note = inputs.note_of(loaded)
         prepared = inputs.prepare(loaded, note, input, {k: v for k, v in given.items() if v is not None})
-        names = inputs.class_names(labels, note)
+        names = inputs.class_names(labels, note, loaded, asked["output"])
         wanted = inputs.with_bounds(prepared.preprocessing, method, options.parse(params))
         running = {"providers": inputs.providers(providers), "memory": memory}
         explainer = _explainer(loaded, method, asked, wanted | running)
@@ -162,7 +162,7 @@ def convert(
     options.check_out(out, {".onnx"}, model)
     loaded = ox.load(model)
     note = inputs.note_of(loaded)
-    names = inputs.class_names(labels, note)
+    names = inputs.class_names(labels, note, loaded, asked["output"])
     how = inputs.noted_preprocessing(loaded, note)
     with show.progress(method):
         explainer = _explainer(loaded, method, asked, inputs.with_bounds(how, method, options.parse(params)))

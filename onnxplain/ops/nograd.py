@@ -29,4 +29,4 @@ ZERO_GRADIENT: frozenset[str] = frozenset(
 
 def stops_gradients(node: Node) -> bool:
     """Whether a node calculates with floats without passing gradients on; one that asks for sizes does not."""
-    return not node.domain and node.op in ZERO_GRADIENT - {"Shape", "Size"}
+    return node.operator in ZERO_GRADIENT - {"Shape", "Size"}
