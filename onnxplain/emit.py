@@ -437,6 +437,18 @@ class Emitter:
             tuple(self.values[i.name] for i in inputs), (), tuple(self.nodes), self.constants, self.values, name
         ).pruned(list(outputs))
 
+    def body(self, inputs: Sequence[Var], results: Sequence[Var], name: str) -> Graph:
+        """Finish the body of a control-flow node: as `graph`, but what it returns may have any name.
+
+        ONNX Runtime gets results wrong that are not computed in the body, or that have one name twice: they are copied.
+        """
+        computed = {output for node in self.nodes for output in node.outputs}
+        outputs: dict[str, Var] = {}
+        for result in results:
+            fit = result.name in computed and result.name not in outputs
+            outputs[result.name if fit else self.fresh(result.name)] = result
+        return self.graph(inputs, outputs, name)
+
 
 def _dtype(op: str, inputs: Sequence[Var]) -> np.dtype[Any]:
     if op in _BOOL:

@@ -27,6 +27,7 @@ LAYERS = [
     "control",
     "rules",
     "composites",
+    "stepwise",
     "backward",
     "integers",
     "quantities",

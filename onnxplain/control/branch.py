@@ -66,7 +66,7 @@ class IfCall(ControlCall):
         bodies: dict[str, Any] = {}
         for name, (_, emitter) in self.branches.items():
             found = [arrived[name].get(n) or zeros_like(emitter.var(n)) for n in captured]
-            bodies[name] = emitter.graph([], {emitter.fresh(ct.name): ct for ct in found}, name)
+            bodies[name] = emitter.body([], found, name)
         like = [self.emitter.var(n) for n in captured]
         written = self.emitter.ops(
             "If",

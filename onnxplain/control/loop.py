@@ -177,7 +177,7 @@ class LoopCall(ControlCall):
         results += [total + arrived[n] for n, total in zip(captured, sums, strict=True)]
         results += [arrived[n] for n in slices]
         inputs = [inner.input("trip", np.int64, ()), go_on, index, *carried, *sums]
-        body = inner.graph(inputs, {inner.fresh(r.name): r for r in results}, "backward")
+        body = inner.body(inputs, results, "backward")
         self._save(body.captured)
 
         given = dict(zip((s.start for s in self.states), cotangents, strict=False))

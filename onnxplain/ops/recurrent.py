@@ -83,23 +83,19 @@ def scan(state: Sequence[Var], elements: Sequence[Var], down: bool, step: Step) 
     """
     emitter = state[0].emitter
     body = Emitter(outer=emitter)
-    outputs: dict[str, Var] = {}
     with body.within(f"{emitter.scope}/step"):
         given = [body.input("state", v.dtype, v.shape) for v in state]
         parts = [body.input("element", v.dtype, shape(v)[1:]) for v in elements]
         after, output = step(given, parts)
-        inputs = {v.name for v in (*given, *parts)}
-        for result in (*after, output):  # ONNX Runtime gets outputs wrong that are inputs, or that have one name twice
-            unfit = result.name in outputs or result.name in inputs
-            outputs[body.fresh("result") if unfit else result.name] = result
+    results = [*after, output]
     return emitter.ops(
         "Scan",
         *state,
         *elements,
-        outputs=len(outputs),
-        dtypes=[v.dtype for v in outputs.values()],
+        outputs=len(results),
+        dtypes=[v.dtype for v in results],
         shapes=[*(v.shape for v in state), (shape(elements[0])[0], *shape(output))],
-        body=body.graph([*given, *parts], outputs, "step"),
+        body=body.body([*given, *parts], results, "step"),
         num_scan_inputs=len(elements),
         scan_input_directions=[int(down)] * len(elements),
         scan_output_directions=[int(down)],
@@ -151,10 +147,10 @@ def functions(call: Call) -> Iterator[Function]:
         yield Function(op, numbers, attrs.get("clip", 0.0))
 
 
-class Pass(ABC):
-    """One direction of an operator: its tensors, and what the three operators have in common."""
+class Way:
+    """One direction of an operator: its tensors."""
 
-    def __init__(self, call: Call, cotangents: Sequence[Cotangent], index: int) -> None:
+    def __init__(self, call: Call, index: int) -> None:
         self.call = call
         self.index = index
         self.down = call.attrs["direction"] == "reverse" or index == 1
@@ -163,16 +159,13 @@ class Pass(ABC):
         self.functions = list(functions(call))[count * index : count * (index + 1)]
         self.x = call.x
         self.w, self.r = self.own(call.need(1)), self.own(call.need(2))
-        bias = call.input(3)
+        bias, peepholes = call.input(3), call.input(7)
         biases: Sequence[Cotangent] = split(self.own(bias), 2) if bias else (None, None)
         self.bias_x, self.bias_h = biases
+        self.peepholes = split(self.own(peepholes), 3, self.width) if peepholes else None
+        self.coupled = bool(call.attrs.get("input_forget"))
         lengths = call.input(4)
         self.lengths = lengths and lengths.cast(np.int64).reshape([-1, 1], known=(shape(self.x)[1], 1))
-        self.ct_y, self.ct_h, self.ct_c = (*cotangents, None, None)[:3]
-
-    @abstractmethod
-    def gradients(self) -> list[Cotangent]:
-        """Cotangents of X, W, R, B, initial_h, initial_c, P."""
 
     def own(self, x: Var, axis: int = 0) -> Var:
         """Take the part of this direction."""
@@ -180,11 +173,6 @@ class Pass(ABC):
         if directions(self.call) == 1:
             return self.call.op("Squeeze", x, self.call.ints([axis]), known=known)
         return self.call.op("Gather", x, x.emitter.const(np.int64(self.index)), axis=axis, known=known)
-
-    def all_steps(self, y: Var) -> Var:
-        """Take Y, or its cotangent, of this direction: (T, B, H)."""
-        states = self.own(y, 1)
-        return self.call.emitter.refine(states, (*shape(self.x)[:2], self.width))
 
     def one_step(self, x: Cotangent) -> Var:
         """Take a state, or its cotangent, of this direction, zeros where there is none: (B, H)."""
@@ -200,6 +188,23 @@ class Pass(ABC):
             return None
         step = positions(self.x, 1).reshape([-1, 1, 1], known=(shape(self.x)[0], 1, 1))
         return step < self.lengths
+
+
+class Pass(Way, ABC):
+    """The way back through one direction: what the three operators have in common."""
+
+    def __init__(self, call: Call, cotangents: Sequence[Cotangent], index: int) -> None:
+        super().__init__(call, index)
+        self.ct_y, self.ct_h, self.ct_c = (*cotangents, None, None)[:3]
+
+    @abstractmethod
+    def gradients(self) -> list[Cotangent]:
+        """Cotangents of X, W, R, B, initial_h, initial_c, P."""
+
+    def all_steps(self, y: Var) -> Var:
+        """Take Y, or its cotangent, of this direction: (T, B, H)."""
+        states = self.own(y, 1)
+        return self.call.emitter.refine(states, (*shape(self.x)[:2], self.width))
 
     def masked(self, coefficient: Var) -> Var:
         """Coefficients are 0 outside of a sequence."""
@@ -271,6 +276,13 @@ class Rnn(Pass):
         return [*self.parameters(by_a, by_a, lambda: outer(by_a, self.h_before)), h0, None, None]
 
 
+def reset_apart(way: Way) -> tuple[Var, ...]:
+    """Cut R of a GRU into that of z and r, and that of n."""
+    rows = [2 * way.width, way.width]
+    shapes = [(n, way.width) for n in rows]
+    return way.call.emitter.ops("Split", way.r, way.call.ints(rows), outputs=2, shapes=shapes, axis=0)
+
+
 class Gru(Pass):
     """h = (1 - z) n + z h_before, where z and r are f of, and n is g of, a sum of x W^T and h_before R^T.
 
@@ -305,11 +317,8 @@ class Gru(Pass):
 
     def _reset_first(self) -> list[Cotangent]:
         f, _ = self.functions
-        h, ints = self.h_before, self.call.ints
-        rows = [2 * self.width, self.width]
-        r_zr, r_n = self.call.emitter.ops(
-            "Split", self.r, ints(rows), outputs=2, shapes=[(n, self.width) for n in rows], axis=0
-        )
+        h = self.h_before
+        r_zr, r_n = reset_apart(self)
         bias = self.bias_x + self.bias_h if self.bias_x and self.bias_h else None
         x_z, x_r, x_n = split(affine(self.x, self.w, bias), 3, self.width)
         h_z, h_r = split(affine(h, r_zr, None), 2, self.width)
@@ -350,9 +359,6 @@ class Lstm(Pass):
     def __init__(self, call: Call, cotangents: Sequence[Cotangent], index: int) -> None:
         super().__init__(call, cotangents, index)
         self.c0 = self.one_step(call.input(6))
-        peepholes = call.input(7)
-        self.peepholes = split(self.own(peepholes), 3, self.width) if peepholes else None
-        self.coupled = bool(call.attrs["input_forget"])
 
     def gradients(self) -> list[Cotangent]:
         """See `Pass`."""

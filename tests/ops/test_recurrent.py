@@ -14,7 +14,6 @@ import torch
 from torch.nn import functional as F
 
 import onnxplain as ox
-from onnxplain.errors import NoRuleError
 from onnxplain.ops import recurrent
 from onnxplain.reader import to_graph
 from tests.models import model, weights
@@ -320,10 +319,3 @@ def test_exported_explainer(op, method, tmp_path):
         x = rng(steps).normal(size=(2, steps, 4)).astype(np.float32)
         (values,) = session.run(["attribution"], {"x": x})
         assert relative_error(values, explainer(x, target=2).values) < 1e-5
-
-
-def test_lrp_asks_for_a_rule():
-    proto = classifier("LSTM", "forward")
-    x = rng().normal(size=(2, 5, 4)).astype(np.float32)
-    with pytest.raises(NoRuleError, match="RECURRENT"):
-        ox.explain(proto, x, "lrp", composite="epsilon_plus")
