@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from onnxplain.canonize.scan import write_loop
 from onnxplain.composites import Composite
 from onnxplain.emit import Emitter, Var, concat, where
 from onnxplain.ir import Graph, Node
 from onnxplain.ops import Call, Kind
 from onnxplain.ops.linear import unsqueeze
-from onnxplain.ops.recurrent import Way, affine, captured, directions, matmul, reset_apart, scan, split
+from onnxplain.ops.recurrent import Way, affine, captured, directions, matmul, new_apart, scan, split
 
 Step = Callable[[Sequence[Var], Var], list[Var]]  # (states, what x contributes) -> the states after the step
 
@@ -68,8 +66,8 @@ def _run(way: Way, op: str) -> tuple[Var, ...]:
     """Write one direction: all hidden states, and the last states."""
     emitter = way.call.emitter
     starts = [way.one_step(way.call.input(i)) for i in ((5, 6) if op == "LSTM" else (5,))]
-    bias, take = _STEPS[op](way)
-    elements = [v for v in (affine(way.x, way.w, bias), way.inside) if v]
+    take = _STEPS[op](way)
+    elements = [v for v in (affine(way.x, way.w, way.bias_x), way.inside) if v]
 
     def step(states: Sequence[Var], given: Sequence[Var]) -> tuple[Sequence[Var], Var]:
         after = take(states, given[0])
@@ -84,60 +82,60 @@ def _run(way: Way, op: str) -> tuple[Var, ...]:
     return steps, *last
 
 
-def _sum(a: Var | None, b: Var | None) -> Var | None:
-    return a + b if a and b else None
+def _linear(r: Var, bias: Var | None) -> Callable[[Var], Var]:
+    """Make h R^T + b for the body of a loop."""
+    turned = r.transpose([1, 0])
+
+    def apply(h: Var) -> Var:
+        product = matmul(h, captured(turned, h))
+        return product + captured(bias, h) if bias else product
+
+    return apply
 
 
-def _rnn(way: Way) -> tuple[Var | None, Step]:
+def _rnn(way: Way) -> Step:
     (f,) = way.functions
-    r = way.r.transpose([1, 0])
+    linear = _linear(way.r, way.bias_h)
 
     def step(states: Sequence[Var], x: Var) -> list[Var]:
         (h,) = states
-        return [f(x + matmul(h, captured(r, h)))]
+        return [f(x + linear(h))]
 
-    return _sum(way.bias_x, way.bias_h), step
+    return step
 
 
-def _gru(way: Way) -> tuple[Var | None, Step]:
+def _gru(way: Way) -> Step:
     f, g = way.functions
-    r_zr, r_n = (part.transpose([1, 0]) for part in reset_apart(way))
+    biases = new_apart(way, way.bias_h) if way.bias_h else (None, None)
+    zr, n = (_linear(*pair) for pair in zip(new_apart(way, way.r), biases, strict=True))
     reset_last = way.call.attrs["linear_before_reset"]
-    before, late = way.bias_h, None
-    if before and reset_last:
-        late = split(before, 3)[2]
-        before = before * np.repeat([1, 1, 0], way.width)
 
     def step(states: Sequence[Var], x: Var) -> list[Var]:
         (h,) = states
         x_z, x_r, x_n = split(x, 3, way.width)
-        h_z, h_r = split(matmul(h, captured(r_zr, h)), 2, way.width)
+        h_z, h_r = split(zr(h), 2, way.width)
         z, r = f(x_z + h_z), f(x_r + h_r)
-        if reset_last:
-            h_n = matmul(h, captured(r_n, h))
-            h_n = r * (h_n + captured(late, h) if late else h_n)
-        else:
-            h_n = matmul(r * h, captured(r_n, h))
+        h_n = r * n(h) if reset_last else n(r * h)
         return [(1 - z) * g(x_n + h_n) + z * h]
 
-    return _sum(way.bias_x, before), step
+    return step
 
 
-def _lstm(way: Way) -> tuple[Var | None, Step]:
+def _lstm(way: Way) -> Step:
     gate, new, out = way.functions
     out = replace(out, clip=0.0)  # only the inputs of gates are clipped
-    r = way.r.transpose([1, 0])
+    linear = _linear(way.r, way.bias_h)
 
     def step(states: Sequence[Var], x: Var) -> list[Var]:
         h, c = states
-        a_i, a_o, a_f, a_n = split(x + matmul(h, captured(r, h)), 4, way.width)
+        a_i, a_o, a_f, a_n = split(x + linear(h), 4, way.width)
         p_i, p_o, p_f = (captured(p, c) for p in way.peepholes) if way.peepholes else (None,) * 3
         i = gate(a_i + c * p_i if p_i else a_i)
         f = 1 - i if way.coupled else gate(a_f + c * p_f if p_f else a_f)
         c = f * c + i * new(a_n)
         return [gate(a_o + c * p_o if p_o else a_o) * out(c), c]
 
-    return _sum(way.bias_x, way.bias_h), step
+    return step
 
 
-_STEPS: Mapping[str, Callable[[Way], tuple[Var | None, Step]]] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
+_STEPS: Mapping[str, Callable[[Way], Step]] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}

@@ -127,12 +127,12 @@ def test_relevance_of_an_lstm(bias: bool) -> None:
     lstm = next(n for n in graph.nodes if n.op == "LSTM")
     w, r, *b = (graph.constants[n][0].astype(np.float64) for n in lstm.inputs[1:])
     v = graph.constants["v"].astype(np.float64)[:, 1]
-    shift = b[0].reshape(2, -1).sum(0) if b else 0
+    b_x, b_h = b[0].reshape(2, -1) if b else (0, 0)
     for x, truth, y in zip(X.astype(np.float64), found, score, strict=True):
         h, c = np.zeros(6), np.zeros(6)
         steps = []
         for step in x:
-            a_x, a_h = w @ step + shift, r @ h
+            a_x, a_h = w @ step + b_x, r @ h + b_h
             i, o, f, n = np.split(a_x + a_h, 4)
             i, o, f, n = 1 / (1 + np.exp(-i)), 1 / (1 + np.exp(-o)), 1 / (1 + np.exp(-f)), np.tanh(n)
             before, kept, new = h, f * c, i * n

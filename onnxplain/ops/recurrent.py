@@ -276,11 +276,11 @@ class Rnn(Pass):
         return [*self.parameters(by_a, by_a, lambda: outer(by_a, self.h_before)), h0, None, None]
 
 
-def reset_apart(way: Way) -> tuple[Var, ...]:
-    """Cut R of a GRU into that of z and r, and that of n."""
+def new_apart(way: Way, x: Var) -> tuple[Var, ...]:
+    """Cut R of a GRU, or its bias, into that of z and r, and that of n."""
     rows = [2 * way.width, way.width]
-    shapes = [(n, way.width) for n in rows]
-    return way.call.emitter.ops("Split", way.r, way.call.ints(rows), outputs=2, shapes=shapes, axis=0)
+    shapes = [(n, *shape(x)[1:]) for n in rows]
+    return way.call.emitter.ops("Split", x, way.call.ints(rows), outputs=2, shapes=shapes, axis=0)
 
 
 class Gru(Pass):
@@ -318,7 +318,7 @@ class Gru(Pass):
     def _reset_first(self) -> list[Cotangent]:
         f, _ = self.functions
         h = self.h_before
-        r_zr, r_n = reset_apart(self)
+        r_zr, r_n = new_apart(self, self.r)
         bias = self.bias_x + self.bias_h if self.bias_x and self.bias_h else None
         x_z, x_r, x_n = split(affine(self.x, self.w, bias), 3, self.width)
         h_z, h_r = split(affine(h, r_zr, None), 2, self.width)
