@@ -139,10 +139,14 @@ class Site:
         return scale.like(0) if zero is None else self.cast(zero, scale.dtype)
 
     def quantized(self, y: Var, scale: Var, zero: Var | None, name: str = "", **attrs: Any) -> Var:
-        """Round ``y`` to integers called ``name``, by default the node's first output, and note what they stand for."""
+        """Round ``y`` to integers called ``name``, by default the node's first output, and note what they stand for.
+
+        A sum of one keeps what is rounded from the layer before: where the two meet, ONNX Runtime takes the layer for a
+        quantized one when it loads a program, and rounds its weights, dequantized ones, once more and more coarsely.
+        """
         name = name or self.node.outputs[0]
         dtype = attrs.pop("dtype", None) or (zero.dtype if zero else np.dtype(np.uint8))
-        y = self._clipped(y, _bounds(scale, zero, dtype))
+        y = self.op("Sum", self._clipped(y, _bounds(scale, zero, dtype)), known=y.shape)
         shapes = [y.shape]
         (q,) = self.emitter.ops(
             "QuantizeLinear", y, scale, zero, outputs=1, dtypes=[dtype], shapes=shapes, names=[name], **attrs

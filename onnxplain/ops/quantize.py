@@ -13,7 +13,7 @@ from onnxplain.ops.index import add_at, counter, zeros
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 
 TABLE = OpTable(Kind.AFFINE)
-ROUNDING = ("Clip", "QuantizeLinear", "DequantizeLinear")  # how canonical graphs round to integers
+ROUNDING = ("Clip", "Sum", "QuantizeLinear", "DequantizeLinear")  # how canonical graphs round to integers
 
 
 @TABLE.vjp("QuantizeLinear")

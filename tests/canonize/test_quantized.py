@@ -14,7 +14,7 @@ from onnxplain.canonize.expand import expand
 from onnxplain.canonize.fold import Light
 from onnxplain.quantities import explained_value
 from tests.canonize.contrib import Case, check_case, ints
-from tests.canonize.models import Array, canonical, check, normal, ops
+from tests.canonize.models import Array, canonical, check, model, normal, ops
 
 INTEGER_LAYERS = {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 STEP = 0.01  # a sum that lies between two integers may be rounded to the other one
@@ -264,3 +264,16 @@ def test_every_row_has_a_case() -> None:
     assert {op for op in quantized.TABLE if f"{op}<" not in tested and f"{op}(" not in tested} == {
         "DynamicQuantizeLSTM"
     }
+
+
+def test_weights_are_not_quantized_once_more_when_the_graph_is_loaded() -> None:
+    """ONNX Runtime would do that with one scale for all channels, where there is a bias."""
+    text = """(float[N,1,4,4] x) => (float[N,2,4,4] y) {
+        q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)
+        v = DequantizeLinear<axis=0>(w, t) a = Conv(d, v, b) c = Relu(a)
+        p = QuantizeLinear(c, u, z) y = DequantizeLinear(p, u, z)
+    }"""
+    scales = {"s": np.float32(0.02), "t": np.array([1e-2, 1e-5], np.float32), "u": np.float32(2e-5)}
+    weights = {"w": np.array([100, 90], np.int8).reshape(2, 1, 1, 1), "b": np.zeros(2, np.float32), "z": np.uint8(0)}
+    proto = model(text, **{k: np.asarray(v) for k, v in (scales | weights).items()})
+    check(canonical(proto), proto, {"x": normal(3, 1, 4, 4)})
