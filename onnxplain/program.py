@@ -18,6 +18,7 @@ from onnxplain.methods import Method
 from onnxplain.ops import Call, Kind
 from onnxplain.questions import Question
 from onnxplain.rules.base import Rule
+from onnxplain.stepwise import written_out
 
 SCORE, RESOLVED = "score", "resolved_target"
 
@@ -72,6 +73,7 @@ def report(graph: Graph, composite: Composite, question: Question) -> list[Assig
 
     In place of a control-flow node, the nodes in its bodies are listed.
     """
+    graph = written_out(graph, composite)
     calls = _plan(graph, Emitter(graph), question)
     pairs = zip(calls, composite.assign(calls), strict=True)
     return [Assignment(c.node, kind_of(c), r) for c, r in pairs if not isinstance(c, ControlCall)]
@@ -102,6 +104,7 @@ def compile_program(graph: Graph, method: Method, question: Question, model_outp
     UnsupportedOperatorError, NoRuleError
         All nodes that stand in the way.
     """
+    graph = written_out(graph, method.composite) if method.composite else graph
     whole, at_point = graph, isinstance(method.distribution, Point)
     if not at_point:
         graph = graph.cut(question.tensors)

@@ -166,6 +166,8 @@ def resolve(target: Target, value: Value, axis: int | None, samples: int) -> np.
     shape = _axes_of_one(value, axis)
     if not shape and indices.shape[1] == 1:
         shape = (1 if value.shape is not None else None,)  # one number per sample: class 0 is that number
+    if value.shape is None and indices.shape[1] > 1:
+        raise TargetError(f"the number of axes of output '{value.name}' is not known before it runs")
     if indices.shape[1] != len(shape):
         dims = " x ".join("?" if d is None else str(d) for d in shape) or "one number"
         besides = "axes, none of which is the batch" if axis is None else "axes besides the batch"

@@ -315,7 +315,7 @@ BAD_CALLS: list[tuple[str, dict[str, Any], Any, Any, type[Exception], str]] = [
     ("gradient", {}, {"image": X}, None, ox.InputError, "no input 'image'"),
     ("gradient", {}, X, 5, ox.TargetError, "takes 0 to 4"),
     ("gradient", {}, X, [1, 2, 3], ox.TargetError, "3 targets for 2 samples"),
-    ("gradient", {}, X, "cat", ox.TargetError, "not 'cat'"),
+    ("gradient", {}, X, "cat", ox.TargetError, "does not name its classes"),
     ("gradient", {}, X, 1.0, ox.TargetError, "not 1.0"),
     ("integrated_gradients", {"baseline": np.zeros(7)}, X, None, ox.OptionError, "does not fit the input 'x'"),
     ("integrated_gradients", {"baseline": X[:1].repeat(3, 0)}, X, None, ox.OptionError, "does not fit the input 'x'"),

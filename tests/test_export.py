@@ -267,7 +267,7 @@ def test_bad_targets(tmp_path: Path) -> None:
     for explainer, target, message in (
         (mlp, 4, "takes 0 to 3"),
         (mlp, -1, "out of range"),
-        (mlp, "inptu", "not 'inptu'"),
+        (mlp, "inptu", "does not name its classes"),
         (mlp, [1, 2], "2 targets"),
         (sizes, (0, 1, 1), "not known before"),
     ):

@@ -47,6 +47,20 @@ def _softmax(graph: Graph, node: Node) -> Node | None:
     return replace(node, op="Softmax", inputs=(x,), attrs={"axis": axis})
 
 
+def _flattened_softmax(graph: Graph, node: Node) -> Node | None:
+    """Recognize what opset 11 calls a Softmax over the last axis: of a matrix that all other axes are put in a row in."""
+    softmax = _made_by(graph, node.inputs[0], "Softmax") if node.op == "Reshape" else None
+    flat = _made_by(graph, softmax.inputs[0], "Flatten") if softmax else None
+    if softmax is None or flat is None or softmax.attrs["axis"] % 2 != 1:
+        return None
+    (x,) = flat.inputs
+    shape = graph.value(x).shape
+    same = graph.value(node.outputs[0]).shape == shape and len(graph.users[softmax.outputs[0]]) == 1
+    if shape is None or not same or flat.attrs["axis"] % len(shape) != len(shape) - 1:
+        return None
+    return replace(node, op="Softmax", inputs=(x,), attrs={"axis": len(shape) - 1})
+
+
 def _sigmoid(graph: Graph, node: Node) -> Node | None:
     """Recognize 1 / (1 + exp(-x))."""
     if node.op == "Reciprocal":
@@ -71,7 +85,7 @@ def _made_by(graph: Graph, name: str, op: str) -> Node | None:
 
 def _is_one(graph: Graph, name: str) -> bool:
     array = graph.constants.get(name)
-    return array is not None and array.ndim == 0 and float(array) == 1
+    return array is not None and array.size == 1 and float(array.flat[0]) == 1
 
 
-_IDIOMS: tuple[Callable[[Graph, Node], Node | None], ...] = (_softmax, _sigmoid)
+_IDIOMS: tuple[Callable[[Graph, Node], Node | None], ...] = (_softmax, _flattened_softmax, _sigmoid)

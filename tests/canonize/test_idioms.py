@@ -56,3 +56,13 @@ def test_steps_that_others_use_stay() -> None:
     text = "m (float[N,5] x) => (float[N,5] y, float[N,5] e) { e = Exp(x)  s = ReduceSum(e, axis)  y = Div(e, s) }"
     graph = canonize(read(model(text, axis=NUMBERS["axis"]))).graph
     assert sorted(node.op for node in graph.nodes) == ["Exp", "Softmax"]
+
+
+def test_softmax_as_it_was_before_opset_13() -> None:
+    for axis, found in ((2, ["Softmax"]), (-1, ["Softmax"]), (1, ["Shape", "Flatten", "Softmax", "Reshape"])):
+        proto = model(f"m (float[N,L,4] x) => (float[N,L,4] y) {{ y = Softmax<axis={axis}>(x) }}")
+        proto.opset_import[0].version = 11
+        graph = canonize(read(proto)).graph
+        assert [node.op for node in graph.nodes] == found
+        expected = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": X})[0]
+        np.testing.assert_allclose(run_ort(graph, {"x": X})["y"], expected, rtol=1e-5)
