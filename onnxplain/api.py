@@ -75,8 +75,9 @@ class Model:
 
     @property
     def free_sizes(self) -> list[str]:
-        """Names of the free dimensions other than the batch."""
-        return sorted({d for v in self.inputs for d in v.shape or () if isinstance(d, str) and d != BATCH})
+        """Names of the free dimensions other than the batch, and of the ranks of inputs without any shape."""
+        dims = {d for v in self.inputs for d in v.shape or () if isinstance(d, str) and d != BATCH}
+        return sorted(dims | {prepare.rank_of(v.name) for v in self.inputs if v.shape is None})
 
     def canonical(self, sizes: Mapping[str, int] | None = None) -> Canonical:
         """The canonical graph, for given sizes of the free dimensions or for any; made once and kept."""

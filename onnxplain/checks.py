@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxplain.canonize.prepare import rank_of
 from onnxplain.errors import InputError, did_you_mean
 from onnxplain.ir import Value
 
@@ -32,7 +33,7 @@ def check_inputs(
     Returns
     -------
     feeds, samples, sizes
-        Arrays by name, the number of samples, and the sizes of the free dimensions (other than the batch).
+        Arrays by name, the number of samples, and the sizes of the free dimensions (other than the batch) and ranks.
 
     Raises
     ------
@@ -65,6 +66,9 @@ def check_inputs(
             if not array.ndim:
                 raise InputError(f"the array for input '{name}' has no batch axis")
             samples[name] = array.shape[axes[name]]
+        if value.shape is None:
+            sizes[rank_of(name)] = array.ndim
+            sizes |= {f"{name}_dim{axis}": size for axis, size in enumerate(array.shape) if axis}
         for dim, size in zip(value.shape or (), array.shape, strict=False):
             if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
                 raise InputError(f"dimension '{dim}' is {sizes[dim]} in one input and {size} in '{name}'")

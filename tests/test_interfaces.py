@@ -185,3 +185,15 @@ def test_missing_values_are_allowed_where_the_model_looks_for_them() -> None:
         ox.explain(model(text, zero=np.float32(0)), np.full((1, 4), np.inf, np.float32))
     with pytest.raises(ox.InputError, match="NaN or infinity"):
         ox.explain(MLP.proto(), MLP.x(1) * np.nan)
+
+
+def test_an_input_without_a_shape() -> None:
+    proto = model("m (float[N,C,4] x) => (float[N,C,4] y) { s = Exp(x)  p = Transpose(s)  y = Mul(p, p) }")
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    x = rng(8).normal(size=(1, 3, 1)).astype(np.float32)
+    explainer = ox.Explainer(proto, "gradient")
+    result = explainer(x, target=(0, 1))
+    np.testing.assert_allclose(result.values.ravel(), [0, 2 * np.exp(2 * x[0, 1, 0]), 0], rtol=1e-5)
+    flat = explainer(x[0, :, :1].T, target=2)
+    np.testing.assert_allclose(flat.values.ravel(), [0, 0, 2 * np.exp(2 * x[0, 2, 0])], rtol=1e-5)

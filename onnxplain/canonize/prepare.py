@@ -82,7 +82,10 @@ def _drop_weight_inputs(graph: onnx.GraphProto, changes: list[str]) -> None:
 def _name_inputs(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int | None:
     """Write names and ``sizes`` of the free dimensions into the inputs; return the batch size, if it is fixed."""
     shapes = named_shapes(graph.input)
+    for name in [name for name, shape in shapes.items() if shape is None and rank_of(name) in sizes]:
+        shapes[name] = tuple(f"{name}_dim{axis}" if axis else BATCH for axis in range(sizes[rank_of(name)]))
     free = {d for shape in shapes.values() for d in shape or () if isinstance(d, str)}
+    sizes = {name: size for name, size in sizes.items() if name not in map(rank_of, shapes)}
     for name in sizes:
         if name not in free:
             raise OptionError(f"the model has no free dimension '{name}'", did_you_mean(name, free))
@@ -97,6 +100,11 @@ def _name_inputs(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int | None
         firsts.update([BATCH] if BATCH in shape else shape[:1])
     fixed = [d for d in firsts if isinstance(d, int)]
     return min(fixed) if fixed and BATCH not in firsts else None
+
+
+def rank_of(name: str) -> str:
+    """What the number of axes is called, among the sizes, of an input that declares no shape."""
+    return f"{name}_rank"
 
 
 def forget_output_shapes(graph: onnx.GraphProto) -> None:
