@@ -26,6 +26,7 @@ from onnxplain.errors import (  # noqa: E402
 )
 from onnxplain.methods import METHODS  # noqa: E402
 from onnxplain.ops.table import Kind  # noqa: E402
+from onnxplain.quantities import Channel, Class, Difference, Neuron, Output, Probability, Quantity  # noqa: E402
 from onnxplain.result import Attribution  # noqa: E402
 
 __version__ = "0.1.0"
@@ -34,17 +35,24 @@ __all__ = [
     "COMPOSITES",
     "METHODS",
     "Attribution",
+    "Channel",
+    "Class",
     "Composite",
+    "Difference",
     "Explainer",
     "InputError",
     "Kind",
     "Model",
     "ModelError",
+    "Neuron",
     "NoRuleError",
     "OnnxplainError",
     "OptionError",
+    "Output",
     "OutputError",
+    "Probability",
     "ProviderError",
+    "Quantity",
     "Row",
     "RunError",
     "TargetError",

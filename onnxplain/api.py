@@ -18,7 +18,7 @@ from onnxplain.ir import Value
 from onnxplain.methods import Method
 from onnxplain.ops.nograd import stops_gradients
 from onnxplain.program import Assignment, compile_program, report
-from onnxplain.quantities import Target
+from onnxplain.quantities import Quantity, Target
 from onnxplain.questions import Question, ask, batch_axes
 from onnxplain.reader import Source, nodes_of, read
 from onnxplain.result import Attribution, Single
@@ -114,6 +114,13 @@ def _numbered(target: Any, value: Value, names: Sequence[str | int]) -> Any:
     return known[target] if isinstance(target, str) else np.array([known[name] for name in asked])
 
 
+def _resolved(target: Target | Quantity, canonical: Canonical, question: Question, samples: int) -> export.Asked:
+    value, names = canonical.graph.value(question.explained), canonical.labels.get(question.output, ())
+    if isinstance(target, Quantity):
+        return target.resolve(value, question.axis, samples, names)
+    return quantities.resolve(target, value, question.axis, samples, names)
+
+
 def _counted(operators: Iterable[str]) -> str:
     counts = sorted(Counter(operators).items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {op}" for op, count in counts)
@@ -195,7 +202,7 @@ class Explainer:
             self.report()
 
     def __call__(
-        self, x: Inputs, target: Target = None, progress: Callable[[int, int], None] | None = None
+        self, x: Inputs, target: Target | Quantity = None, progress: Callable[[int, int], None] | None = None
     ) -> Attribution:
         """Explain a batch.
 
@@ -207,7 +214,9 @@ class Explainer:
             None: the predicted class of each sample; an int: one class for all; an array of N ints: one each; a tuple:
             an index into the output without its batch axis (of all of the output, if it has none); an array of N such
             indices. Where the model names its classes (``model.labels``), a name or an array of N names. For an output
-            that holds labels, which methods of forward passes only can explain: a label, or an array of N labels.
+            that holds labels, which methods of forward passes only can explain: a label, or an array of N labels. Or
+            what is to be explained instead of one class: `Difference`, `Probability`, `Neuron`, `Channel`, `Output`,
+            and weighted sums of these.
         progress
             Called with (done, total) after each run. An exception that it raises ends the work.
 
@@ -225,13 +234,16 @@ class Explainer:
             A baseline or a window that does not fit the input.
         """
         feeds, samples, sizes = checks.check_inputs(x, self.model.inputs, self._axes, self.model.takes_nan)
-        canonical, question = self._question(sizes)
+        quantity = target if isinstance(target, Quantity) else None
+        canonical, question = self._question(sizes, quantity)
         value = canonical.graph.value(question.explained)
-        target = _numbered(target, value, canonical.labels.get(question.output, ()))
-        flat = quantities.resolve(target, value, question.axis, samples)
+        found = _resolved(target, canonical, question, samples)
         execution.check(self.method, feeds, question)
-        runner = self._runner(tuple(sorted(sizes.items())))
-        answer = execution.run(runner, self.method, feeds, flat, progress)
+        runner = self._runner((tuple(sorted(sizes.items())), quantity.place if quantity else None))
+        if isinstance(found, tuple):
+            found, weights = found
+            feeds |= {str(runner.program.weights): weights}
+        answer = execution.run(runner, self.method, feeds, found, progress)
         parts = {name: Single(name, values) for name, values in answer.attributions.items()}
         resolved = quantities.unravel(answer.target, value, question.axis)
         return Attribution(self.method.name, resolved, answer.score, answer.residual, parts)
@@ -258,7 +270,7 @@ class Explainer:
         canonical, question = self._question()
         return report(canonical.graph, self.method.composite, question) if self.method.composite else []
 
-    def export(self, path: str | os.PathLike[str], target: Target | str = "input") -> None:
+    def export(self, path: str | os.PathLike[str], target: Target | Quantity = "input") -> None:
         """Save the explainer as an .onnx file that runs without this package.
 
         Parameters
@@ -267,7 +279,7 @@ class Explainer:
             Where to; written as a whole or not at all.
         target
             "input": the file has an input ``target``, int64 of shape (N,), the position in the flattened output, -1 for
-            the predicted class. None: it always explains the predicted class. An int or tuple: always that element.
+            the predicted class. Else it always explains that: None, a class or a quantity, as in a call.
 
         Raises
         ------
@@ -277,12 +289,9 @@ class Explainer:
             No such target.
         """
         files.check_writable(path, {".onnx"})
-        canonical, question = self._question()
-        value = canonical.graph.value(question.explained)
+        canonical, question = self._question(quantity=target if isinstance(target, Quantity) else None)
         asked = isinstance(target, str) and target == "input"
-        if not asked:
-            target = _numbered(target, value, canonical.labels.get(question.output, ()))
-        fixed = None if asked else quantities.resolve(target, value, question.axis, 1)
+        fixed = None if asked else _resolved(target, canonical, question, 1)
         exported = export.explainer_graph(canonical.graph, self.method, question, asked, fixed)
         exported = export.in_types(exported, self.model.inputs, prepare.output_types(self.model.source.proto))
         metadata = {**self.model.source.metadata, "onnxplain.method": self.method.name}
@@ -292,12 +301,15 @@ class Explainer:
     def _axes(self) -> dict[str, int]:
         return batch_axes(self.model.inputs)
 
-    def _question(self, sizes: Mapping[str, int] | None = None) -> tuple[Canonical, Question]:
+    def _question(
+        self, sizes: Mapping[str, int] | None = None, quantity: Quantity | None = None
+    ) -> tuple[Canonical, Question]:
         canonical = self.model.canonical(sizes)
-        return canonical, self._ask(canonical.graph)
+        return canonical, self._ask(canonical.graph, quantity=quantity)
 
-    def _compile(self, sizes: Sizes) -> execution.Runner:
-        canonical, question = self._question(dict(sizes))
+    def _compile(self, asked: tuple[Sizes, tuple[Any, ...] | None]) -> execution.Runner:
+        sizes, place = asked
+        canonical, question = self._question(dict(sizes), None if place is None else Quantity((), *place))
         program = compile_program(canonical.graph, self.method, question)
         return execution.Runner.load(program, self.providers, canonical.graph, canonical.fixed_batch, self.memory)
 
@@ -307,7 +319,7 @@ def explain(
     x: Inputs,
     method: str = "gradient",
     *,
-    target: Target = None,
+    target: Target | Quantity = None,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Attribution:

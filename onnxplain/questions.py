@@ -10,6 +10,7 @@ from onnxplain import integers, quantities
 from onnxplain.canonize import BATCH
 from onnxplain.errors import OptionError, UnsupportedModelError, did_you_mean
 from onnxplain.ir import Dim, Graph, Value
+from onnxplain.quantities import Quantity
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,15 @@ class Question:
         Its batch axis; None: it has none, so that samples go one by one and have the whole of it.
     slices
         What gets an attribution.
+    weighted
+        Whether a weighted sum of elements is explained instead of one element.
     """
 
     output: str
     explained: str
     axis: int | None
     slices: tuple[Slice, ...]
+    weighted: bool = False
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -70,11 +74,14 @@ def ask(
     at: str | None = None,
     probability: bool = False,
     walks: bool = True,
+    quantity: Quantity | None = None,
 ) -> Question:
     """Check names and fill in what was not said.
 
     Parameters
     ----------
+    quantity
+        Names another tensor to explain.
     walks
         Whether the method walks back: one of forward passes only takes any type of input and output.
 
@@ -85,12 +92,17 @@ def ask(
     UnsupportedModelError
         Nothing in the model that could be explained.
     """
-    output = _output(graph, output, walks)
-    explained = quantities.explained_value(graph, output, probability)
+    if quantity is not None and quantity.tensor is not None:
+        output = explained = _tensor(graph, quantity.tensor)
+    else:
+        output = _output(graph, quantity.output if quantity and quantity.output else output, walks)
+        probability = quantity.probability if quantity and quantity.probability is not None else probability
+        explained = quantities.explained_value(graph, output, probability)
     if at is not None and wrt is not None:
         raise OptionError("give at= (an internal tensor) or wrt= (inputs), not both")
     slices = [_internal(graph, at)] if at is not None else _inputs(graph, wrt, walks)
-    return Question(output, explained, batch_axis(graph, explained), tuple(dict.fromkeys(slices)))
+    axis = None if quantity is not None and quantity.whole else batch_axis(graph, explained)
+    return Question(output, explained, axis, tuple(dict.fromkeys(slices)), quantity is not None)
 
 
 def batch_axes(inputs: Sequence[Value]) -> dict[str, int]:
@@ -144,15 +156,19 @@ def _output(graph: Graph, name: str | None, walks: bool) -> str:
 
 
 def _internal(graph: Graph, name: str) -> Slice:
+    axis = batch_axis(graph, _tensor(graph, name))
+    if axis is None:
+        raise OptionError(f"no axis of the tensor is the batch: {graph.value(name)}")
+    return Slice(name, (name,), axis)
+
+
+def _tensor(graph: Graph, name: str) -> str:
     floats = [n for n, value in graph.values.items() if value.is_float]
     if name not in floats:
         near = difflib.get_close_matches(str(name), floats, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else "The model's 'tensors' lists them."
         raise OptionError(f"the model has no floating-point tensor {name!r}", hint)
-    axis = batch_axis(graph, name)
-    if axis is None:
-        raise OptionError(f"no axis of the tensor is the batch: {graph.value(name)}")
-    return Slice(name, (name,), axis)
+    return name
 
 
 def _inputs(graph: Graph, names: Sequence[str] | str | None, walks: bool) -> list[Slice]:

@@ -48,6 +48,7 @@ PROGRAM = Program(
     {"x": "attribution"},
     {"x": "attribution"},
     "target",
+    None,
     "score",
     "resolved",
 )

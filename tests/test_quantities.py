@@ -8,7 +8,7 @@ import pytest
 from onnxplain.emit import Emitter
 from onnxplain.errors import TargetError
 from onnxplain.ir import Shape, Value
-from onnxplain.quantities import PREDICTED, explained_value, resolve, select, target_input, unravel
+from onnxplain.quantities import PREDICTED, explained_value, resolve, select, target_inputs, unravel
 from onnxplain.reader import to_graph
 from tests.models import Array, model
 from tests.reference import rng, run_ort
@@ -68,7 +68,7 @@ WRONG: list[tuple[Any, Value, int, str]] = [
     ((1, 1), output("batch", 3, None), 1, "not known before it runs"),
     (1.0, CLASSES, 1, "not 1.0"),
     (np.float32(1), CLASSES, 1, "an int"),
-    ("cat", CLASSES, 1, "not 'cat'"),
+    ("cat", CLASSES, 1, "does not name its classes"),
     (True, CLASSES, 1, "not True"),
     ([True], CLASSES, 1, "an int"),
     ((True,), CLASSES, 1, "an int"),
@@ -178,7 +178,7 @@ def test_a_batch_axis_in_another_place(shape: Shape) -> None:
     value = Value("y", np.dtype(np.float32), shape)
     emitter = Emitter()
     var = emitter.input("y", "float32", shape)
-    asked = target_input(var, 1)
+    (asked,) = target_inputs(var, 1)
     selection = select(var, asked, 1)
     outputs = {"t": selection.target, "s": selection.score, "seed": selection.value_seed()}
     target = resolve(np.array([(0, 4), (1, 1), (2, 0), (2, 2)]), Value("y", value.dtype, (3, 4, 5)), 1, 4)
@@ -198,7 +198,7 @@ def test_an_output_without_a_batch_axis() -> None:
     y = rng(3).normal(size=(3, 4)).astype(np.float32)
     emitter = Emitter()
     var = emitter.input("y", "float32", (3, 4))
-    asked = target_input(var, None)
+    (asked,) = target_inputs(var, None)
     selection = select(var, asked, None)
     target = resolve((2, 1), Value("y", np.dtype(np.float32), (3, 4)), None, 1)
     graph = emitter.graph([var, asked], {"s": selection.score, "seed": selection.value_seed()})
@@ -223,7 +223,7 @@ def test_labels_count_as_far_as_they_are_those_of_the_target(labels: Array, targ
     value = Value("y", labels.dtype, ("batch", *labels.shape[1:]))
     emitter = Emitter()
     var = emitter.input("y", value.dtype, value.shape)
-    asked = target_input(var, 0)
+    (asked,) = target_inputs(var, 0)
     graph = emitter.graph([var, asked], {"s": select(var, asked, 0).score})
     results = run_ort(graph, {"y": labels, "target": resolve(target, value, 0, 3)})
     np.testing.assert_array_equal(results["s"], expected)

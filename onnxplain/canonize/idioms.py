@@ -48,7 +48,7 @@ def _softmax(graph: Graph, node: Node) -> Node | None:
 
 
 def _flattened_softmax(graph: Graph, node: Node) -> Node | None:
-    """Recognize what opset 11 calls a Softmax over the last axis: of a matrix that all other axes are put in a row in."""
+    """Recognize a Softmax over the last axis as opset 11 had it: of a matrix, the other axes in a row."""
     softmax = _made_by(graph, node.inputs[0], "Softmax") if node.op == "Reshape" else None
     flat = _made_by(graph, softmax.inputs[0], "Flatten") if softmax else None
     if softmax is None or flat is None or softmax.attrs["axis"] % 2 != 1:
