@@ -1,56 +1,98 @@
 """Composites: which rule at which node. Ordered rows, the first that matches wins; no match is an error, never a guess.
 
-The names and their contents are zennit's (Anders et al. 2021). Rows that zennit leaves to the plain gradient because it
-knows modules only (max pooling, reshaping) say so; products of activations, softmax and normalisation by statistics of
-the input follow AttnLRP (Achtibat et al. 2024).
+The names and their contents are zennit's (Anders et al. 2021), iNNvestigate's (Alber et al. 2019: the presets), and
+their papers'. What zennit leaves to the plain gradient because it knows modules only (max pooling, reshaping) says so
+here. Products of activations, softmax and normalisation follow AttnLRP (Achtibat et al. 2024).
+
+Constants keep the share of relevance that they contribute, be they biases of layers, shifts between layers or positions
+that are added to tokens: else what arrives before them is not in proportion to what is there, and quotients grow from
+layer to layer. Batch normalisation, scales and shifts next to a linear layer belong to it (`onnxplain.structure`), and
+what a model does first to its own input is preprocessing, which passes relevance on.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
+from fnmatch import fnmatchcase
 
 import numpy as np
 
-from onnxplain.control import ControlCall
-from onnxplain.emit import Var
 from onnxplain.errors import NoRuleError, OptionError, did_you_mean
-from onnxplain.ops import OPS, Call, Kind
-from onnxplain.ops.quantize import ROUNDING
-from onnxplain.rules.attention import SoftmaxTaylor, Standardize, Uniform
+from onnxplain.ops import Call, Kind
+from onnxplain.rules.attention import ConservativeUniform, Signal, SoftmaxTaylor, Standardize, Uniform
 from onnxplain.rules.base import Gradient, Rule
-from onnxplain.rules.lrp import AlphaBeta, Biased, Epsilon, Flat, Gamma, LinearRule, Norm, Pass, WSquare, ZBox
-from onnxplain.rules.relu import Deconvnet, GuidedBackprop
+from onnxplain.rules.lrp import (
+    AlphaBeta,
+    Epsilon,
+    Flat,
+    Folded,
+    Gamma,
+    Interpolated,
+    LinearRule,
+    Norm,
+    Pass,
+    RelativeEpsilon,
+    Terms,
+    Unbiased,
+    WSquare,
+    ZBox,
+)
+from onnxplain.rules.relu import BetaSmooth, Deconvnet, GuidedBackprop
+from onnxplain.structure import LINEAR, Place, Structure
+from onnxplain.structure import kind_of as kind_of
 
-LINEAR = Kind.CONV | Kind.DENSE
 EVERYTHING = functools.reduce(lambda a, b: a | b, Kind)
 
 
 @dataclass(frozen=True)
 class Row:
-    """``rule`` for nodes of one of the kinds (or, if ``match`` is a tuple, for these operators).
+    """``rule`` for the nodes for which all conditions hold.
 
-    ``first=True``: only for linear layers that no other linear layer precedes on any way from the explained tensor (in
-    the graph's order, not in that of a module list).
+    Attributes
+    ----------
+    match
+        Kinds, or operators as a tuple.
+    rule
+        What they get.
+    name
+        Pattern for the node's name, or that of an output of it, such as ``"*/attn/*"``.
+    first, last
+        Only linear layers that no other linear layer precedes (follows) on any way between the explained tensor and the
+        explained output, in the graph's order.
+    depth
+        Only from this share of the linear layers to that: ``(0, 0.5)`` is the half next to the explained tensor.
     """
 
     match: Kind | tuple[str, ...]
     rule: Rule
+    _: KW_ONLY
+    name: str = "*"
     first: bool = False
+    last: bool = False
+    depth: tuple[float, float] = (0.0, 1.0)
 
-    def matches(self, call: Call, is_first: bool) -> bool:
+    def __post_init__(self) -> None:
+        if not isinstance(self.match, Kind | tuple):
+            raise OptionError(f"a row matches kinds, or a tuple of operators, not {self.match!r}")
+        if not callable(self.rule):
+            raise OptionError(f"{self.rule!r} is no rule", "Rules are in onnxplain.rules, such as rules.Epsilon().")
+        low, high = self.depth
+        if not 0 <= low <= high <= 1:
+            raise OptionError(f"depth must be two numbers from 0 to 1, the lower one first, not {self.depth}")
+
+    def matches(self, call: Call, place: Place) -> bool:
         """Whether the row holds for a node."""
-        if self.first and not is_first:
+        if (self.first and not place.first) or (self.last and not place.last):
+            return False
+        if not self.depth[0] <= place.depth <= self.depth[1]:
+            return False
+        if not any(fnmatchcase(name, self.name) for name in (call.node.name, *call.node.outputs)):
             return False
         if isinstance(self.match, tuple):
             return call.node.op in self.match
         return bool(kind_of(call) & self.match)
-
-
-def kind_of(call: Call) -> Kind:
-    """Look up the kind of a node."""
-    return OPS[call.node.op].kind_of(call)
 
 
 @dataclass(frozen=True)
@@ -67,7 +109,7 @@ class Composite:
         Rule of the nodes that no row matches; None makes them an error.
     """
 
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     name: str = "custom"
     fallback: Rule | None = None
 
@@ -85,79 +127,47 @@ class Composite:
         NoRuleError
             Nodes that no row names, all of them.
         """
-        first = _first_layers(calls)
-        rules = [self._rule(call, call.node.outputs[0] in first) for call in calls]
-        missing = [call for call, rule in zip(calls, rules, strict=True) if rule is None]
+        structure = Structure(calls)
+        rules = {id(call): self._rule(call, structure.places[id(call)]) for call in structure.nodes}
+        missing = [call for call in structure.nodes if rules[id(call)] is None]
         if missing:
             named = ", ".join(f"{call.node.label} ({kind_of(call).name})" for call in reversed(missing))
             raise NoRuleError(
                 f"composite '{self.name}' has no rule for {len(missing)} nodes: {named}",
                 "Give it rows for these kinds, or ask for fallback='gradient'.",
             )
-        return _with_biases(calls, [rule for rule in rules if rule is not None])
+        found = _fitted(structure, {key: rule for key, rule in rules.items() if rule is not None})
+        return [found.get(id(call), Gradient()) for call in calls]
 
-    def _rule(self, call: Call, is_first: bool) -> Rule | None:
-        if isinstance(call, ControlCall):
-            return Gradient()
-        return next((row.rule for row in self.rows if row.matches(call, is_first)), self.fallback)
-
-
-def _with_biases(calls: Sequence[Call], rules: Sequence[Rule]) -> list[Rule]:
-    """Tell the rule of a matrix product the bias that is added behind it, where that addition passes relevance on."""
-    users: dict[str, list[int]] = {}
-    for i, call in enumerate(calls):
-        for name in dict(call.flows) if isinstance(call, ControlCall) else call.node.inputs:
-            users.setdefault(name, []).append(i)
-
-    def behind(i: int) -> int | None:
-        """The only node that reads the output of another; what is rounded between the two counts as read directly."""
-        passed: list[str] = []
-        found = users.get(calls[i].node.outputs[0], [])
-        while len(found) == 1 and calls[found[0]].node.op in ROUNDING:
-            passed.append(calls[found[0]].node.op)
-            found = users.get(calls[found[0]].node.outputs[0], [])
-        return found[0] if len(found) == 1 and tuple(passed) in ((), ROUNDING) else None
-
-    joined = list(rules)
-    for i, (call, rule) in enumerate(zip(calls, rules, strict=True)):
-        after = behind(i) if isinstance(rule, LinearRule) else None
-        if after is not None and isinstance(rule, LinearRule) and isinstance(rules[after], Pass):
-            bias = _bias(call, calls[after])
-            joined[i] = Biased(rule, bias) if bias else rule
-    return joined
+    def _rule(self, call: Call, place: Place) -> Rule | None:
+        return next((row.rule for row in self.rows if row.matches(call, place)), self.fallback)
 
 
-def _bias(product: Call, behind: Call) -> Var | None:
-    """The vector that an Add behind ``x @ W`` adds to each row; None where it does something else."""
-    if product.node.op != "MatMul" or not product.active[0] or behind.node.op != "Add":
-        return None
-    if product.emitter is not behind.emitter:
-        return None  # the addition is in a body, and so may be its bias
-    added = behind.need(behind.active.index(False))
-    vector = added.shape is not None and all(size == 1 for size in added.shape[:-1])
-    return added if vector else None
-
-
-def _first_layers(calls: Sequence[Call]) -> set[str]:
-    """List the outputs of the linear layers that no other linear layer precedes."""
-    behind: set[str] = set()  # values with a linear layer somewhere before them
-    linear = {id(call) for call in calls if not isinstance(call, ControlCall) and kind_of(call) & LINEAR}
-    known = -1
-    while known < len(behind):  # loops lead back to their start
-        known = len(behind)
-        for call in reversed(calls):
-            if isinstance(call, ControlCall):
-                behind.update(target for source, target in call.flows if source in behind)
-            elif id(call) in linear or not behind.isdisjoint(call.node.inputs):
-                behind.update(call.node.outputs)
-    return {c.node.outputs[0] for c in calls if id(c) in linear and behind.isdisjoint(c.node.inputs)}
+def _fitted(structure: Structure, rules: dict[int, Rule]) -> dict[int, Rule]:
+    """Fit the rules to what several nodes are together: layers and what belongs to them, products and their signals."""
+    fitted = dict(rules)
+    for call in structure.nodes:
+        rule = rules[id(call)]
+        if isinstance(rule, Uniform):
+            index = structure.signal(call, isinstance(rule, ConservativeUniform))
+            fitted[id(call)] = rule if index is None else Signal(index)
+        elif isinstance(rule, Norm) and structure.is_raw(call):
+            fitted[id(call)] = Pass()
+    for key, around in structure.around(lambda call: isinstance(rules[id(call)], LinearRule | Norm | Pass)).items():
+        rule = rules[key]
+        assert isinstance(rule, LinearRule)
+        fitted[key] = Folded(rule, around)
+        fitted |= {id(step): Pass() for step, _ in (*around.before, *around.behind)}
+    return fitted
 
 
 def _lrp(name: str, *rows: Row) -> Composite:
     base = (
+        Row(("BatchNormalization", "Add", "Sub", "Sum", "Mean"), Norm()),
         Row(Kind.ACTIVATION | Kind.AFFINE, Pass()),
+        Row(Kind.SUM | Kind.AVG_POOL, Norm()),
+        Row(Kind.REDUCTION, Terms()),
         Row(Kind.NORMALIZATION, Standardize()),
-        Row(Kind.SUM | Kind.AVG_POOL | Kind.REDUCTION, Norm()),
         Row(Kind.MAX_POOL | Kind.MOVEMENT, Gradient()),
         Row(Kind.PRODUCT, Uniform()),
         Row(Kind.SOFTMAX, SoftmaxTaylor()),
@@ -178,6 +188,11 @@ def guided_backprop(clip: bool = False) -> Composite:
 def deconvnet(clip: bool = False) -> Composite:
     """Deconvnet at every Relu (``clip``: also at Clip, such as ReLU6), the gradient elsewhere."""
     return _rectifiers("deconvnet", Deconvnet(), clip)
+
+
+def beta_smooth(beta: float = 10.0) -> Composite:
+    """The gradient, with the derivative of softplus, sigmoid(beta x), at every Relu (zennit's BetaSmooth)."""
+    return _rectifiers("beta_smooth", BetaSmooth(beta), False)
 
 
 def _rectifiers(name: str, rule: Rule, clip: bool) -> Composite:
@@ -213,13 +228,91 @@ def epsilon_gamma_box(low: Bound, high: Bound, epsilon: float = 1e-6, gamma: flo
     return _with_first("epsilon_gamma_box", _lrp("", *rows), Kind.CONV, ZBox(low, high))
 
 
+def excitation_backprop() -> Composite:
+    """z+ in all linear layers, and the gradient at activations (Zhang et al. 2016, as in zennit)."""
+    composite = _lrp("", Row(LINEAR, AlphaBeta(1.0, 0.0)))
+    return Composite((Row(Kind.ACTIVATION, Gradient()), *composite.rows), "excitation_backprop")
+
+
+def preset_a(epsilon: float = 0.1) -> Composite:
+    """Alpha 1, beta 0 in convolutions, epsilon 0.1 in dense layers (iNNvestigate; biases count as in zennit)."""
+    return replace(epsilon_plus(epsilon), name="preset_a")
+
+
+def preset_a_flat(epsilon: float = 0.1) -> Composite:
+    """`preset_a`, and flat in the first layer."""
+    return replace(epsilon_plus_flat(epsilon), name="preset_a_flat")
+
+
+def preset_b(epsilon: float = 0.1) -> Composite:
+    """Alpha 2, beta 1 in convolutions, epsilon 0.1 in dense layers (iNNvestigate; biases count as in zennit)."""
+    return replace(epsilon_alpha2_beta1(epsilon), name="preset_b")
+
+
+def preset_b_flat(epsilon: float = 0.1) -> Composite:
+    """`preset_b`, and flat in the first layer."""
+    return replace(epsilon_alpha2_beta1_flat(epsilon), name="preset_b_flat")
+
+
+def deep_taylor(low: Bound | None = None, high: Bound | None = None) -> Composite:
+    """Deep Taylor decomposition of networks of ReLUs (Montavon et al. 2017): z+ in all linear layers but the first.
+
+    There: z-box where ``low`` and ``high`` bound the input, else w squared. Biases take no share: the decomposition is
+    for biases that are not positive, and there z+ with them is z+ without.
+    """
+    rows = _first(_box(low, high, Unbiased(WSquare())), LINEAR), Row(LINEAR, Unbiased(AlphaBeta(1.0, 0.0)))
+    return _lrp("deep_taylor", *rows)
+
+
+def by_depth(
+    low: Bound | None = None, high: Bound | None = None, epsilon: float = 0.25, gamma: float = 0.25
+) -> Composite:
+    """Gamma in the lower layers, epsilon (relative) in the middle, zero in the upper: Montavon et al. 2019, for VGG-16.
+
+    In the first layer z-box where ``low`` and ``high`` bound the input, else gamma.
+    """
+    rows = (
+        _first(_box(low, high, Gamma(gamma)), LINEAR),
+        Row(LINEAR, Gamma(gamma), depth=(0, 0.4)),
+        Row(LINEAR, RelativeEpsilon(epsilon), depth=(0.4, 0.8)),
+        Row(LINEAR, Epsilon(0.0)),
+    )
+    return _lrp("by_depth", *rows)
+
+
+def attn_lrp(epsilon: float = 1e-6) -> Composite:
+    """Epsilon in all linear layers; at softmax a Taylor expansion, in products equal parts (Achtibat et al. 2024)."""
+    return _lrp("attn_lrp", Row(LINEAR, Epsilon(epsilon)))
+
+
+def cp_lrp(epsilon: float = 1e-6) -> Composite:
+    """Epsilon in all linear layers; attention weights count as constants (Ali et al. 2022)."""
+    return _lrp("cp_lrp", Row(LINEAR, Epsilon(epsilon)), Row(Kind.PRODUCT, ConservativeUniform()))
+
+
+def _first(rule: Rule, kind: Kind) -> Row:
+    return Row(kind, rule, first=True)
+
+
+def _box(low: Bound | None, high: Bound | None, otherwise: Rule) -> Rule:
+    if low is None and high is None:
+        return otherwise
+    if low is None or high is None:
+        raise OptionError("a bounded input needs both low and high")
+    return ZBox(low, high)
+
+
 def _with_first(name: str, composite: Composite, kind: Kind, rule: Rule) -> Composite:
-    return Composite((Row(kind, rule, first=True), *composite.rows), name)
+    return Composite((_first(rule, kind), *composite.rows), name)
 
 
 COMPOSITES: dict[str, Callable[..., Composite]] = {
     f.__name__: f
-    for f in (epsilon_plus, epsilon_plus_flat, epsilon_alpha2_beta1, epsilon_alpha2_beta1_flat, epsilon_gamma_box)
+    for f in (
+        *(epsilon_plus, epsilon_plus_flat, epsilon_alpha2_beta1, epsilon_alpha2_beta1_flat, epsilon_gamma_box),
+        *(excitation_backprop, preset_a, preset_a_flat, preset_b, preset_b_flat),
+        *(deep_taylor, by_depth, attn_lrp, cp_lrp),
+    )
 }
 
 
@@ -239,6 +332,7 @@ RULES: dict[str, Callable[..., Rule]] = {
     "zero": _zero,
     "epsilon": Epsilon,
     "gamma": Gamma,
+    "interpolated": Interpolated,
     "alpha_beta": AlphaBeta,
     "z_plus": _z_plus,
     "z_box": _z_box,

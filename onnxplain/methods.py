@@ -117,6 +117,14 @@ def lrp(
     return Method("lrp", composites.with_fallback(chosen, fallback), value_seed=True, promise="conservation")
 
 
+def deep_taylor(low: Baseline | None = None, high: Baseline | None = None, fallback: str | None = None) -> Method:
+    """Deep Taylor decomposition of ReLU networks (Montavon et al. 2017); low=, high= bound the input, where it is."""
+    given = {k: v for k, v in (("low", low), ("high", high)) if v is not None}
+    _check_parameters("deep_taylor", composites.deep_taylor, given)
+    composite = COMPOSITES["deep_taylor"](**given)
+    return Method("deep_taylor", composites.with_fallback(composite, fallback), value_seed=True, promise="conservation")
+
+
 def _check_parameters(what: str, function: Callable[..., Any], given: Mapping[str, Any]) -> None:
     known = inspect.signature(function).parameters
     for name, value in given.items():
@@ -161,6 +169,7 @@ METHODS: dict[str, Callable[..., Method]] = {
         guided_backprop,
         deconvnet,
         lrp,
+        deep_taylor,
         occlusion,
     )
 }

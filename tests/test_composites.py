@@ -13,7 +13,7 @@ from onnxplain.errors import NoRuleError, OptionError
 from onnxplain.ops import Kind
 from onnxplain.rules.attention import SoftmaxTaylor, Uniform
 from onnxplain.rules.base import Gradient
-from onnxplain.rules.lrp import AlphaBeta, Epsilon, Flat, Gamma, Norm, Pass, WSquare, ZBox
+from onnxplain.rules.lrp import AlphaBeta, Epsilon, Flat, Gamma, Norm, Pass, RelativeEpsilon, Unbiased, WSquare, ZBox
 from onnxplain.rules.relu import Deconvnet, GuidedBackprop
 from tests.models import model
 from tests.reference import rng
@@ -36,11 +36,21 @@ DEEP = """net (float[N, 3, 8, 8] x) => (float[N, 5] y) {
     y = Gemm(f, u)
 }"""
 SHAPES = {"v": (4, 3, 3, 3), "w": (4, 4, 3, 3), "u": (4, 5)}
-CONTENTS = {
-    "epsilon_plus": (AlphaBeta(1.0, 0.0), AlphaBeta(1.0, 0.0)),
-    "epsilon_plus_flat": (Flat(), AlphaBeta(1.0, 0.0)),
-    "epsilon_alpha2_beta1": (AlphaBeta(2.0, 1.0), AlphaBeta(2.0, 1.0)),
-    "epsilon_alpha2_beta1_flat": (Flat(), AlphaBeta(2.0, 1.0)),
+PLUS, TWO, BARE = AlphaBeta(1.0, 0.0), AlphaBeta(2.0, 1.0), Unbiased(AlphaBeta(1.0, 0.0))
+CONTENTS = {  # first convolution, second one, dense layer
+    "epsilon_plus": (PLUS, PLUS, Epsilon()),
+    "epsilon_plus_flat": (Flat(), PLUS, Epsilon()),
+    "epsilon_alpha2_beta1": (TWO, TWO, Epsilon()),
+    "epsilon_alpha2_beta1_flat": (Flat(), TWO, Epsilon()),
+    "excitation_backprop": (PLUS, PLUS, PLUS),
+    "preset_a": (PLUS, PLUS, Epsilon(0.1)),
+    "preset_a_flat": (Flat(), PLUS, Epsilon(0.1)),
+    "preset_b": (TWO, TWO, Epsilon(0.1)),
+    "preset_b_flat": (Flat(), TWO, Epsilon(0.1)),
+    "deep_taylor": (Unbiased(WSquare()), BARE, BARE),
+    "by_depth": (Gamma(0.25), RelativeEpsilon(0.25), Epsilon(0.0)),
+    "attn_lrp": (Epsilon(), Epsilon(), Epsilon()),
+    "cp_lrp": (Epsilon(), Epsilon(), Epsilon()),
 }
 
 
@@ -50,9 +60,22 @@ def test_every_composite_has_its_contents_here() -> None:
 
 @pytest.mark.parametrize("name", CONTENTS)
 def test_contents(name: str) -> None:
-    first, conv = CONTENTS[name]
-    rest = {"b": Pass(), "c": conv, "d": Gradient(), "e": Norm(), "f": Gradient(), "y": Epsilon()}
+    first, conv, dense = CONTENTS[name]
+    activation = Gradient() if name == "excitation_backprop" else Pass()
+    rest = {"b": activation, "c": conv, "d": Gradient(), "e": Norm(), "f": Gradient(), "y": dense}
     assert rules(DEEP, name, **SHAPES) == {"a": first, **rest}
+
+
+@pytest.mark.parametrize("name", ["deep_taylor", "by_depth"])
+def test_bounded_inputs(name: str) -> None:
+    found = rules(DEEP, COMPOSITES[name](low=-1.0, high=2.0), **SHAPES)
+    assert isinstance(found["a"], ZBox)
+    assert (found["a"].low, found["a"].high) == (-1.0, 2.0)
+    assert {n: r for n, r in found.items() if n != "a"} == {
+        n: r for n, r in rules(DEEP, name, **SHAPES).items() if n != "a"
+    }
+    with pytest.raises(OptionError, match="both low and high"):
+        COMPOSITES[name](low=-1.0)
 
 
 def test_contents_of_epsilon_gamma_box() -> None:
@@ -155,6 +178,58 @@ def test_the_first_row_that_matches_wins() -> None:
     )
     found = rules(DEEP, Composite(rows), **SHAPES)
     assert (found["a"], found["b"], found["c"], found["y"]) == (WSquare(), GuidedBackprop(), Epsilon(0.5), Gradient())
+
+
+def test_rows_by_name() -> None:
+    """Patterns match the node's name, or what it is called in a file without names: an output's."""
+    composite = Composite([Row(EVERYTHING, Flat(), name="[ac]"), Row(EVERYTHING, Gradient())])
+    found = rules(DEEP, composite, **SHAPES)
+    assert [name for name, rule in found.items() if rule == Flat()] == ["c", "a"]
+    named = model(DEEP, **{n: rng(1).normal(size=s) for n, s in SHAPES.items()})
+    named.graph.node[-1].name = "head/fc"
+    composite = Composite([Row(Kind.DENSE, Flat(), name="head/*"), Row(EVERYTHING, Gradient())])
+    assert onnxplain.Explainer(named, "lrp", composite=composite).report()[0].rule == Flat()
+    assert rules(DEEP, composite, **SHAPES)["y"] == Gradient()
+
+
+CHAIN = """net (float[N, 4] x) => (float[N, 4] y) {
+    a = MatMul(x, w)  b = Relu(a)  c = MatMul(b, w)  d = MatMul(c, w)  e = Relu(d)  f = MatMul(e, w)
+    g = MatMul(c, other)  h = Max(f, g)  y = MatMul(h, w)
+}"""
+
+
+def test_rows_by_position() -> None:
+    rows = [Row(Kind.DENSE, Flat(), first=True), Row(Kind.DENSE, WSquare(), last=True), Row(EVERYTHING, Gradient())]
+    found = rules(CHAIN, Composite(rows), w=(4, 4), other=(4, 4))
+    assert {name: rule for name, rule in found.items() if rule != Gradient()} == {"a": Flat(), "y": WSquare()}
+    assert rules(CHAIN, Composite(rows), at="h", w=(4, 4), other=(4, 4))["y"] == Flat()
+
+
+def test_rows_by_depth() -> None:
+    """Depth is the share of the other layers that come before: a 0, c and what follows 1/5, d and g 2/5, f 3/5, y 1."""
+    rows = [Row(EVERYTHING, Flat(), depth=(0, 0.3)), Row(EVERYTHING, WSquare(), depth=(0.3, 0.6))]
+    found = rules(CHAIN, Composite([*rows, Row(EVERYTHING, Gradient())]), w=(4, 4), other=(4, 4))
+    below = dict.fromkeys("abc", Flat()) | dict.fromkeys("degf", WSquare())
+    assert found == {**below, "h": Gradient(), "y": Gradient()}
+
+
+def test_depths_of_montavons_vgg_16() -> None:
+    """Thirteen convolutions and three dense layers: box, gamma to the 7th, epsilon to the 13th, zero."""
+    net = " ".join(f"v{i} = MatMul(v{i - 1}, w)" for i in range(1, 17)).replace("v0", "x").replace("v16", "y")
+    composite = COMPOSITES["by_depth"](low=0.0, high=1.0)
+    found = rules(f"net (float[N, 4] x) => (float[N, 4] y) {{ {net} }}", composite, w=(4, 4))
+    order = [type(rule) if isinstance(rule, ZBox) else rule for rule in reversed(found.values())]
+    assert order == [ZBox, *[Gamma(0.25)] * 6, *[RelativeEpsilon(0.25)] * 6, *[Epsilon(0.0)] * 3]
+
+
+def test_rows_that_make_no_sense() -> None:
+    for bad in ({"match": "Relu"}, {"rule": "epsilon"}, {"depth": (0.5, 0.2)}, {"depth": (0, 2)}):
+        with pytest.raises(OptionError):
+            Row(**{"match": Kind.CONV, "rule": Flat(), **bad})
+
+
+def test_rules_are_importable() -> None:
+    assert onnxplain.rules.Epsilon(0.1) == Epsilon(0.1)
 
 
 def test_missing_rules_are_named_all_at_once() -> None:

@@ -26,6 +26,7 @@ LAYERS = [
     "ops",
     "control",
     "rules",
+    "structure",
     "composites",
     "stepwise",
     "backward",

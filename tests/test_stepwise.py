@@ -115,13 +115,13 @@ def test_relevance_is_conserved(op: str, direction: str, rule: str) -> None:
 
 
 def share(part: Array, whole: Array, r: Array) -> Array:
-    """The relevance of a part of a sum; with half of a product for ``part``, of a factor."""
+    """The relevance of a part of a sum."""
     return part * r / (whole + np.where(whole >= 0, 1e-6, -1e-6))
 
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_relevance_of_an_lstm(bias: bool) -> None:
-    """LRP-0, each factor of a product gets one half; step by step in float64. What a bias contributes is lost."""
+    """LRP-0, what a gate lets through gets all; step by step in float64. What a bias contributes is lost."""
     graph = classifier("LSTM", "forward", bias)
     found, score = relevance(graph, everywhere("zero"), X)
     lstm = next(n for n in graph.nodes if n.op == "LSTM")
@@ -142,13 +142,12 @@ def test_relevance_of_an_lstm(bias: bool) -> None:
         assert h @ v == pytest.approx(y, rel=1e-5)
         by_h, by_c, expected = h * v, np.zeros(6), np.zeros_like(x)
         for t, (before, a_x, a_h, kept, new, h) in reversed(list(enumerate(steps))):
-            by_o = share(h / 2, h, by_h)
-            by_f, by_i = (share(part / 2, part, share(part, kept + new, by_c + by_o)) for part in (kept, new))
-            by_a = np.concatenate([by_i, by_o, by_f, by_i])
+            by_kept, by_new = (share(part, kept + new, by_c + by_h) for part in (kept, new))
+            by_a = np.concatenate([np.zeros(18), by_new])
             by_x, by_state = (share(part, a_x + a_h, by_a) for part in (a_x, a_h))
             expected[t] = x[t] * (w.T @ (by_x / a_x))
             by_h = before * (r.T @ (by_state / np.where(a_h == 0, 1, a_h)))
-            by_c = by_f
+            by_c = by_kept
         assert relative_error(truth, expected) < 1e-4
         assert (abs(expected.sum() / y - 1) < 1e-3) != bias
 

@@ -19,8 +19,8 @@ END = np.iinfo(np.int64).max
 
 
 def linear_kind(kind: Kind) -> Callable[[Call], Kind]:
-    """``kind`` where one of the two operands is active, PRODUCT where both are; a bias behind them does not count."""
-    return lambda call: Kind.PRODUCT if sum(call.active[:2]) > 1 else kind
+    """``kind`` where one of the two operands is active, PRODUCT where both are; SUM where only the summand is."""
+    return lambda call: (Kind.SUM, kind, Kind.PRODUCT)[sum(call.active[:2])]
 
 
 def einsum_kind(call: Call) -> Kind:

@@ -36,19 +36,78 @@ class Gradient:
 
 
 @dataclass(frozen=True)
+class Around:
+    """Scales and shifts by constants that belong to a linear layer: one layer with it, whatever the model calls them.
+
+    Attributes
+    ----------
+    before, behind
+        Nodes between the layer and what comes before and behind it, in the order of the graph, and the axis of the
+        channels in their outputs. Nothing else reads what the layer gives before it has gone through those behind it.
+    raw
+        The nodes between the explained tensor and the layer, where there are only scales, shifts and transpositions.
+    """
+
+    before: tuple[tuple[Call, int], ...] = ()
+    behind: tuple[tuple[Call, int], ...] = ()
+    raw: tuple[Call, ...] = ()
+
+
+def scale_and_shift(call: Call, axis: int) -> tuple[Var | None, Var | None]:
+    """A node as ``scale x + shift``, a number or one per channel each; None is no scale, no shift."""
+    if call.node.op == "BatchNormalization":
+        scale, bias, mean, variance = (call.need(i) for i in range(1, 5))
+        factor = scale / call.op("Sqrt", variance + call.attrs["epsilon"])
+        return factor, bias - mean * factor
+    if call.node.op == "Neg":
+        return call.x.like([-1.0]), None
+    constant = call.need(1 - call.active.index(True)).reshape([-1])
+    if call.node.op == "Add":
+        return None, constant
+    if call.node.op == "Sub":
+        return (None, -constant) if call.active[0] else (constant.like([-1.0]), constant)
+    return (constant if call.node.op == "Mul" else 1.0 / constant), None
+
+
+def chained(steps: Sequence[tuple[Call, int]]) -> tuple[Var | None, Var | None]:
+    """Several scales and shifts as one."""
+    scale, shift = None, None
+    for factor, summand in (scale_and_shift(*step) for step in steps):
+        if factor is not None:
+            scale = factor if scale is None else scale * factor
+            shift = shift and shift * factor
+        if summand is not None:
+            shift = summand if shift is None else shift + summand
+    return scale, shift
+
+
+@dataclass(frozen=True)
 class LinearMap:
     """A convolution or matrix product as the map ``f(x) = W x + b``, whose W and b can be replaced.
 
-    ``data`` is the index of the input that holds x; W is the other factor, b (if any) the third input, or ``shift``: a
-    constant that another node adds to the output.
+    Attributes
+    ----------
+    call
+        The node. One of its operands is W, and b, if any, another input.
+    data
+        Index of the input that holds x.
+    x, y
+        The layer's input and output: the node's own, or where there are scales and shifts `Around`, those of all.
+    shift
+        More of b, in the layout of the output.
+    raw
+        See `Around`.
     """
 
     call: Call
     data: int
+    x: Var
+    y: Var
     shift: Var | None = None
+    raw: tuple[Call, ...] = ()
 
     @classmethod
-    def of(cls, call: Call) -> LinearMap:
+    def of(cls, call: Call, around: Around | None = None) -> LinearMap:
         """Make the map of a node of kind CONV or DENSE."""
         alpha, beta = call.attrs.get("alpha", 1.0), call.attrs.get("beta", 1.0)
         if call.node.op == "Gemm" and (alpha, beta) != (1.0, 1.0):
@@ -58,47 +117,109 @@ class LinearMap:
             node = replace(call.node, attrs={**call.attrs, "alpha": 1.0, "beta": 1.0})
             call = replace(call, node=node, inputs=inputs)
         data = call.active.index(True)
-        return cls(replace(call, active=tuple(i == data for i in range(len(call.inputs)))), data)
+        call = replace(call, active=tuple(i == data for i in range(len(call.inputs))))
+        f = cls(call, data, call.need(data), call.y)
+        return f if around is None else f._with(around)
+
+    def _with(self, around: Around) -> LinearMap:
+        """The map of the layer and what belongs to it; x is then without the shifts before it, which are in b."""
+        scale, shift = chained(around.behind)
+        whole, y, b = self.map(keep), self.y, self.bias
+        if scale is not None:
+            factor = self._column(scale, self._channels)
+            whole = self.map(lambda w: w * factor)
+            y, b = y * self._output(scale), b and b * self._output(scale)
+        if shift is not None:
+            y, b = y + self._output(shift), self._output(shift) if b is None else b + self._output(shift)
+        x, (_, offset) = self.x, chained(around.before)
+        if offset is not None:
+            x, constant = x - self._output(offset), whole(self._constant(self._output(offset)))
+            b = constant if b is None else b + constant
+        return replace(whole, x=x, y=y, shift=b, raw=around.raw)
 
     @property
-    def x(self) -> Var:
-        """The layer's input."""
-        x = self.call.inputs[self.data]
-        assert x is not None
-        return x
+    def _is_conv(self) -> bool:
+        return bool(OPS[self.call.node.op].kind_of(self.call) & Kind.CONV)
 
     @property
-    def y(self) -> Var:
-        """The layer's output."""
-        return self.call.y if self.shift is None else self.call.y + self.shift
+    def _channels(self) -> int:
+        """How many axes of W come behind that of the output's channels."""
+        if self._is_conv:
+            rank = self.call.need(1).rank
+            return rank - 2 if self.call.node.op == "ConvTranspose" else rank - 1
+        return int(self.call.attrs.get("transB", 0))
+
+    def _column(self, channels: Var, behind: int) -> Var:
+        return channels.reshape([-1, *[1] * behind]) if behind else channels
+
+    def _output(self, channels: Var) -> Var:
+        """One number per channel in the layout of inputs and outputs."""
+        return self._column(channels, self.x.rank - 2 if self._is_conv else 0)
+
+    @property
+    def _bias(self) -> int:
+        return 3 if self.call.node.op == "DeformConv" else 2
+
+    @property
+    def bias(self) -> Var | None:
+        """All of b, in the layout of the output."""
+        b = self.call.input(self._bias)
+        b = b and (self._output(b) if self._is_conv else b)
+        if b is None or self.shift is None:
+            return self.shift if b is None else b
+        return b + self.shift
 
     def __call__(self, x: Var) -> Var:
         """``W x + b``."""
         inputs = list(self.call.inputs)
         inputs[self.data] = x
         y = self.call.bind(inputs).y
-        if x.shape != self.x.shape:
-            y = self.call.emitter.refine(y, x.shape[:1] + y.shape[1:] if x.shape and y.shape else None)
+        if x.shape != self.x.shape and x.shape and y.shape:
+            own = 1 if self._is_conv else -1
+            y = self.call.emitter.refine(y, x.shape[:own] + y.shape[own:])
         return y if self.shift is None else y + self.shift
+
+    def _constant(self, channels: Var) -> Var:
+        """One number per channel in the shape of one sample of x; for matrices, of one of its rows."""
+        if self._is_conv:
+            return one_sample(channels, self.x)
+        ones = [1] * (self.x.rank - 1)
+        shape = concat([self.x.emitter.ints(ones), self.x.size(-1)])
+        return self.x.emitter.op("Expand", channels, shape, known=(*ones, *(self.x.shape or ())[-1:]))
 
     def everywhere(self, value: float | np.ndarray[Any, Any]) -> Var:
         """``value`` in the shape of x; of one sample for convolutions, so that the runtime folds what they make of it.
 
         The rows of matrices are not always samples.
+        """
+        if self.data == 0 and self._is_conv:
+            return one_sample(self.x.like(value), self.x)
+        return self.x.emitter.op("Expand", self.x.like(value), self.x.sizes(), known=self.x.shape)
+
+    def bounds(self, *values: float | np.ndarray[Any, Any]) -> tuple[Var, Var]:
+        """Bounds of the explained tensor, or where more than scales and shifts is before the layer, of x.
 
         Raises
         ------
         OptionError
-            The value is an array that does not broadcast to x.
+            A value is an array that does not broadcast to that tensor.
         """
-        x = self.x
-        if not fits(np.shape(value), x.shape):
-            raise OptionError(f"bounds of shape {np.shape(value)} do not fit the input of {self.call.node.label}: {x}")
-        constant = x.like(value)
-        if self.data == 0 and OPS[self.call.node.op].kind_of(self.call) & Kind.CONV:
-            shape = concat([x.emitter.ints([1]), x.sizes(1)])
-            return x.emitter.op("Expand", constant, shape, known=(1, *(x.shape or ())[1:]))
-        return x.emitter.op("Expand", constant, x.sizes(), known=x.shape)
+        x = self.raw[0].need(self.raw[0].active.index(True)) if self.raw else self.x
+        for value in values:
+            if not fits(np.shape(value), x.shape):
+                shape, label = np.shape(value), self.call.node.label
+                raise OptionError(f"bounds of shape {shape} do not fit the input of {label}: {x}")
+        if not self.raw:
+            low, high = map(self.everywhere, values)
+            return low, high
+        ends = [one_sample(x.like(value), x) for value in values]
+        for call in self.raw:
+            ends = [
+                call.bind([end if active else i for i, active in zip(call.inputs, call.active, strict=True)]).y
+                for end in ends
+            ]
+        ends = [x.emitter.refine(end, end.shape and (1, *end.shape[1:])) for end in ends]
+        return x.emitter.op("Min", *ends), x.emitter.op("Max", *ends)
 
     def vjp(self, cotangent: Var) -> Var:
         """``W^T cotangent``."""
@@ -112,20 +233,26 @@ class LinearMap:
         factor = inputs[1 - self.data]
         assert factor is not None
         inputs[1 - self.data] = weight(factor)
-        if len(inputs) > 2:
-            b = inputs[2]
-            inputs[2] = bias(b) if bias and b is not None else None
+        if len(inputs) > self._bias:
+            b = inputs[self._bias]
+            inputs[self._bias] = bias(b) if bias and b is not None else None
         shift = bias(self.shift) if bias and self.shift is not None else None
         return replace(self, call=replace(self.call, inputs=tuple(inputs)), shift=shift)
 
     def unbiased(self) -> LinearMap:
         """Drop the bias and calculate the output anew."""
         f = self.map(keep)
-        return replace(f, call=f.call.bind(f.call.inputs))
+        return replace(f, y=f(f.x))
 
     def relevances(self, relevance: Var) -> list[Cotangent]:
         """One entry per input of the node: ``relevance`` at the data, None elsewhere."""
         return [relevance if i == self.data else None for i in range(len(self.call.inputs))]
+
+
+def one_sample(constant: Var, x: Var) -> Var:
+    """A constant in the shape of one sample of x."""
+    shape = concat([x.emitter.ints([1]), x.sizes(1)])
+    return x.emitter.op("Expand", constant, shape, known=(1, *(x.shape or ())[1:]))
 
 
 def proportional(call: Call, relevance: Cotangent, epsilon: float, parts: int = 1) -> list[Cotangent]:
@@ -151,8 +278,18 @@ def keep(x: Var) -> Var:
     return x
 
 
-def stabilize(z: Var, epsilon: float) -> Var:
+def root_mean_square(z: Var) -> Var:
+    """One number per sample."""
+    axes = z.emitter.ints(range(1, z.rank))
+    known = z.shape and (z.shape[0], *[1] * (z.rank - 1))
+    square = z.emitter.op("ReduceMean", z * z, axes, keepdims=1, noop_with_empty_axes=1, known=known)
+    return z.emitter.op("Sqrt", square)
+
+
+def stabilize(z: Var, epsilon: float | Var) -> Var:
     """``z + epsilon sign(z)`` with sign(0) = +1; with epsilon = 0, zeros become ones so that 0 / 0 is 0."""
+    if isinstance(epsilon, Var):
+        return stabilize(z + where(z >= 0.0, epsilon, -epsilon), 0.0)
     if epsilon == 0:
         return where(z.equal(0.0), 1.0, z)
     return z + where(z >= 0.0, z.like(epsilon), z.like(-epsilon))

@@ -9,6 +9,7 @@ References
 .. [bach] Bach et al. 2015, On pixel-wise explanations for non-linear classifier decisions by LRP, PLoS ONE.
 .. [montavon17] Montavon et al. 2017, Explaining nonlinear classification decisions with deep Taylor decomposition.
 .. [montavon19] Montavon et al. 2019, Layer-wise relevance propagation: an overview.
+.. [samek] Samek et al. 2021, Explaining deep neural networks and beyond: a review of methods and applications.
 .. [lapuschkin] Lapuschkin et al. 2019, Unmasking Clever Hans predictors (flat rule).
 .. [andeol] Andéol et al. 2021, Learning domain invariant representations (gamma for inputs of any sign).
 """
@@ -16,7 +17,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import isclose
 
 import numpy as np
@@ -25,7 +26,17 @@ from onnxplain.emit import Var
 from onnxplain.errors import OptionError
 from onnxplain.ops import Call
 from onnxplain.ops.table import Cotangent
-from onnxplain.rules.base import LinearMap, keep, negative, positive, proportional, stabilize
+from onnxplain.rules.base import (
+    Around,
+    Gradient,
+    LinearMap,
+    keep,
+    negative,
+    positive,
+    proportional,
+    root_mean_square,
+    stabilize,
+)
 
 
 class LinearRule:
@@ -42,7 +53,8 @@ class LinearRule:
         # a Gemm. First it is a sum of two, then W x a layer without bias.
         norm, f = Norm(), f.unbiased()
         relevances = f.relevances(self.redistribute(f, f.x, f.y * (r / stabilize(call.y, norm.epsilon))))
-        relevances[2] = norm(call, r)[2]
+        last = len(call.active) - 1
+        relevances[last] = norm(call, r)[last]
         return relevances
 
     def redistribute(self, f: LinearMap, x: Var, r: Var) -> Var:
@@ -51,18 +63,33 @@ class LinearRule:
 
 
 @dataclass(frozen=True)
-class Biased:
-    """A rule for a matrix product and the bias that the node behind it adds: exporters split dense layers so."""
+class Folded:
+    """A rule for a layer and the scales and shifts around it: batch normalisation, biases that are nodes of their own.
+
+    A shift before a layer is a bias that the layer makes of it, at each place of a convolution another one: the
+    padding is not shifted. Its share is lost as any bias'.
+    """
 
     rule: LinearRule
-    bias: Var = field(repr=False)
+    around: Around = field(repr=False)
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
         """See `onnxplain.rules.base.Rule`."""
-        f = replace(LinearMap.of(call), shift=self.bias)
+        f = LinearMap.of(call, self.around)
         r = cotangents[0]
         assert r is not None
         return f.relevances(self.rule.redistribute(f, f.x, r))
+
+
+@dataclass(frozen=True)
+class Unbiased(LinearRule):
+    """Another rule for the layer without its bias, which then takes no share (zennit: ``zero_params="bias"``)."""
+
+    rule: LinearRule
+
+    def redistribute(self, f: LinearMap, x: Var, r: Var) -> Var:
+        """See the class."""
+        return self.rule.redistribute(f.unbiased(), x, r)
 
 
 @dataclass(frozen=True)
@@ -74,6 +101,17 @@ class Epsilon(LinearRule):
     def redistribute(self, f: LinearMap, x: Var, r: Var) -> Var:
         """See the class."""
         return x * f.vjp(r / stabilize(f.y, self.epsilon))
+
+
+@dataclass(frozen=True)
+class RelativeEpsilon(LinearRule):
+    """`Epsilon`, where epsilon is in units of the root mean square of z in a sample [montavon19]_."""
+
+    epsilon: float = 0.25
+
+    def redistribute(self, f: LinearMap, x: Var, r: Var) -> Var:
+        """See the class."""
+        return x * f.vjp(r / stabilize(f.y, root_mean_square(f.y) * self.epsilon))
 
 
 @dataclass(frozen=True)
@@ -126,6 +164,32 @@ class AlphaBeta(LinearRule):
         return activating - self.beta * _share(falling, rising, x, r, self.epsilon)
 
 
+@dataclass(frozen=True)
+class Interpolated(LinearRule):
+    """R_i = sum_j x_i (w+_ij + gamma w-_ij) R_j / S(z_j), 0 <= gamma <= 1 [samek]_.
+
+    z is the sum of these numerators and the bias'. gamma = 0 is alpha 1, beta 0; gamma = 1 is epsilon, which in
+    networks of ReLUs is gradient x input. For inputs of any sign: w_ij x_i counts in full where it is positive, gamma
+    times where it is negative.
+    """
+
+    gamma: float = 0.25
+    epsilon: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1:
+            raise OptionError(f"gamma of rule 'interpolated' must be from 0 to 1, not {self.gamma}")
+
+    def redistribute(self, f: LinearMap, x: Var, r: Var) -> Var:
+        """See the class."""
+
+        def full(part: Callable[[Var], Var], rest: Callable[[Var], Var]) -> Callable[[Var], Var]:
+            return lambda w: part(w) + self.gamma * rest(w)
+
+        rising, falling = full(positive, negative), full(negative, positive)
+        return _share(f.map(rising, rising), f.map(falling), x, r, self.epsilon)
+
+
 def _share(f: LinearMap, g: LinearMap, x: Var, r: Var, epsilon: float) -> Var:
     """R_i of z = f(x+) + g(x-), whose bias is f's: x+ f^T s + x- g^T s, s = R / S(z)."""
     above, below = positive(x), negative(x)
@@ -139,7 +203,8 @@ class ZBox(LinearRule):
     """R_i = sum_j (x_i w_ij - l_i w+_ij - h_i w-_ij) R_j / S(z_j) for inputs in the box [low, high] [montavon17]_.
 
     ``low`` and ``high`` are numbers, or arrays that broadcast to the layer's input, in the units of that input
-    (normalised ones). Zero padding counts as 0 in the bounds, too.
+    (normalised ones). Where a model scales and shifts its own input before the layer, they bound the model's input.
+    Zero padding counts as 0 in the bounds, too.
     """
 
     low: float | np.ndarray = 0.0
@@ -148,7 +213,7 @@ class ZBox(LinearRule):
 
     def redistribute(self, f: LinearMap, x: Var, r: Var) -> Var:
         """See the class."""
-        low, high = f.everywhere(self.low), f.everywhere(self.high)
+        low, high = f.bounds(self.low, self.high)
         plain, rising, falling = f.map(keep), f.map(positive), f.map(negative)
         s = r / stabilize(plain(x) - rising(low) - falling(high), self.epsilon)
         return x * plain.vjp(s) - low * rising.vjp(s) - high * falling.vjp(s)
@@ -190,9 +255,35 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Terms:
+    """Each element gets what its term contributes to a sum: R_i = t_i R / sum_k t_k.
+
+    The terms of a sum of squares and of an L2 norm are x^2, of an L1 norm |x|, of a log-sum x, of a log-sum-exp exp(x);
+    of an Lp norm |x|^p, and of a determinant what the elements have in its expansion.
+    """
+
+    epsilon: float = 1e-6
+
+    def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
+        """See `onnxplain.rules.base.Rule`. All are x_i J_i^T (R / (k y)) for a y of degree k, but for logarithms."""
+        r = cotangents[0]
+        assert r is not None
+        if call.node.op == "ReduceLogSumExp":
+            return Gradient()(call, r)
+        if call.node.op == "ReduceLogSum":
+            return [ct and call.x * ct for ct in Gradient()(call, r)]
+        if call.node.op == "ReduceSumSquare":
+            r = r * 0.5
+        if call.node.op == "Det":
+            r = r / call.x.size(-1).cast(r.dtype)
+        return proportional(call, r, self.epsilon)
+
+
+@dataclass(frozen=True)
 class Pass:
-    """Relevance goes through unchanged: activations, elementwise scales and shifts by constants."""
+    """Relevance goes through unchanged to the first input that can get any: activations, scales by constants."""
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
         """See `onnxplain.rules.base.Rule`."""
-        return [cotangents[0] if active else None for active in call.active]
+        first = call.active.index(True)
+        return [cotangents[0] if i == first else None for i in range(len(call.active))]

@@ -3,6 +3,7 @@
 References
 ----------
 .. [springenberg] Springenberg et al. 2015, Striving for simplicity: the all convolutional net.
+.. [dombrowski] Dombrowski et al. 2019, Explanations can be manipulated and geometry is to blame.
 .. [zeiler] Zeiler and Fergus 2014, Visualizing and understanding convolutional networks.
 """
 
@@ -33,3 +34,15 @@ class Deconvnet:
         """See `onnxplain.rules.base.Rule`."""
         ct = cotangents[0]
         return [positive(ct) if ct is not None and active else None for active in call.active]
+
+
+@dataclass(frozen=True)
+class BetaSmooth:
+    """The derivative of a softplus instead of the rectifier's: ct sigmoid(beta x) [dombrowski]_."""
+
+    beta: float = 10.0
+
+    def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
+        """See `onnxplain.rules.base.Rule`."""
+        ct = cotangents[0]
+        return [ct and ct * call.op("Sigmoid", call.x * self.beta)]

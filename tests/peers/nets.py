@@ -117,7 +117,7 @@ def calibrated(make: Callable[[], nn.Module], size: int = 16) -> tuple[nn.Module
     return net.eval(), torch.rand(3, 3, size, size) * 2 - 1
 
 
-def exported(net: nn.Module, x: torch.Tensor) -> onnxplain.Model:
+def exported(net: nn.Module, x: torch.Tensor, opset: int = 17) -> onnxplain.Model:
     """The network as an ONNX model with a free batch axis."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     file = io.BytesIO()
@@ -125,7 +125,7 @@ def exported(net: nn.Module, x: torch.Tensor) -> onnxplain.Model:
         warnings.simplefilter("ignore")  # the tracing exporter is deprecated, but needs no more packages
         axes = {"x": {0: "batch"}, "y": {0: "batch"}}
         names = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": axes}
-        torch.onnx.export(net, (x,), file, dynamo=False, opset_version=17, **names)
+        torch.onnx.export(net, (x,), file, dynamo=False, opset_version=opset, **names)
     return onnxplain.load(file.getvalue())
 
 

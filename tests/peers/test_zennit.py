@@ -94,7 +94,7 @@ SINGLE: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 def test_every_rule_has_a_peer() -> None:
-    assert set(SINGLE) == set(RULES)
+    assert set(SINGLE) == set(RULES) - {"interpolated"}  # zennit has none; see tests/rules
 
 
 @pytest.mark.parametrize("name", SINGLE)

@@ -6,7 +6,7 @@ Nothing here knows the package: torch calculates the layers, rules work on the m
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def evaluate(case: Case, inputs: list[torch.Tensor | None]) -> torch.Tensor:
     return F.pad(y, [-n for n in ends])
 
 
-def stabilized(z: Array, epsilon: float) -> Array:
+def stabilized(z: Array, epsilon: float | Array) -> Array:
     """z + epsilon sign(z), sign(0) = +1; with epsilon 0, x / 0 is x / 1 (x is 0)."""
     z = z + epsilon * np.where(z >= 0, 1.0, -1.0)
     return np.where(z == 0, 1.0, z)
@@ -118,6 +118,25 @@ def gamma(layer: Dense, r: Array, gamma: float = 0.25) -> Array:
         return spread(raised, raised.sum(1) + b + gamma * part(b, 0.0), r * chosen)
 
     return boosted(np.maximum, z > 0) + boosted(np.minimum, z < 0)
+
+
+def interpolated(layer: Dense, r: Array, gamma: float = 0.25) -> Array:
+    def part(t: Array) -> Array:
+        return np.maximum(t, 0) + gamma * np.minimum(t, 0)
+
+    c = part(layer.contributions)
+    return spread(c, c.sum(1) + part(layer.b), r)
+
+
+def relative_epsilon(layer: Dense, r: Array, epsilon: float = 0.25) -> Array:
+    """Epsilon in units of the root mean square of z: over all but the first axis, that of the samples."""
+    z = layer.z.reshape(layer.shape)
+    scale = np.sqrt((z**2).mean(tuple(range(1, z.ndim)), keepdims=True))
+    return spread(layer.contributions, stabilized(z, epsilon * scale).flatten(), r, 0.0)
+
+
+def unbiased(layer: Dense) -> Dense:
+    return replace(layer, b=layer.b * 0)
 
 
 def z_box(layer: Dense, r: Array, low: Array | float, high: Array | float) -> Array:

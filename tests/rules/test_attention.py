@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxplain.rules.attention import SoftmaxTaylor, Standardize, Uniform
-from onnxplain.rules.relu import Deconvnet, GuidedBackprop
+from onnxplain.rules.attention import Signal, SoftmaxTaylor, Standardize, Uniform
+from onnxplain.rules.relu import BetaSmooth, Deconvnet, GuidedBackprop
 from tests.reference import Case, relative_error, rng
 from tests.rules.dense import Array, stabilized
 from tests.rules.one import relevances
@@ -21,9 +21,11 @@ def normal(*shape: int) -> Array:
 @pytest.mark.parametrize("free", [False, True])
 def test_a_product_of_two_gives_half_to_each(free: bool) -> None:
     a, b, r = normal(2, 3), normal(3, 3)[:2], normal(4, 3)[:2]
-    y = a.astype(float) * b
-    for result in relevances(Case("Mul", [a, b]), Uniform(), r, free).values():
-        assert relative_error(result, r / 2 * y / stabilized(y, 1e-6)) <= TOLERANCE
+    for op in ("Mul", "Pow"):
+        results = relevances(Case(op, [abs(a), b]), Uniform(), r, free)
+        assert len(results) == 2
+        for result in results.values():
+            np.testing.assert_array_equal(result, r / 2)
 
 
 @pytest.mark.parametrize("free", [False, True])
@@ -44,6 +46,42 @@ def test_a_product_of_three_gives_a_third_to_each() -> None:
     case = Case("Einsum", factors, {"equation": "i,i,i->i"})
     for result in relevances(case, Uniform(), np.ones(3), False).values():
         np.testing.assert_allclose(result, np.full(3, 1 / 3), rtol=1e-3)
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_a_summand_of_a_product_keeps_its_share(free: bool) -> None:
+    """y = A B + c: c gets c R / y, A and B half of the rest each."""
+    a, b, c = normal(3, 4).astype(float), normal(4, 5).astype(float), normal(5).astype(float)
+    y = a @ b + c
+    r = y * rng(1).uniform(-1, 2, y.shape)
+    results = relevances(Case("Gemm", [a, b, c]), Uniform(), r, free)
+    s = r / stabilized(y, 1e-6)
+    for result, expected in zip(results.values(), (a * (s @ b.T) / 2, b * (a.T @ s) / 2, (c * s).sum(0)), strict=True):
+        assert relative_error(result, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_all_factors_of_a_reduced_product_get_the_same(free: bool) -> None:
+    r = normal(2, 1, 4)
+    for x in (normal(2, 3, 4), np.zeros((2, 3, 4), np.float32)):
+        (result,) = relevances(Case("ReduceProd", [x, np.array([1])]), Uniform(), r, free).values()
+        np.testing.assert_allclose(result, np.broadcast_to(r / 3, x.shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_a_signal_takes_all(free: bool) -> None:
+    a, b, r = normal(2, 3), normal(3, 3)[:2], normal(4, 3)[:2]
+    for index in (0, 1):
+        results = relevances(Case("Mul", [a, b]), Signal(index), r, free)
+        assert list(results) == [f"x{index}"]
+        np.testing.assert_array_equal(results[f"x{index}"], r)
+    weights, values = np.abs(normal(2, 3, 4)).astype(float), normal(2, 4, 5).astype(float)
+    o = weights @ values
+    r = o * rng(1).uniform(-1, 2, o.shape)
+    results = relevances(Case("MatMul", [weights, values]), Signal(1), r, free)
+    assert list(results) == ["x1"]
+    expected = values * (weights.swapaxes(1, 2) @ (r / stabilized(o, 1e-6)))
+    assert relative_error(results["x1"], expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("free", [False, True])
@@ -68,6 +106,23 @@ def test_softmax_taylor(axis: int, free: bool) -> None:
     expected = x * (r - y * r.sum(axis, keepdims=True))
     (result,) = relevances(Case("Softmax", [x], {"axis": axis}), SoftmaxTaylor(), r, free).values()
     assert relative_error(result, expected) <= TOLERANCE
+
+
+def test_tiny_attention_weights_count() -> None:
+    """Weights far below any epsilon of a quotient: the formula has none."""
+    x = np.array([[0.0, -40.0, -60.0]])
+    r = np.array([[1.0, 2.0, 3.0]])
+    (result,) = relevances(Case("Softmax", [x], {"axis": -1}), SoftmaxTaylor(), r, False).values()
+    np.testing.assert_allclose(result, [[0, -80, -180]], rtol=1e-6)
+
+
+def test_log_softmax() -> None:
+    """R_x = x J^T (R / y), J = 1 - softmax."""
+    x, r = normal(2, 4).astype(float), normal(3, 4)[:2]
+    y = np.log(softmax(x, -1))
+    s = r / stabilized(y, 1e-6)
+    (result,) = relevances(Case("LogSoftmax", [x], {"axis": -1}), SoftmaxTaylor(), r, True).values()
+    assert relative_error(result, x * (s - softmax(x, -1) * s.sum(-1, keepdims=True))) <= TOLERANCE
 
 
 @pytest.mark.parametrize("hidden", [-np.inf, np.finfo(np.float32).min, -1e10])
@@ -151,3 +206,9 @@ def test_a_division_by_a_norm_passes_relevance_on(op: str, attrs: dict[str, obje
     r = normal(2, 4, 3, 1)
     (result,) = relevances(Case(op, [normal(2, 4, 3, 1)], attrs), Standardize(), r, free).values()
     assert relative_error(result, r) <= TOLERANCE
+
+
+def test_smoothed_rectifiers() -> None:
+    x, r = normal(2, 3), normal(3, 3)[:2]
+    (result,) = relevances(Case("Relu", [x]), BetaSmooth(5.0), r, True).values()
+    np.testing.assert_allclose(result, r / (1 + np.exp(-5 * x)), rtol=1e-5)

@@ -12,7 +12,7 @@ import pytest
 from onnxplain.emit import Var
 from onnxplain.errors import OptionError
 from onnxplain.rules.base import LinearMap, Rule
-from onnxplain.rules.lrp import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox
+from onnxplain.rules.lrp import AlphaBeta, Epsilon, Flat, Gamma, Interpolated, RelativeEpsilon, Unbiased, WSquare, ZBox
 from tests.reference import Case, relative_error, rng
 from tests.rules import dense
 from tests.rules.dense import Array, Dense
@@ -124,6 +124,14 @@ RULES = {
     "gamma large": Checked(Gamma(3.0), lambda layer, r: dense.gamma(layer, r, 3.0)),
     "alpha_beta": Checked(AlphaBeta(), dense.alpha_beta),
     "z_plus": Checked(AlphaBeta(1.0, 0.0), lambda layer, r: dense.alpha_beta(layer, r, 1.0, 0.0)),
+    "z_plus without bias": Checked(
+        Unbiased(AlphaBeta(1.0, 0.0)), lambda layer, r: dense.alpha_beta(dense.unbiased(layer), r, 1.0, 0.0)
+    ),
+    "w_square without bias": Checked(Unbiased(WSquare()), lambda layer, r: dense.w_square(dense.unbiased(layer), r)),
+    "interpolated": Checked(Interpolated(), dense.interpolated),
+    "interpolated to z_plus": Checked(Interpolated(0.0), lambda layer, r: dense.alpha_beta(layer, r, 1.0, 0.0)),
+    "interpolated to epsilon": Checked(Interpolated(1.0), dense.epsilon),
+    "relative epsilon": Checked(RelativeEpsilon(0.25), dense.relative_epsilon),
     "z_box": Checked(ZBox(-4.0, 5.0), lambda layer, r: dense.z_box(layer, r, -4.0, 5.0)),
     "z_box arrays": Checked(ZBox(), dense.z_box, bounded=True),
     "w_square": Checked(WSquare(), dense.w_square),
@@ -156,7 +164,9 @@ def error(
 def test_rule(index: int, name: str) -> None:
     case, layer = CASES[index], layer_of(index)
     rule, formula = RULES[name].on(case)
-    for free in (False, True):
+    # Of a convolution whose weights have any shape, not even the rank of the output is known.
+    ranked = not (name == "relative epsilon" and case.op == "Conv" and 0 in case.constant)
+    for free in (False, True)[: 1 + ranked]:
         assert error(case, layer, rule, formula, relevance_like(layer), free) <= TOLERANCE
 
 
@@ -210,6 +220,42 @@ def test_samples_do_not_mix(name: str) -> None:
     for i in range(5):
         one = replace(case, inputs=[case.inputs[0][i : i + 1], *case.inputs[1:]])
         np.testing.assert_allclose(redistributed(one, rule, r[i : i + 1], True)[0], together[i], rtol=1e-4, atol=1e-6)
+
+
+def test_gamma_from_zero_to_one() -> None:
+    for gamma in (-0.1, 1.1):
+        with pytest.raises(OptionError, match="from 0 to 1"):
+            Interpolated(gamma)
+
+
+def lost(layer: Dense, name: str, r: Array) -> float:
+    """What a rule keeps from the input, by its formula: the bias' share, and epsilon's."""
+    c, b, z = layer.contributions, layer.b, layer.z
+    up, down = np.maximum, np.minimum
+
+    def share(b: Array, z: Array) -> float:
+        """b's and epsilon's part of z."""
+        return float((r * (1 - (z - b) / dense.stabilized(z, 1e-6))).sum())
+
+    if name == "epsilon":
+        return share(b, z)
+    rising, falling = share(up(b, 0), (up(c, 0)).sum(1) + up(b, 0)), share(down(b, 0), down(c, 0).sum(1) + down(b, 0))
+    return {"z_plus": rising, "alpha_beta": 2 * rising - falling}[name]
+
+
+@pytest.mark.parametrize("name", ["epsilon", "z_plus", "alpha_beta"])
+@EACH
+def test_what_a_rule_loses(index: int, name: str) -> None:
+    """Exactly what the bias and epsilon keep, and nothing where there is no bias."""
+    case, layer = CASES[index], layer_of(index)
+    r = relevance_like(layer)
+    total = redistributed(case, RULES[name].rule, r.reshape(layer.shape), True).sum(dtype=np.float64)
+    scale = np.abs(r).sum()
+    assert abs(r.sum() - total - lost(layer, name, r)) <= 1e-4 * scale
+    bare = [b for i, b in enumerate(case.inputs) if i < 2]
+    case = replace(case, inputs=bare, constant=[i for i in case.constant if i < 2])
+    total = redistributed(case, Unbiased(RULES[name].rule), r.reshape(layer.shape), True).sum(dtype=np.float64)
+    assert abs(r.sum() - total - lost(dense.unbiased(layer), name, r)) <= 1e-4 * scale
 
 
 def test_alpha_and_beta_that_differ_by_one() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from onnxplain.rules.lrp import Norm, Pass
+from onnxplain.rules.lrp import Norm, Pass, Terms
 from tests.reference import Case, relative_error, rng
 from tests.rules.dense import Array, stabilized
 from tests.rules.one import relevances
@@ -61,6 +61,54 @@ def test_norm_of_zeros_is_finite() -> None:
         np.testing.assert_array_equal(result, zeros)
     opposite = relevances(Case("Sub", [zeros + 1, zeros + 1]), Norm(), np.ones((2, 3)), True)
     np.testing.assert_allclose(sum(opposite.values()), zeros)
+
+
+TERMS: list[tuple[Case, Callable[[Array], Array]]] = [
+    (Case("ReduceSumSquare", [normal(2, 3, 4), np.array([1])]), np.square),
+    (Case("ReduceL2", [normal(2, 3, 4), np.array([1])]), np.square),
+    (Case("ReduceL1", [normal(2, 3, 4), np.array([1])]), np.abs),
+    (Case("ReduceLogSum", [np.abs(normal(2, 3, 4)), np.array([1])]), lambda x: x),
+    (Case("ReduceLogSumExp", [normal(2, 3, 4), np.array([1])]), np.exp),
+    (Case("GlobalLpPool", [normal(2, 3, 4)], {"p": 3}), lambda x: np.abs(x) ** 3),
+]
+
+
+@pytest.mark.parametrize(("case", "term"), TERMS, ids=[str(c) for c, _ in TERMS])
+def test_terms(case: Case, term: Callable[[Array], Array]) -> None:
+    axis = 2 if case.op == "GlobalLpPool" else 1
+    terms = term(case.inputs[0].astype(float))
+    r = np.take(normal(2, 3, 4), [0], axis)
+    expected = terms / terms.sum(axis, keepdims=True) * r
+    for free in (False, True):
+        (result,) = relevances(case, Terms(), r, free).values()
+        assert relative_error(result, expected) <= TOLERANCE
+
+
+def test_terms_of_a_determinant() -> None:
+    """Each is in one of the n! products that make y times its row and column: all together have n y."""
+    x = normal(2, 3, 3)
+    (result,) = relevances(Case("Det", [x]), Terms(), np.ones(2), True).values()
+    y = np.linalg.det(x.astype(float))[:, None, None]
+    assert relative_error(result, x * y * np.linalg.inv(x.astype(float)).mT / (3 * y)) <= TOLERANCE
+    np.testing.assert_allclose(result.sum((1, 2)), 1, rtol=1e-3)
+
+
+def test_norm_of_a_batch_normalisation() -> None:
+    """R_x = scale x R / y: the shift keeps its share."""
+    x, r = normal(2, 3), normal(3, 3)[:2]
+    scale, bias, mean, variance = (normal(3, n)[:, 0] ** 2 + 0.1 for n in range(1, 5))
+    case = Case("BatchNormalization", [x, scale, bias, mean, variance], {"epsilon": 1e-5}, constant=(1, 2, 3, 4))
+    factor = scale.astype(float) / np.sqrt(variance + 1e-5)
+    expected = x * factor * r / stabilized((x - mean) * factor + bias, 1e-6)
+    for free in (False, True):
+        (result,) = relevances(case, Norm(), r, free).values()
+        assert relative_error(result, expected) <= TOLERANCE
+
+
+def test_what_bounds_an_input_gets_nothing() -> None:
+    """A Clip whose bounds depend on the explained input, too: the first input gets all, once."""
+    results = relevances(Case("Clip", [normal(2, 3), np.float32(0), np.float32(6)]), Pass(), normal(2, 3), False)
+    assert list(results) == ["x0"]
 
 
 PASS = [
