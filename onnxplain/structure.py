@@ -144,7 +144,8 @@ class Structure:
         found = {}
         for call in layers:
             before = takewhile(lambda step: serves(step[0], step[0].node.outputs[0]), ahead[id(call)])
-            found[id(call)] = Around(tuple(before)[::-1], tuple(behind[id(call)]), self._raw(call))
+            rounded = self._rounded(call) if behind[id(call)] else None
+            found[id(call)] = Around(tuple(before)[::-1], tuple(behind[id(call)]), rounded, self._raw(call))
         return {key: around for key, around in found.items() if around != Around()}
 
     def _behind(self, layer: Call, accepts: Accepts) -> list[tuple[Call, int]]:
@@ -170,6 +171,12 @@ class Structure:
             found = self.readers[found[0].node.outputs[0]]
         alone = len(found) == 1 and tuple(passed) in ((), ROUNDING) and not isinstance(found[0], ControlCall)
         return found[0] if alone else None
+
+    def _rounded(self, layer: Call) -> Var | None:
+        """What rounding right behind a layer leaves of its output."""
+        call = self._reader(layer.node.outputs[0])
+        read = call.inputs[call.active.index(True)] if call is not None else None
+        return read if read is not None and read.name != layer.y.name else None
 
     def _ahead(self, layer: Call, accepts: Accepts) -> list[tuple[Call, int]]:
         name, axis = layer.node.inputs[0], _channel_axis(layer, layer.x)

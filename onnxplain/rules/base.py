@@ -44,12 +44,16 @@ class Around:
     before, behind
         Nodes between the layer and what comes before and behind it, in the order of the graph, and the axis of the
         channels in their outputs. Nothing else reads what the layer gives before it has gone through those behind it.
+    rounded
+        What is left of the layer's output after rounding to integers, where it is rounded first. Relevances are shares
+        of that; what the layer gave before could be near zero where they are not.
     raw
         The nodes between the explained tensor and the layer, where there are only scales, shifts and transpositions.
     """
 
     before: tuple[tuple[Call, int], ...] = ()
     behind: tuple[tuple[Call, int], ...] = ()
+    rounded: Var | None = None
     raw: tuple[Call, ...] = ()
 
 
@@ -124,7 +128,7 @@ class LinearMap:
     def _with(self, around: Around) -> LinearMap:
         """The map of the layer and what belongs to it; x is then without the shifts before it, which are in b."""
         scale, shift = chained(around.behind)
-        whole, y, b = self.map(keep), self.y, self.bias
+        whole, y, b = self.map(keep), around.rounded or self.y, self.bias
         if scale is not None:
             factor = self._column(scale, self._channels)
             whole = self.map(lambda w: w * factor)
