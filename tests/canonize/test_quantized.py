@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+import onnxplain
 from onnxplain.canonize import quantized
 from onnxplain.canonize.expand import expand
 from onnxplain.canonize.fold import Light
@@ -277,3 +278,15 @@ def test_weights_are_not_quantized_once_more_when_the_graph_is_loaded() -> None:
     weights = {"w": np.array([100, 90], np.int8).reshape(2, 1, 1, 1), "b": np.zeros(2, np.float32), "z": np.uint8(0)}
     proto = model(text, **{k: np.asarray(v) for k, v in (scales | weights).items()})
     check(canonical(proto), proto, {"x": normal(3, 1, 4, 4)})
+
+
+def test_relevances_are_shares_of_what_rounding_leaves() -> None:
+    """The product and the bias cancel before rounding, and do not after it."""
+    text = """(float[N,1] x) => (float[N,1] y) {
+        a = MatMul(x, v) q = QuantizeLinear(a, s, z) d = DequantizeLinear(q, s, z) h = Add(d, b) y = MatMul(h, w)
+    }"""
+    one = np.ones((1, 1), np.float32)
+    weights = {"v": 0.5004 * one, "b": np.float32([-0.5]), "w": one, "s": np.float32(1), "z": np.uint8(9)}
+    proto = model(text, **{name: np.asarray(array) for name, array in weights.items()})
+    result = onnxplain.explain(proto, one, "lrp", rule="epsilon")
+    np.testing.assert_allclose(result.values, [[0.5004]], rtol=1e-4)
