@@ -21,6 +21,38 @@ class Point:
 
 
 @dataclass(frozen=True, eq=False)
+class References:
+    """The input itself, compared with a baseline or with each of several.
+
+    Attributes
+    ----------
+    baseline
+        A number, or an array: one for all samples, or one each.
+    baselines
+        An array of shape (K, ...): K baselines instead, each for all samples, that count alike.
+    """
+
+    baseline: Baseline = 0.0
+    baselines: Array | None = None
+
+    def __post_init__(self) -> None:
+        _check_baseline(self.baseline)
+        if self.baselines is not None:
+            _check_baseline(self.baselines)
+            if np.ndim(self.baselines) == 0 or len(self.baselines) == 0:
+                raise OptionError("baselines is an array whose first axis counts the baselines, at least one")
+
+    @property
+    def count(self) -> int:
+        """Number of baselines of a sample."""
+        return 1 if self.baselines is None else len(self.baselines)
+
+    def get(self, index: int) -> Baseline:
+        """One of the baselines."""
+        return self.baseline if self.baselines is None else np.asarray(self.baselines)[index]
+
+
+@dataclass(frozen=True, eq=False)
 class Line:
     """Points on the straight line from a baseline to the input.
 
@@ -174,7 +206,7 @@ class Windows:
             yield tuple(index)
 
 
-Distribution = Point | Line | Windows
+Distribution = Point | References | Line | Windows
 
 
 def as_baseline(baseline: Baseline, dtype: np.dtype[Any], name: str) -> Array:

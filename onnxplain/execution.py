@@ -9,12 +9,21 @@ from typing import Any
 import numpy as np
 
 from onnxplain.canonize import BATCH
-from onnxplain.distributions import Baseline, Line, Point, Windows, baseline_like, calibrated
-from onnxplain.errors import UnsupportedModelError
+from onnxplain.distributions import (
+    Baseline,
+    Line,
+    Point,
+    References,
+    Windows,
+    as_baseline,
+    baseline_like,
+    calibrated,
+)
+from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.ir import Graph, is_float
 from onnxplain.methods import Method
 from onnxplain.program import Program
-from onnxplain.questions import Question, batch_axes, batch_axis, rows
+from onnxplain.questions import Question, Slice, batch_axes, batch_axis, rows
 from onnxplain.runtime.batching import chunk_size, chunks
 from onnxplain.runtime.chunked import Chunked, Progress
 from onnxplain.runtime.providers import Choice
@@ -59,8 +68,9 @@ class Runner:
             Bytes; a bound on what one run's activations take.
         """
         question = program.question
-        axes = {**batch_axes(graph.inputs), program.target: 0}
+        axes = {**batch_axes(graph.inputs), program.target: 0} | ({program.weights: 0} if program.weights else {})
         axes |= {program.attributions[part.name]: part.axis for part in question.slices}
+        axes |= {program.baselines[p.name]: p.axis for p in question.slices if p.name in program.baselines}
         for tensor in question.tensors:
             axis = batch_axis(graph, tensor) or 0
             axes |= {tensor: axis, program.cotangents.get(tensor, tensor): axis}
@@ -100,7 +110,7 @@ class Runner:
 
     def tensors(self, feeds: Mapping[str, Array], count: int) -> dict[str, Array]:
         """The tensors at which cotangents are read."""
-        inner = self.front.run(feeds, count, self.front.session.outputs) if self.front else {}
+        inner = self.front.run(self._without_weights(feeds), count, self.front.session.outputs) if self.front else {}
         return {name: feeds[name] if name in feeds else inner[name] for name in self.program.question.tensors}
 
     def attributions(self, arrived: Mapping[str, Array], feeds: Mapping[str, Array], count: int) -> dict[str, Array]:
@@ -109,7 +119,10 @@ class Runner:
         if self.back is None:
             return {program.attributions[name]: a for name, a in arrived.items()}
         inputs = {program.cotangents[name]: a for name, a in arrived.items()}
-        return self.back.run({**feeds, **inputs}, count, list(program.attributions.values()))
+        return self.back.run({**self._without_weights(feeds), **inputs}, count, list(program.attributions.values()))
+
+    def _without_weights(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: array for name, array in feeds.items() if name != self.program.weights}
 
 
 def check(method: Method, feeds: Mapping[str, Array], question: Question) -> None:
@@ -119,7 +132,11 @@ def check(method: Method, feeds: Mapping[str, Array], question: Question) -> Non
         return
     for part in question.slices:
         if part.name in feeds:
-            baseline_like(distribution.baseline, feeds[part.name], part.name)
+            x = feeds[part.name]
+            if isinstance(distribution, References) and distribution.baselines is not None:
+                baseline_like(distribution.get(0), x.take([0], part.axis), part.name)
+            else:
+                baseline_like(distribution.baseline, x, part.name)
             if isinstance(distribution, Windows):
                 distribution.geometry(np.moveaxis(feeds[part.name], part.axis, 0).shape)
 
@@ -132,9 +149,9 @@ def run(
     Parameters
     ----------
     feeds
-        By input name.
+        By input name; for weighted sums, their weights, too.
     target
-        What `quantities.resolve` returns.
+        Positions, shape (N,), or (N, K) for weighted sums; labels; None: those that the model gives.
     """
     axes = runner.main.axes
     feeds = {name: np.moveaxis(a, axes[name], 0) if name in axes else a for name, a in feeds.items()}
@@ -145,6 +162,8 @@ def run(
         raise AssertionError("labels have no gradient")
     elif isinstance(method.distribution, Line):
         answer = _line(runner, method, method.distribution, feeds, target, progress)
+    elif isinstance(method.distribution, References) and runner.program.baselines:
+        answer = _references(runner, method, method.distribution, feeds, target, progress)
     else:
         answer = _point(runner, method, feeds, target, progress)
     parts = {p.name: np.moveaxis(answer.attributions[p.name], 0, p.axis) for p in runner.program.question.slices}
@@ -158,8 +177,51 @@ def _point(
     results = runner.run(feeds, target, runner.main.session.outputs, progress)
     attributions = {name: results[output] for name, output in program.attributions.items()}
     score = results[program.score]
-    residual = _per_sample_sum(attributions, len(score)) - score if method.promise else None
+    change = score - results[program.baseline_score] if program.baseline_score else score
+    residual = _per_sample_sum(attributions, len(score)) - change if method.promise else None
     return Answer(attributions, results[program.resolved], score, residual)
+
+
+def _references(
+    runner: Runner,
+    method: Method,
+    references: References,
+    feeds: Mapping[str, Array],
+    target: Array,
+    progress: Progress | None,
+) -> Answer:
+    """Mean over the baselines of a sample, which are inputs of the program."""
+    program, samples, count = runner.program, len(target), references.count
+    rows = {program.baselines[p.name]: _rows(program, references, p, samples) for p in program.question.slices}
+    total = samples * count
+    means: dict[str, Array] = {}
+    for part in chunks(total, runner.main.chunk):
+        sample, index = np.divmod(np.arange(part.start, part.stop), count)
+        points = {n: a[sample] if n in runner.main.axes else a for n, a in feeds.items()}
+        points |= {n: a[sample if references.baselines is None else index] for n, a in rows.items()}
+        for name, values in runner.run(points, target[sample], runner.main.session.outputs).items():
+            mean = means.setdefault(name, np.zeros((samples, *values.shape[1:]), np.float64))
+            np.add.at(mean, sample, values.astype(np.float64) / count)
+        if progress:
+            progress(part.stop, total)
+    attributions = {p.name: means[program.attributions[p.name]] for p in program.question.slices}
+    score = means[program.score]
+    residual = _per_sample_sum(attributions, samples) - (score - means[str(program.baseline_score)])
+    dtypes = {v.name: v.dtype for v in program.graph.outputs}
+    attributions = {n: a.astype(dtypes[program.attributions[n]]) for n, a in attributions.items()}
+    resolved = means[program.resolved].round().astype(np.int64)
+    return Answer(attributions, resolved, score.astype(dtypes[program.score]), residual if method.promise else None)
+
+
+def _rows(program: Program, references: References, part: Slice, samples: int) -> Array:
+    """The baselines of a slice: one per sample, or those that all samples share; the batch axis in front."""
+    value = next(v for v in program.graph.inputs if v.name == program.baselines[part.name])
+    arrays = [as_baseline(references.get(k), value.dtype, part.name) for k in range(references.count)]
+    rank = len(value.shape or ())
+    found = np.concatenate([np.moveaxis(a.reshape((1,) * (rank - a.ndim) + a.shape), part.axis, 0) for a in arrays])
+    if len(found) != (samples if references.baselines is None else references.count):
+        raise OptionError(f"a baseline of shape {arrays[0].shape} does not fit {samples} samples of '{part.name}'")
+    return found
 
 
 def _per_sample_sum(attributions: Mapping[str, Array], samples: int) -> Array:

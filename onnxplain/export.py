@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain import quantities
-from onnxplain.distributions import Baseline, Line, Windows, as_baseline, calibrated, share
+from onnxplain.distributions import Baseline, Line, References, Windows, as_baseline, calibrated, share
 from onnxplain.emit import Emitter, Var, concat, fits, where
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.ir import Graph, Node, Shape, Value, is_float
@@ -19,10 +19,11 @@ from onnxplain.program import Program, compile_program, gathered
 from onnxplain.questions import Question, batch_axis
 
 Array = np.ndarray[Any, Any]
+Asked = Array | tuple[Array, Array] | None
 Step = Callable[[Emitter, Var, list[Var]], list[Var]]
 
 
-def explainer_graph(graph: Graph, method: Method, question: Question, asked: bool, target: Array | None) -> Graph:
+def explainer_graph(graph: Graph, method: Method, question: Question, asked: bool, target: Asked) -> Graph:
     """The graph of a stand-alone explainer.
 
     Parameters
@@ -30,9 +31,9 @@ def explainer_graph(graph: Graph, method: Method, question: Question, asked: boo
     graph
         A canonical graph.
     asked
-        Whether the explainer has an input ``target`` (see `quantities.target_input`).
+        Whether the explainer has an input ``target`` (see `quantities.target_inputs`).
     target
-        Otherwise, what `quantities.resolve` returns for one sample; it holds for all of them.
+        Otherwise, what `quantities.resolve` or `Quantity.resolve` returns for one sample; it holds for all of them.
 
     Returns
     -------
@@ -45,13 +46,17 @@ def explainer_graph(graph: Graph, method: Method, question: Question, asked: boo
         return _Sampled(graph, program, asked, target).line(method, method.distribution)
     if isinstance(method.distribution, Windows):
         return _Sampled(graph, program, asked, target).windows(method.distribution)
+    if isinstance(method.distribution, References) and program.baselines:
+        return _Sampled(graph, program, asked, target).references(method.distribution)
     outputs = [v.name for v in graph.outputs] + list(program.attributions.values())
     explainer = program.graph.pruned(outputs)
     if asked:
         return explainer
-    inputs = tuple(v for v in explainer.inputs if v.name != program.target)
-    values = {k: v for k, v in explainer.values.items() if k != program.target}
-    return explainer.replace(inputs=inputs, constants={**explainer.constants, program.target: target}, values=values)
+    names = [name for name in (program.target, program.weights) if name]
+    fixed = dict(zip(names, target if isinstance(target, tuple) else [target], strict=True))
+    inputs = tuple(v for v in explainer.inputs if v.name not in fixed)
+    values = {k: v for k, v in explainer.values.items() if k not in fixed}
+    return explainer.replace(inputs=inputs, constants={**explainer.constants, **fixed}, values=values)
 
 
 def in_types(graph: Graph, inputs: Sequence[Value], outputs: Mapping[str, np.dtype[Any]]) -> Graph:
@@ -72,18 +77,22 @@ def in_types(graph: Graph, inputs: Sequence[Value], outputs: Mapping[str, np.dty
 class _Sampled:
     """The model at its input, and the program in a loop over points: constant memory, however many points."""
 
-    def __init__(self, graph: Graph, program: Program, asked: bool, target: Array | None) -> None:
+    def __init__(self, graph: Graph, program: Program, asked: bool, target: Asked) -> None:
         self.graph, self.program = graph, program
         self.emitter = emitter = Emitter(graph)
         question = program.question
         explained = emitter.var(question.explained)
         self.inputs = [emitter.var(v.name) for v in graph.inputs]
         if asked:
-            self.inputs.append(quantities.target_input(explained, question.axis))
+            self.inputs += quantities.target_inputs(explained, question.axis)
         # Without a target, labels are compared with those that the model gives.
-        chosen = self.inputs[-1] if asked else explained if target is None else emitter.const(target)
-        self.selection = quantities.select(explained, chosen, question.axis)
-        self.target = self.selection.target
+        chosen = self.inputs[-1:] if asked else [explained]
+        if not asked and target is not None:
+            chosen = [emitter.const(a) for a in (target if isinstance(target, tuple) else [target])]
+        self.selection = quantities.select(explained, chosen[0], question.axis, *chosen[1:])
+        self.target = {program.target: self.selection.target}
+        if program.weights:
+            self.target[program.weights] = chosen[1]
 
     def line(self, method: Method, line: Line) -> Graph:
         """Mean over the points of a line."""
@@ -127,6 +136,29 @@ class _Sampled:
             means = [calibrated(*numbers) for numbers in found]
         arrived = {n: method.readout(mean, x[n], baseline[n]) for n, mean in zip(wanted, means, strict=True)}
         return self._finish(gathered(self.graph, emitter, self.program.question, arrived))
+
+    def references(self, references: References) -> Graph:
+        """Mean over several baselines."""
+        if references.baselines is None:
+            shape = np.shape(references.baseline)
+            raise OptionError(f"a baseline of shape {shape} does not fit one sample, and explainers take any input")
+        emitter, count, names = self.emitter, references.count, self.program.attributions
+        x = {part.name: emitter.var(part.name) for part in self.program.question.slices}
+        tables = {}
+        for name, v in x.items():
+            rows = [as_baseline(references.get(k), v.dtype, name) for k in range(count)]
+            tables[name] = emitter.const(np.stack([r.reshape((1,) * (v.rank - r.ndim) + r.shape) for r in rows]))
+
+        def step(body: Emitter, index: Var, sums: list[Var]) -> list[Var]:
+            rows = {n: body.op("Gather", body.var(table.name), index, axis=0) for n, table in tables.items()}
+            points = {self.program.baselines[n]: row for n, row in rows.items()}
+            results = self._inside(body, points, [names[n] for n in x])
+            return [total + result for total, result in zip(sums, results, strict=True)]
+
+        dtypes = {v.name: v.dtype for v in self.program.graph.outputs}
+        zeros = [_zeros(v.sizes(), v.shape, dtypes[names[n]]) for n, v in x.items()]
+        sums = self._loop(emitter.const(np.array(count)), zeros, step)
+        return self._finish({n: total * (1 / count) for n, total in zip(x, sums, strict=True)})
 
     def _baselines(self, baseline: Baseline) -> dict[str, Var]:
         """The tensors at the baseline: itself, or what the model makes of it where it stands for an input."""
@@ -227,8 +259,9 @@ class _Sampled:
     def _inside(self, body: Emitter, points: Mapping[str, Var], outputs: list[str]) -> list[Var]:
         """The program's outputs at ``points``, in a loop body; its other inputs and its weights come from outside."""
         program = self.program.graph.pruned(outputs)
-        given = {v.name: body.var(v.name) for v in program.inputs if v.name != self.program.target}
-        return body.inline(program, {**given, **points, self.program.target: body.var(self.target.name)}, outputs)
+        given = {v.name: body.var(v.name) for v in program.inputs if v.name not in {**points, **self.target}}
+        target = {name: body.var(var.name) for name, var in self.target.items()}
+        return body.inline(program, {**given, **points, **target}, outputs)
 
     def _finish(self, attributions: Mapping[str, Var]) -> Graph:
         outputs = {v.name: self.emitter.var(v.name) for v in self.graph.outputs}

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from onnxplain import composites, readouts
+from onnxplain import deeplift as deeplift_composites
 from onnxplain.composites import COMPOSITES, RULES, Composite
-from onnxplain.distributions import Baseline, Distribution, Line, Point, Windows
+from onnxplain.distributions import Baseline, Distribution, Line, Point, References, Windows
 from onnxplain.errors import OptionError, did_you_mean
 
 
@@ -117,6 +118,16 @@ def lrp(
     return Method("lrp", composites.with_fallback(chosen, fallback), value_seed=True, promise="conservation")
 
 
+def deeplift(rule: str = "rescale", baseline: Baseline = 0.0, baselines: Any = None) -> Method:
+    """Differences to a baseline (Shrikumar et al. 2017), or mean over baselines (DeepLIFT-SHAP); rule=reveal_cancel."""
+    if baselines is not None and not (np.isscalar(baseline) and baseline == 0.0):
+        raise OptionError("deeplift takes a baseline or baselines, not both")
+    composite = deeplift_composites.composite(rule)
+    promise = None if rule in ("no_rule", "linear") else "completeness"
+    references = References(baseline, baselines)
+    return Method("deeplift", composite, references, readouts.times_delta, promise=promise)
+
+
 def deep_taylor(low: Baseline | None = None, high: Baseline | None = None, fallback: str | None = None) -> Method:
     """Deep Taylor decomposition of ReLU networks (Montavon et al. 2017); low=, high= bound the input, where it is."""
     given = {k: v for k, v in (("low", low), ("high", high)) if v is not None}
@@ -170,6 +181,7 @@ METHODS: dict[str, Callable[..., Method]] = {
         deconvnet,
         lrp,
         deep_taylor,
+        deeplift,
         occlusion,
     )
 }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from onnxplain import methods, quantities
 from onnxplain.backward import backward, plan
 from onnxplain.composites import Composite, kind_of
 from onnxplain.control import ControlCall
-from onnxplain.distributions import Point
+from onnxplain.deeplift import DeepLift
+from onnxplain.distributions import Point, References
 from onnxplain.emit import Emitter, Var
 from onnxplain.errors import UnsupportedModelError, UnsupportedOperatorError
 from onnxplain.integers import returned
@@ -17,10 +18,11 @@ from onnxplain.ir import Graph, Node
 from onnxplain.methods import Method
 from onnxplain.ops import Call, Kind
 from onnxplain.questions import Question
+from onnxplain.reference import Pair, is_shared, paired
 from onnxplain.rules.base import Rule
 from onnxplain.stepwise import written_out
 
-SCORE, RESOLVED = "score", "resolved_target"
+SCORE, RESOLVED, BASELINE_SCORE = "score", "resolved_target", "baseline_score"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Program:
     Attributes
     ----------
     graph
-        Inputs: the model's, the target (see `quantities.target_input`), and, for methods that look at several points,
+        Inputs: the model's, the target (see `quantities.target_inputs`), and, for methods that look at several points,
         the tensors that cotangents are read at. Outputs: the score, the resolved target, those named below,
         and the explained tensor if it holds labels.
     question
@@ -48,8 +50,12 @@ class Program:
         Name of a slice -> name of its attribution: an output of ``graph`` for methods that look at one point.
     cotangents
         For methods that average over several points and walk back: name of a tensor -> the output with its cotangent.
-    target, score, resolved
-        Names of the input and the two outputs.
+    target, weights, score, resolved
+        Names of the inputs (there are weights for weighted sums only) and the two outputs.
+    baselines
+        For methods that compare the input with a baseline which is not built in: name of a slice -> the input for it.
+    baseline_score
+        Name of the output with the score there; None for other methods.
     front
         Computes, from the model's inputs, the tensors that are none of them; None if there are none.
     back
@@ -62,8 +68,11 @@ class Program:
     attributions: Mapping[str, str]
     cotangents: Mapping[str, str]
     target: str
+    weights: str | None
     score: str
     resolved: str
+    baselines: Mapping[str, str] = field(default_factory=dict)
+    baseline_score: str | None = None
     front: Graph | None = None
     back: Graph | None = None
 
@@ -105,33 +114,47 @@ def compile_program(graph: Graph, method: Method, question: Question, model_outp
         All nodes that stand in the way.
     """
     graph = written_out(graph, method.composite) if method.composite else graph
-    whole, at_point = graph, isinstance(method.distribution, Point)
+    whole, at_point = graph, isinstance(method.distribution, Point | References)
+    pair = _pair(graph, method.distribution, question) if isinstance(method.distribution, References) else None
+    composite = method.composite
+    if pair is not None:
+        graph = pair.graph
+        composite = composite.against(pair.names) if isinstance(composite, DeepLift) else composite
+    reference = pair.names if pair else {}
     if not at_point:
         graph = graph.cut(question.tensors)
     emitter = Emitter(graph)
-    if method.composite is not None:
-        method.composite.assign(_plan(graph, emitter, question))
+    if composite is not None:
+        composite.assign(_plan(graph, emitter, question))
     explained = emitter.var(question.explained)
-    target = quantities.target_input(explained, question.axis)
-    selection = quantities.select(explained, target, question.axis)
+    target, *weights = asked = quantities.target_inputs(explained, question.axis, question.weighted)
+    selection = quantities.select(explained, target, question.axis, *weights)
     several = len(question.slices) > 1
     names = {s.name: emitter.fresh(f"attribution_{s.name}" if several else "attribution") for s in question.slices}
     cotangent_names: dict[str, str] = {}
     score, resolved = emitter.fresh(SCORE), emitter.fresh(RESOLVED)
-    kept = [v.name for v in graph.outputs] if model_outputs else [] if selection.one_hot else [question.explained]
+    kept = [v.name for v in graph.outputs] if model_outputs else [] if selection.chosen else [question.explained]
     outputs = {name: emitter.var(name) for name in kept}
-    if method.composite is not None:
+    if composite is not None:
         seed = selection.value_seed() if method.value_seed else selection.unit_seed()
         seeds = {question.explained: seed}
-        cotangents = backward(graph, emitter, seeds, question.tensors, method.composite.assign)
+        cotangents = backward(graph, emitter, seeds, question.tensors, composite.assign)
         arrived = {name: _arrived(emitter.var(name), ct) for name, ct in cotangents.items()}
         if at_point:
-            readouts = {n: method.readout(ct, emitter.var(n), None) for n, ct in arrived.items()}
+            readouts = {
+                n: method.readout(ct, emitter.var(n), emitter.var(reference[n]) if n in reference else None)
+                for n, ct in arrived.items()
+            }
             outputs |= {names[n]: a for n, a in gathered(graph, emitter, question, readouts).items()}
         else:
             cotangent_names = {name: emitter.fresh(f"cotangent_{name}") for name in arrived}
             outputs |= {cotangent_names[n]: ct for n, ct in arrived.items()}
     outputs |= {score: selection.score, resolved: selection.target}
+    baseline_score = emitter.fresh(BASELINE_SCORE) if pair else None
+    if baseline_score:
+        there = emitter.var(reference.get(question.explained, question.explained))
+        there = emitter.op("Expand", there, explained.sizes(), known=explained.shape)
+        outputs[baseline_score] = quantities.select(there, selection.target, question.axis, *weights).score
     inputs = [emitter.var(v.name) for v in graph.inputs]
     front, back = None, None
     if not at_point:
@@ -139,16 +162,25 @@ def compile_program(graph: Graph, method: Method, question: Question, model_outp
         front = whole.pruned(inner) if inner else None
         back = None if all(s.direct for s in question.slices) else _back(whole, question, cotangent_names, names)
     return Program(
-        emitter.graph([*inputs, target], outputs),
+        emitter.graph([*inputs, *asked], outputs),
         question,
         names,
         cotangent_names,
         target.name,
+        weights[0].name if weights else None,
         score,
         resolved,
+        pair.inputs if pair else {},
+        baseline_score,
         front,
         back,
     )
+
+
+def _pair(graph: Graph, references: References, question: Question) -> Pair:
+    """The graph with the reference built in, if there is one, and if it is the same for all samples."""
+    shared = all(is_shared(references.baseline, graph.value(part.name), part.axis) for part in question.slices)
+    return paired(graph, question, references.baseline if shared and references.baselines is None else None)
 
 
 def gathered(graph: Graph, emitter: Emitter, question: Question, arrived: Mapping[str, Var]) -> dict[str, Var]:

@@ -53,7 +53,8 @@ def test_programs_are_valid_and_say_where_things_are(method: str) -> None:
     found = program.cotangents or program.attributions
     outputs = {v.name: v for v in program.graph.outputs}
     attributions = set(found.values()) if made.composite else set()
-    assert set(outputs) == attributions | {program.score, program.resolved}
+    numbers = {program.score, program.resolved, program.baseline_score} - {None}
+    assert set(outputs) == attributions | numbers
     for name in attributions:
         assert outputs[name].shape == graph.value(name[-1]).shape
     feeds = {**TWO_INPUTS.feeds(2), "target": np.array([-1, 1])}

@@ -1,0 +1,224 @@
+"""DeepLIFT beyond elementwise functions: rules under which what inputs contribute adds up to what the output changes.
+
+The paper has none for products of activations, softmax or normalisation. These are the two-player Shapley values where
+there are two inputs (as SHAP's), and else follow from the operator's own algebra. All are the gradient where input and
+reference are the same. Letters: x at the input, x0 at the reference, D the difference, x' the mean of the two.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxplain.emit import Var, where
+from onnxplain.ops import Call
+from onnxplain.ops import norm as norms
+from onnxplain.ops.activation import fn
+from onnxplain.ops.table import Cotangent
+from onnxplain.rules.base import Gradient, negative, positive
+from onnxplain.rules.compared import compared, mean, ramp, tanhc
+
+MIN = {"Min", "ReduceMin"}
+
+
+@dataclass(frozen=True)
+class Midpoint:
+    """The gradient, with means of inputs and outputs: exact for quadratic forms, such as a b, and their square roots.
+
+    D(a b) = b' Da + a' Db;  D(y^2) = 2 y' Dy.
+    """
+
+    def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
+        """See `onnxplain.rules.base.Rule`."""
+        node = compared(call)
+        inputs = [x and x0 and mean(x, x0) for x, x0 in zip(node.inputs, node.inputs0, strict=True)]
+        outputs = [y and y0 and mean(y, y0) for y, y0 in zip(node.outputs, node.outputs0, strict=True)]
+        return Gradient()(node.with_tensors(inputs, outputs), *cotangents)
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """Mean of the gradient on the straight line from reference to input (Gauss-Legendre quadrature).
+
+    Exact for polynomials of a degree below twice the number of points, such as products of many factors; close for
+    whatever has no kinks.
+    """
+
+    points: int = 8
+
+    def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
+        """See `onnxplain.rules.base.Rule`."""
+        node = compared(call)
+        total: list[Cotangent] = []
+        for position, weight in zip(*np.polynomial.legendre.leggauss(self.points), strict=True):
+            at = float(1 + position) / 2
+            inputs = [
+                x0 + (x - x0) * at if active and x and x0 else x
+                for x, x0, active in zip(node.inputs, node.inputs0, node.active, strict=True)
+            ]
+            there = node.with_tensors(inputs, node.outputs).bind(inputs)
+            results = Gradient()(there, *(ct and ct * (float(weight) / 2) for ct in cotangents))
+            total = [a and b and a + b for a, b in zip(total, results, strict=True)] if total else list(results)
+        return total
+
+
+@dataclass(frozen=True)
+class Quotient:
+    """D(a / b) = (1 / b)' Da - a' Db / (b b0)."""
+
+    def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
+        """See `onnxplain.rules.base.Rule`."""
+        node, ct = compared(call), cotangents[0]
+        assert ct is not None
+        a, b, a0, b0 = call.x, call.need(1), node.x0, node.need0(1)
+        by_a = ct / b if b.name == b0.name else ct * mean(1.0 / b, 1.0 / b0)
+        return [by_a if call.active[0] else None, -ct * mean(a, a0) / (b * b0) if call.active[1] else None]
+
+
+@dataclass(frozen=True)
+class LogMean:
+    """Softmax: Dy_i = l_i (Dx_i - sum_j l_j Dx_j / sum_j l_j), where l is the logarithmic mean of y and y0.
+
+    With u = log y, exp is rescaled: Dy = l Du and u_i = x_i - L. As the y sum to 1, sum_i l_i (Dx_i - DL) = 0, which
+    gives DL. The log-softmax is Du.
+    """
+
+    def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
+        """See `onnxplain.rules.base.Rule`."""
+        node, ct = compared(call), cotangents[0]
+        assert ct is not None
+        log = call.node.op == "LogSoftmax"
+        x, y, axes = (call.x, node.x0), (call.y, node.y0), [call.attrs["axis"]]
+        u, u0 = y if log else (fn("LogSoftmax", v, axis=call.attrs["axis"]) for v in x)
+        average = mean(*(fn("Exp", v) for v in y)) if log else mean(*y)
+        # Masked elements have u = u0 = -infinity; rows that are masked altogether are NaN.
+        weight = where(average > 0.0, average * tanhc((u - u0) * 0.5), 0.0)
+        total = weight.sum(axes, keepdims=True)
+        total = where(total > 0.0, total, 1.0)
+        if log:
+            return [ct - weight / total * ct.sum(axes, keepdims=True)]
+        return [weight * (ct - (weight * ct).sum(axes, keepdims=True) / total)]
+
+
+@dataclass(frozen=True)
+class Extreme:
+    """Elementwise Max and Min: each input's mean slope, the others being at the reference and at the input.
+
+    Of more than two inputs, the first two make one.
+    """
+
+    def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
+        """See `onnxplain.rules.base.Rule`."""
+        node, ct = compared(call), cotangents[0]
+        assert ct is not None
+        op, down = call.node.op, call.node.op in MIN
+        inputs = [(call.need(i), node.need0(i)) for i in range(len(call.inputs))]
+        firsts = inputs[:1]
+        for pair in inputs[1:-1]:
+            firsts.append(tuple(call.op(op, *vs) for vs in zip(firsts[-1], pair, strict=True)))  # type: ignore[arg-type]
+        results: list[Cotangent] = []
+        for first, last in reversed(list(zip(firsts, inputs[1:], strict=True))):
+            results.insert(0, ct * _share(last, first, down))
+            ct = ct * _share(first, last, down)
+        return [r if active else None for r, active in zip([ct, *results], call.active, strict=True)]
+
+
+def _share(a: tuple[Var, Var], b: tuple[Var, Var], down: bool) -> Var:
+    """Slope of max(a, b), or min, from a0 to a, averaged over b and b0."""
+
+    def slope(other: Var) -> Var:
+        ends = [other - v if down else v - other for v in a]
+        return ramp(ends[0], ends[1], at_zero=0.5)
+
+    return mean(slope(b[0]), slope(b[1]))
+
+
+@dataclass(frozen=True)
+class CrossMax:
+    """Maxima of several elements: a rise goes to the largest at the input, a fall to what was the largest before.
+
+    This is captum's and SHAP's rule for max pooling. Both elements changed at least as much as the maximum did, so no
+    multiplier is larger than 1. Of several that are largest, the operator's gradient chooses.
+    """
+
+    def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
+        """See `onnxplain.rules.base.Rule`."""
+        node, ct = compared(call), cotangents[0]
+        assert ct is not None
+        full = [
+            call.op("Expand", x0, x.sizes(), known=x.shape) if x and x0 and x.shape != x0.shape else x0
+            for x, x0 in zip(node.inputs, node.inputs0, strict=True)
+        ]
+        before = node.with_tensors(node.inputs, node.outputs).bind(full)
+        change, (outward, inward) = call.y - before.y, (positive, negative)
+        if call.node.op in MIN:
+            outward, inward = inward, outward
+        here, there = Gradient()(call, ct * outward(change)), Gradient()(before, ct * inward(change))
+        rows = zip(here, there, Gradient()(call, ct), node.inputs, full, strict=False)
+        return [g and h and t and x and x0 and _over(h + t, x - x0, g) for h, t, g, x, x0 in rows]
+
+
+def _over(contribution: Var, change: Var, gradient: Var) -> Var:
+    return where(change.equal(0.0), gradient, contribution / change)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where: a gradient as long as the condition is the same at both points; else m = Dy / (Da + Db) for both.
+
+    That is the Rescale rule if both are functions of one x, as in activations that are spelled out.
+    """
+
+    def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
+        """See `onnxplain.rules.base.Rule`."""
+        node, ct = compared(call), cotangents[0]
+        assert ct is not None
+        gradients = Gradient()(call, ct)
+        if call.x.name == node.x0.name:
+            return gradients
+        steps = [call.need(i) - node.need0(i) for i in (1, 2) if call.active[i]]
+        step = functools.reduce(operator.add, steps)
+        share = where(step.equal(0.0), 0.0, ct * (call.y - node.y0) / step)
+        same = call.op("Not", call.op("Xor", call.x, node.x0))
+        return [g and where(same, g, share) for g in gradients]
+
+
+@dataclass(frozen=True)
+class Standardized:
+    """y = (x - mean) r with r = 1 / deviation: a product whose second factor is a function of the variance v.
+
+    With c = x - mean: D(c r) = r' Dc + c' Dr;  Dr = -q Dv, q = r^2 r0^2 / (r + r0);  Dv = 2 mean(c' Dc).
+    """
+
+    def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
+        """See `onnxplain.rules.base.Rule`."""
+        node, ct = compared(call), cotangents[0]
+        assert ct is not None
+        x, x0, attrs = norms.wide(call.x), norms.wide(node.x0), call.attrs
+        ct, epsilon = norms.wide(ct), attrs.get("epsilon", 1e-18)  # MeanVarianceNormalization has none
+        if call.node.op == "LayerNormalization":
+            axes = list(range(attrs["axis"] % x.rank, x.rank))
+            return norms.fit(call, _standardized(ct * norms.wide(call.need(1)), x, x0, axes, epsilon))
+        if call.node.op == "MeanVarianceNormalization":
+            return norms.fit(call, _standardized(ct, x, x0, [a % x.rank for a in attrs["axes"]], epsilon))
+        scaled = ct * norms.column(norms.wide(call.need(1)), x)
+        scaled, before, after = (_grouped(call, v) for v in (scaled, x0, x))
+        return norms.fit(call, _standardized(scaled, after, before, [2], epsilon).reshape_like(x))
+
+
+def _grouped(call: Call, x: Var) -> Var:
+    groups = call.attrs.get("num_groups", 0)  # to Reshape, 0 means: as many as there are channels
+    assert x.shape is not None
+    return x.reshape([0, groups, -1], (x.shape[0], groups or x.shape[1], None))
+
+
+def _standardized(ct: Var, x: Var, x0: Var, axes: Sequence[int], epsilon: float) -> Var:
+    (c, r), (c0, r0) = (norms.statistics(v, axes, epsilon) for v in (x, x0))
+    q = r * r * r0 * r0 / (r + r0)
+    centered = mean(c, c0)
+    by_c = mean(r, r0) * ct - centered * (2.0 * q * norms.mean(centered * ct, axes))
+    return by_c - norms.mean(by_c, axes)
