@@ -30,6 +30,7 @@ Array = np.ndarray[Any, Any]
 Inputs = Array | Mapping[str, Array]
 _MISSING = {"Imputer", "IsNaN", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
 Sizes = tuple[tuple[str, int], ...]  # of free dimensions, sorted by name
+Asked = tuple[Sizes, tuple[Any, ...] | None]  # and the place of a quantity
 
 
 class Model:
@@ -239,14 +240,16 @@ class Explainer:
         value = canonical.graph.value(question.explained)
         found = _resolved(target, canonical, question, samples)
         execution.check(self.method, feeds, question)
-        runner = self._runner((tuple(sorted(sizes.items())), quantity.place if quantity else None))
+        asked = (tuple(sorted(sizes.items())), quantity.place if quantity else None)
+        runner = self._runner(asked)
         if isinstance(found, tuple):
             found, weights = found
             feeds |= {str(runner.program.weights): weights}
         answer = execution.run(runner, self.method, feeds, found, progress)
         parts = {name: Single(name, values) for name, values in answer.attributions.items()}
         resolved = quantities.unravel(answer.target, value, question.axis)
-        return Attribution(self.method.name, resolved, answer.score, answer.residual, parts)
+        trace = partial(self._trace, asked, feeds, answer.target)
+        return Attribution(self.method.name, resolved, answer.score, answer.residual, parts, trace)
 
     @property
     def provider(self) -> str | None:
@@ -307,10 +310,20 @@ class Explainer:
         canonical = self.model.canonical(sizes)
         return canonical, self._ask(canonical.graph, quantity=quantity)
 
-    def _compile(self, asked: tuple[Sizes, tuple[Any, ...] | None]) -> execution.Runner:
+    def _trace(self, asked: Asked, feeds: Mapping[str, Array], target: Array) -> list[Assignment]:
+        canonical, question = self._asked(asked)
+        if self.method.composite is None:
+            return []
+        lines = report(canonical.graph, self.method.composite, question)
+        return execution.traced(self._compile(asked, traced=True), lines, feeds, target)
+
+    def _asked(self, asked: Asked) -> tuple[Canonical, Question]:
         sizes, place = asked
-        canonical, question = self._question(dict(sizes), None if place is None else Quantity((), *place))
-        program = compile_program(canonical.graph, self.method, question)
+        return self._question(dict(sizes), None if place is None else Quantity((), *place))
+
+    def _compile(self, asked: Asked, traced: bool = False) -> execution.Runner:
+        canonical, question = self._asked(asked)
+        program = compile_program(canonical.graph, self.method, question, traced=traced)
         return execution.Runner.load(program, self.providers, canonical.graph, canonical.fixed_batch, self.memory)
 
 

@@ -13,10 +13,16 @@ from onnxplain.ops import OPS, ZERO_GRADIENT, Call
 from onnxplain.rules.base import Rule
 
 Assign = Callable[[Sequence[Call]], Sequence[Rule]]
+Watch = Callable[[Call, Sequence[tuple[str, Var]], Sequence[tuple[str, Var]]], None]
 
 
 def backward(
-    graph: Graph, emitter: Emitter, seeds: Mapping[str, Var], wanted: Sequence[str], assign: Assign
+    graph: Graph,
+    emitter: Emitter,
+    seeds: Mapping[str, Var],
+    wanted: Sequence[str],
+    assign: Assign,
+    watch: Watch | None = None,
 ) -> dict[str, Var | None]:
     """Write the backward graph behind a forward one.
 
@@ -31,6 +37,9 @@ def backward(
     assign
         Nodes on the path (see `plan`) -> the rule of each; that of a control-flow node, whose bodies' nodes have their
         own, does not matter. All rules are known before anything is written.
+    watch
+        Called with each node outside of bodies, what has arrived at its outputs and what it gives to its inputs, by
+        name.
 
     Returns
     -------
@@ -42,7 +51,7 @@ def backward(
     UnsupportedOperatorError
         Operators without a gradient on the path, all of them named.
     """
-    calls = plan(graph, emitter, list(seeds), wanted)
+    top, calls = emitter, plan(graph, emitter, list(seeds), wanted)
     pairs = list(zip(calls, assign(calls), strict=True))
 
     def walk(emitter: Emitter, seeds: Mapping[str, Var]) -> Sums:
@@ -52,6 +61,7 @@ def backward(
             cotangents = [arrived.get(o) for o in call.node.outputs]
             if call.emitter is not emitter or not any(cotangents):
                 continue
+            given: list[tuple[str, Var]] = []
             with emitter.within(f"{call.node.outputs[0]}/backward"):
                 if isinstance(call, ControlCall):
                     results, broadcast = call.vjp(cotangents, walk), False
@@ -60,7 +70,11 @@ def backward(
                 for name, active, ct in zip(call.node.operands, call.active, results, strict=False):
                     if active and ct is not None:
                         x = emitter.var(name)
-                        arrived.add(name, emitter.refine(sum_to(ct, call.y.shape, x) if broadcast else ct, x.shape))
+                        given.append((name, emitter.refine(sum_to(ct, call.y.shape, x) if broadcast else ct, x.shape)))
+                        arrived.add(*given[-1])
+            if watch and emitter is top:
+                outputs = zip(call.node.outputs, cotangents, strict=True)
+                watch(call, [(name, ct) for name, ct in outputs if ct is not None], given)
         return arrived
 
     arrived = walk(emitter, seeds)

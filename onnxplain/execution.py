@@ -22,7 +22,7 @@ from onnxplain.distributions import (
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.ir import Graph, is_float
 from onnxplain.methods import Method
-from onnxplain.program import Program
+from onnxplain.program import Assignment, Program
 from onnxplain.questions import Question, Slice, batch_axes, batch_axis, rows
 from onnxplain.runtime.batching import chunk_size, chunks
 from onnxplain.runtime.chunked import Chunked, Progress
@@ -139,6 +139,23 @@ def check(method: Method, feeds: Mapping[str, Array], question: Question) -> Non
                 baseline_like(distribution.baseline, x, part.name)
             if isinstance(distribution, Windows):
                 distribution.geometry(np.moveaxis(feeds[part.name], part.axis, 0).shape)
+
+
+def traced(runner: Runner, lines: Sequence[Assignment], feeds: Mapping[str, Array], target: Array) -> list[Assignment]:
+    """Add to the lines of a report what the nodes get and give, where the runner's program tells."""
+    names = runner.program.trace
+    if not names or runner.program.baselines:
+        return list(lines)
+    axes = runner.main.axes
+    feeds = {name: np.moveaxis(a, axes[name], 0) if name in axes else a for name, a in feeds.items()}
+    results = runner.run(feeds, target, [name for pair in names.values() for name in pair])
+    found = {node: (results[arrived], results[given]) for node, (arrived, given) in names.items()}
+
+    def completed(line: Assignment) -> Assignment:
+        arrived, given = found.get(line.node.outputs[0], (None, None))
+        return replace(line, arrived=arrived, given=given)
+
+    return [completed(line) for line in lines]
 
 
 def run(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from onnxplain import methods, quantities
 from onnxplain.backward import backward, plan
@@ -21,17 +24,28 @@ from onnxplain.questions import Question
 from onnxplain.reference import Pair, is_shared, paired
 from onnxplain.rules.base import Rule
 from onnxplain.stepwise import written_out
+from onnxplain.trace import Trace
 
 SCORE, RESOLVED, BASELINE_SCORE = "score", "resolved_target", "baseline_score"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Assignment:
-    """One line of the report: a node, its kind, its rule."""
+    """One line of the report: a node, its kind, its rule.
+
+    Attributes
+    ----------
+    arrived, given
+        After a run: what arrived at its outputs, and what it gave to its inputs, summed up per sample, shape (N,).
+        Relevance for ``lrp``, contributions for ``deeplift``, the method's readout for others. None before a run, and
+        for nodes in the bodies of control flow.
+    """
 
     node: Node
     kind: Kind
     rule: Rule
+    arrived: np.ndarray[Any, Any] | None = None
+    given: np.ndarray[Any, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,8 @@ class Program:
     back
         Brings attributions of tensors (inputs named as in ``cotangents``) back to the slices that they stand for;
         besides, its inputs are the model's. None if all slices are tensors themselves.
+    trace
+        First output of a node -> the outputs with what it gets and gives (see `Trace`), if that was asked for.
     """
 
     graph: Graph
@@ -75,6 +91,7 @@ class Program:
     baseline_score: str | None = None
     front: Graph | None = None
     back: Graph | None = None
+    trace: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def report(graph: Graph, composite: Composite, question: Question) -> list[Assignment]:
@@ -103,8 +120,12 @@ def _plan(graph: Graph, emitter: Emitter, question: Question) -> list[Call]:
     return calls
 
 
-def compile_program(graph: Graph, method: Method, question: Question, model_outputs: bool = False) -> Program:
-    """Write the program of one method; ``model_outputs`` asks for the model's own outputs as well.
+def compile_program(
+    graph: Graph, method: Method, question: Question, model_outputs: bool = False, traced: bool = False
+) -> Program:
+    """Write the program of one method.
+
+    ``model_outputs`` asks for the model's own outputs as well, ``traced`` for what each node gets and gives.
 
     The readout is part of the graph for methods that look at one point; for the others it follows the averaging.
 
@@ -132,13 +153,16 @@ def compile_program(graph: Graph, method: Method, question: Question, model_outp
     several = len(question.slices) > 1
     names = {s.name: emitter.fresh(f"attribution_{s.name}" if several else "attribution") for s in question.slices}
     cotangent_names: dict[str, str] = {}
+    trace = Trace(graph, emitter, method.readout, reference)
     score, resolved = emitter.fresh(SCORE), emitter.fresh(RESOLVED)
     kept = [v.name for v in graph.outputs] if model_outputs else [] if selection.chosen else [question.explained]
     outputs = {name: emitter.var(name) for name in kept}
     if composite is not None:
         seed = selection.value_seed() if method.value_seed else selection.unit_seed()
         seeds = {question.explained: seed}
-        cotangents = backward(graph, emitter, seeds, question.tensors, composite.assign)
+        watch = trace.add if traced and at_point else None
+        cotangents = backward(graph, emitter, seeds, question.tensors, composite.assign, watch)
+        outputs |= trace.outputs
         arrived = {name: _arrived(emitter.var(name), ct) for name, ct in cotangents.items()}
         if at_point:
             readouts = {
@@ -174,6 +198,7 @@ def compile_program(graph: Graph, method: Method, question: Question, model_outp
         baseline_score,
         front,
         back,
+        trace.names,
     )
 
 

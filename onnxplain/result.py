@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain.errors import InputError, OptionError, did_you_mean
+from onnxplain.program import Assignment
 
 Array = np.ndarray[Any, Any]
 
@@ -54,6 +55,15 @@ class Attribution:
     score: Array
     residual: Array | None
     _parts: Mapping[str, Single]
+    _trace: Callable[[], list[Assignment]] = list
+
+    def report(self) -> list[Assignment]:
+        """Which rule each node got, and what arrived there and left: where relevance is lost.
+
+        The model is run once more to find out. Empty for methods of forward passes only; without numbers for methods
+        that look at several points.
+        """
+        return self._trace()
 
     @property
     def names(self) -> list[str]:

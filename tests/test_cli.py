@@ -317,6 +317,17 @@ def test_inspect_a_method():
     assert "-m" in refuse("inspect", DIGITS, "-p", "steps=3")[1]
 
 
+def test_explain_reports_where_relevance_goes(tmp_path):
+    out = str(tmp_path / "r.npy")
+    answer = json.loads(run("explain", DIGITS, DIGIT, "-m", "lrp", "-o", out, "--report", "--json").stdout)
+    lines = answer["report"]
+    assert lines[0]["arrived"] == pytest.approx(answer["score"][0], rel=1e-5)
+    assert lines[-1]["given"] == pytest.approx(float(np.load(out).sum()), rel=1e-3)
+    text = run("explain", DIGITS, DIGIT, "-m", "lrp", "-o", out, "--report").stdout
+    assert "Flat(" in text
+    assert f"{lines[0]['arrived']:.4g}" in text
+
+
 def test_inspect_lists_tensors():
     names = [v["name"] for v in json.loads(run("inspect", DIGITS, "--tensors", "--json").stdout)]
     text = run("inspect", DIGITS, "--tensors").stdout

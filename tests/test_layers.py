@@ -38,6 +38,7 @@ LAYERS = [
     "reference",
     "readouts",
     "methods",
+    "trace",
     "program",
     "export",
     "runtime",

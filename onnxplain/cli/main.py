@@ -72,6 +72,7 @@ def main(ctx: click.Context) -> None:
 @options.ask()
 @options.out_of_explain
 @click.option("--sample", default=0, show_default=True, help="Which sample of a batch a picture shows.")
+@click.option("--report", is_flag=True, help="Show which rule each node got, what arrived there and what it gave on.")
 @click.option("--plain", is_flag=True, help="Draw the heatmap alone, not over the photo.")
 @options.photos()
 @click.option("--provider", "providers", multiple=True, help="cpu, cuda, or an ONNX Runtime provider; repeatable.")
@@ -86,6 +87,7 @@ def explain(
     labels: Path | None,
     out: Path | None,
     sample: int,
+    report: bool,
     plain: bool,
     providers: tuple[str, ...],
     memory: str,
@@ -115,7 +117,7 @@ def explain(
         inputs.check_names(names, loaded, asked["output"])
         result = explainer(prepared.arrays, options.parse_target(target, names), progress=step)
         _write(result, out, sample, None if plain else prepared.photo, None if asked["at"] else prepared.layout)
-    show.result(result, out, sample, names, explainer, prepared, as_json)
+    show.result(result, out, sample, names, explainer, prepared, result.report() if report else None, as_json)
 
 
 def _check_one(out: Path, explainer: ox.Explainer) -> None:
@@ -193,7 +195,8 @@ def inspect(
     if tensors:
         show.tensors(loaded.tensors, as_json)
     elif method:
-        show.rules(_explainer(loaded, method, asked, inputs.with_bounds(how, method, options.parse(params))), as_json)
+        explainer = _explainer(loaded, method, asked, inputs.with_bounds(how, method, options.parse(params)))
+        show.rules(explainer.report(), method, as_json)
     else:
         verdicts = {name: _in_the_way(loaded, name, asked) for name in ox.METHODS}
         show.model(loaded, note, how, verdicts, as_json)

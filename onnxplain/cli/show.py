@@ -19,6 +19,7 @@ import onnxplain as ox
 from onnxplain.cli.inputs import Prepared
 from onnxplain.ir import Value
 from onnxplain.preprocessing import Note, Preprocessing
+from onnxplain.program import Assignment
 
 PIPE_WIDTH = 160  # a pipe has no width; lines should not be cut for one
 
@@ -76,6 +77,7 @@ def result(
     names: Sequence[str] | None,
     explainer: ox.Explainer,
     prepared: Prepared,
+    report: Sequence[Assignment] | None,
     as_json: bool,
 ) -> None:
     """Print what was explained and where it was written."""
@@ -95,8 +97,11 @@ def result(
                 "provider": explainer.provider,
                 "provider_reason": str(explainer.providers),
             }
+            | ({} if report is None else {"report": _lines(report)})
         )
         return
+    if report is not None:
+        rules(report, answer.method, as_json=False)
     several = len(targets) > 1
     for position, target in enumerate(targets):
         label = _label(target, names)
@@ -122,16 +127,38 @@ def converted(explainer: ox.Model, out: Path, method: str, as_json: bool) -> Non
     click.echo(f"  outputs {', '.join(outputs)}")
 
 
-def rules(explainer: ox.Explainer, as_json: bool) -> None:
-    """Print node -> kind -> rule."""
-    rows = [(a.node.op, a.node.name or a.node.outputs[0], a.kind.name or "", repr(a.rule)) for a in explainer.report()]
-    columns = ("operator", "node", "kind", "rule")
+def rules(report: Sequence[Assignment], method: str, as_json: bool) -> None:
+    """Print node -> kind -> rule, and after a run what the nodes got and gave, all samples together."""
+    lines = _lines(report)
     if as_json:
-        _dump([dict(zip(columns, row, strict=True)) for row in rows])
-    elif rows:
-        _print(columns, rows, title=f"{explainer.method.name}: from the output to the input")
+        _dump(lines)
+    elif lines:
+        columns = tuple(lines[0])
+        _print(columns, [[_cell(line[c]) for c in columns] for line in lines], title=f"{method}: from output to input")
     else:
-        click.echo(f"{explainer.method.name} runs the model forward only: no rules.")
+        click.echo(f"{method} runs the model forward only: no rules.")
+
+
+def _lines(report: Sequence[Assignment]) -> list[dict[str, Any]]:
+    ran = any(line.arrived is not None for line in report)
+    return [
+        {
+            "operator": line.node.op,
+            "node": line.node.name or line.node.outputs[0],
+            "kind": line.kind.name or "",
+            "rule": repr(line.rule),
+        }
+        | ({"arrived": _sum(line.arrived), "given": _sum(line.given)} if ran else {})
+        for line in report
+    ]
+
+
+def _sum(values: Any) -> float | None:
+    return None if values is None else float(values.sum())
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def tensors(values: Sequence[Value], as_json: bool) -> None:
