@@ -11,8 +11,7 @@ depends on the input, and ONNX Runtime calculates it once, when it loads the gra
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -104,7 +103,7 @@ def paired(graph: Graph, question: Question, baseline: Baseline | None) -> Pair:
         constants=emitter.constants,
         values=emitter.values,
     )
-    return Pair(result, names, inputs)
+    return Pair(result, {**copies.inside, **names}, inputs)
 
 
 def _expanded(baseline: Baseline, x: Var, axis: int, one_row: bool) -> Var:
@@ -158,10 +157,13 @@ class _Copies:
         Names of the values that the explained one depends on; others need no copy.
     one_row
         Whether the reference has one row; otherwise sizes are the same at both points, and need no copy.
+    inside
+        The names of tensors in bodies, which are unique, at the reference.
     """
 
     needed: set[str]
     one_row: bool
+    inside: dict[str, str] = field(default_factory=dict)
 
     def write(self, node: Node, emitter: Emitter, names: dict[str, str], keep: Iterable[str] = ()) -> None:
         """Write a node, and its copy if it reads what has another name at the reference.
@@ -248,25 +250,27 @@ class _Copies:
         everything = replace(self, needed={o for n in body.nodes for o in n.outputs})
         for node in body.nodes:
             everything.write(node, inner, inside)
+        self.inside.update(inside)
         inputs = (*body.inputs, *(inner.values[inside[name]] for name in states))
         return body.replace(inputs=inputs), inner, inside
 
 
 def _finished(body: Graph, inner: Emitter, names: Mapping[str, str], copied: Sequence[int]) -> Graph:
-    """A body that also gives copies of some of its outputs, behind all others."""
-    extra = []
+    """A body that also gives what some of its outputs are at the reference, behind all others.
+
+    As in `Emitter.body`, only what is not computed in the body, or given already, is copied.
+    """
+    computed = {output for node in inner.nodes for output in node.outputs}
+    outputs = {v.name: v for v in body.outputs}
     for k in copied:
-        name = body.outputs[k].name
-        (copy,) = inner.ops(
-            "Identity",
-            inner.var(names.get(name, name)),
-            outputs=1,
-            names=[inner.fresh(f"{name}/reference")],
-            shapes=[body.outputs[k].shape],
-        )
-        extra.append(inner.values[copy.name])
-    parts: dict[str, Any] = {"constants": inner.constants, "values": inner.values}
-    return body.replace(outputs=(*body.outputs, *extra), nodes=tuple(inner.nodes), **parts)
+        var = inner.var(names.get(body.outputs[k].name, body.outputs[k].name))
+        if var.name in outputs or var.name not in computed:
+            copy = inner.fresh(var.name)
+            (var,) = inner.ops("Identity", var, outputs=1, names=[copy], shapes=[body.outputs[k].shape])
+        outputs[var.name] = inner.values[var.name]
+    return body.replace(
+        outputs=tuple(outputs.values()), nodes=tuple(inner.nodes), constants=inner.constants, values=inner.values
+    )
 
 
 def _parting(node: Node) -> UnsupportedModelError:

@@ -101,18 +101,20 @@ def ramp(a: Var, b: Var, at_zero: float = 0.0) -> Var:
 
 
 def secant(call: Call, ct: Var, a: Var, b: Var) -> Var:
-    """Ct (f(a) - f(b)) / (a - b) for an elementwise f of one active input; ct f'(a) where a = b."""
+    """Calculate ct (f(a) - f(b)) / (a - b) for an elementwise f of one active input; ct f'(a) where a = b."""
     at = call.active.index(True)
-    there, before = (call.bind([v if i == at else x for i, x in enumerate(call.inputs)]) for v in (a, b))
-    fa, fb = there.y, before.y
+    here, there, middle = (
+        call.bind([v if i == at else x for i, x in enumerate(call.inputs)]) for v in (a, b, (a + b) * 0.5)
+    )
+    fa, fb = here.y, there.y
     known = SECANTS.get(call.node.op)
     slope = known(call, a, b, fa, fb) if known else None
     if slope is not None:
         return ct * slope
-    tangent = OPS[call.node.op].vjp(there, ct)[at]
+    tangent = OPS[call.node.op].vjp(middle, ct)[at]
     assert tangent is not None
     change, step = ct * (fa - fb), a - b
-    # The derivative is taken where no digit of f tells it from the secant, whose own digits are lost there.
+    # The tangent halfway is taken where no digit of f tells it from the secant, whose own digits are lost there.
     unsure = abs(ct) * (abs(fa) + abs(fb)) * (4 * float(np.finfo(a.dtype).eps))
     return where(abs(change - tangent * step) <= unsure, tangent, change / step)
 
