@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from onnxplain.canonize.fold import Light, fold, shaped, with_sizes
@@ -10,35 +12,40 @@ from onnxplain.canonize.prepare import BATCH
 from onnxplain.canonize.retarget import StuckError, retargeted
 from onnxplain.canonize.trial import TrialError, close, random_feeds, run
 from onnxplain.errors import ModelError
-from onnxplain.ir import Graph
+from onnxplain.ir import Graph, Node
 
 _SIZES = (11, 13)  # two batch sizes that hardly any other dimension has by chance
 
 
 def generalised(model: Light, fixed: int | None, changes: list[str]) -> tuple[Graph, int | None]:
     """Make the graph of a folded model hold for every batch size; where that fails, return the size it is bound to."""
-    return freed(model, fixed, changes) if fixed is not None else (any_batch(model, changes), None)
+    return freed(model, fixed, changes) if fixed is not None else any_batch(model, changes)
 
 
-def any_batch(model: Light, changes: list[str]) -> Graph:
+def any_batch(model: Light, changes: list[str]) -> tuple[Graph, int | None]:
     """Replace the run-time shape arithmetic of a model with a free batch axis by what it comes to.
 
     The graph is folded at two batch sizes, where all arithmetic on shapes becomes constants, and what differs between
-    the two results depends on the batch size. Where they cannot be merged, the graph keeps its arithmetic.
+    the two results depends on the batch size. Where they cannot be merged, the graph keeps its arithmetic; where even
+    the ranks of tensors depend on the batch size, it is bound to one sample.
     """
     graph = shaped(model)
     if _settled(graph):
-        return graph
+        return graph, None
     try:
-        points = [shaped(fold(with_sizes(model, {BATCH: size}), set(model.weights))) for size in _SIZES]
+        points = [_at(model, size) for size in _SIZES]
         merged = merge(points[0], points[1], _SIZES)
-        if _calculates_shapes(graph):
-            if not _agree(graph, merged):
-                return graph
-            changes.append("shape arithmetic that depends on nothing but the batch size is worked out")
+        if not _asks_for_sizes(graph) or _agree(graph, merged):
+            if _calculates_shapes(graph):
+                changes.append("shape arithmetic that depends on nothing but the batch size is worked out")
+            return merged, None
     except (DifferError, ModelError, TrialError):
-        return graph
-    return merged
+        pass
+    single = None if _ranked(graph) else _alone(model)
+    if single is None:
+        return graph, None
+    changes.append("batch axis stays at 1: samples are looped, because the ranks of tensors depend on their number")
+    return single, 1
 
 
 def freed(model: Light, fixed: int, changes: list[str]) -> tuple[Graph, int | None]:
@@ -56,6 +63,37 @@ def freed(model: Light, fixed: int, changes: list[str]) -> tuple[Graph, int | No
     return merged, None
 
 
+def _at(model: Light, size: int) -> Graph:
+    """The graph for one batch size."""
+    return _with_axes(shaped(fold(with_sizes(model, {BATCH: size}), set(model.weights))))
+
+
+def _alone(model: Light) -> Graph | None:
+    """The graph for one sample, if that settles the ranks of all tensors."""
+    try:
+        graph = _at(model, 1)
+    except ModelError:
+        return None
+    return graph if _ranked(graph) else None
+
+
+def _with_axes(graph: Graph) -> Graph:
+    """Say which axes a Squeeze without axes drops: those that have size 1 for this batch size."""
+    nodes, constants = list(graph.nodes), dict(graph.constants)
+    for place, node in enumerate(nodes):
+        shape = graph.value(node.inputs[0]).shape if _is_bare(node) else None
+        if shape is not None and all(isinstance(d, int) for d in shape):
+            axes = [a for a, d in enumerate(shape) if d == 1]
+            name = f"{node.outputs[0]}/axes"
+            constants |= {name: np.array(axes)} if axes else {}
+            nodes[place] = replace(node, inputs=(*node.inputs, name)) if axes else replace(node, op="Identity")
+    return graph.replace(nodes=tuple(nodes), constants=constants)
+
+
+def _is_bare(node: Node) -> bool:
+    return node.op == "Squeeze" and len(node.inputs) == 1
+
+
 def _settled(graph: Graph) -> bool:
     """Whether no shape is calculated at run time, and all sizes are known or named by the inputs."""
     names = {d for v in graph.inputs for d in v.shape or ()}
@@ -70,11 +108,21 @@ def _calculates_shapes(graph: Graph) -> bool:
     return any(node.op in ("Shape", "Size") for node in graph.nodes)
 
 
+def _asks_for_sizes(graph: Graph) -> bool:
+    """Whether it can treat one sample apart; a Squeeze without axes drops all axes of size 1."""
+    return _calculates_shapes(graph) or any(map(_is_bare, graph.nodes))
+
+
+def _ranked(graph: Graph) -> bool:
+    return all(value.shape is not None for value in graph.values.values())
+
+
 def _agree(graph: Graph, merged: Graph) -> bool:
-    """Whether both give the same results for one sample, the case that models are most likely to treat apart."""
+    """Whether both give the same numbers for one sample, the case that models are most likely to treat apart."""
     feeds = random_feeds(graph.inputs, 1)
     results = [run(g, [feeds]) for g in (graph, merged)]
-    return all(close(a, b) for a, b in zip(results[0][0], results[1][0], strict=True))
+    pairs = zip(results[0][0], results[1][0], strict=True)
+    return all(a.size == b.size and close(a.reshape(b.shape), b) for a, b in pairs)
 
 
 def _independent(graph: Graph, merged: Graph, fixed: int) -> bool:

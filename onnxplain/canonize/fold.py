@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -70,6 +71,7 @@ def fold(model: Light, hidden: Collection[str]) -> Light:
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
             raise _failure(model.proto.graph, str(error).strip().splitlines()[0]) from None
         folded = onnx.load(options.optimized_model_filepath, load_external_data=False)
+        _rename_made(folded.graph, _defined(model.proto.graph))
         weights = {k: v for k, v in model.weights.items() if k in hidden}
         for graph in graphs_of(folded.graph):
             _drop_constant_nodes(graph)
@@ -80,6 +82,27 @@ def fold(model: Light, hidden: Collection[str]) -> Light:
                 else:  # bodies may use the same names
                     tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     return Light(_show(folded, weights), weights)
+
+
+def _defined(graph: onnx.GraphProto) -> set[str]:
+    named = {name for node in graph.node for name in node.output}
+    return named.union(t.name for t in graph.initializer).union(i.name for i in graph.input)
+
+
+def _rename_made(graph: onnx.GraphProto, known: Collection[str]) -> None:
+    """Rename the constants that ONNX Runtime has added: it calls those of the next time the same, and fails."""
+    taken = _defined(graph) | set(known)
+    names: dict[str, str] = {}
+    for tensor in graph.initializer:
+        if tensor.name not in known:
+            names[tensor.name] = next(n for k in itertools.count() if (n := f"folded_{k}") not in taken)
+            taken.add(names[tensor.name])
+            tensor.name = names[tensor.name]
+    for part in graphs_of(graph):
+        own = set() if part is graph else _defined(part)
+        for node in part.node:
+            for place, name in enumerate(node.input):
+                node.input[place] = name if name in own else names.get(name, name)
 
 
 def _drop_constant_nodes(graph: onnx.GraphProto) -> None:

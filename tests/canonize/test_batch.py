@@ -271,3 +271,33 @@ def test_a_node_without_shape_inference_is_named():
     strange = graph.replace(nodes=(Node("Strange", ("x", "c"), ("y",), name="n", domain="com.example"),))
     with pytest.raises(StuckError, match=r"com\.example\.Strange 'n'"):
         retargeted(strange, 1, 2)
+
+
+SQUEEZED = "(float[N,1,3] x) => (float[M] y) { s = Squeeze(x) h = Sigmoid(s) y = Slice(h, first, last, axis) }"
+
+
+def test_a_squeeze_of_the_batch_axis_is_none_where_it_makes_no_difference():
+    proto = model(SQUEEZED.replace("Slice(h, first, last, axis)", "Relu(h)"))
+    result = canonical(proto)
+    assert result.fixed_batch is None
+    assert [v.shape for v in result.graph.outputs] == [("batch", 3)]
+    check(result, proto, {"x": normal(4, 1, 3)})
+
+
+def test_a_squeeze_of_the_batch_axis_binds_to_one_sample_where_it_matters():
+    proto = model(SQUEEZED, first=np.array([0]), last=np.array([2]), axis=np.array([0]))
+    result = canonical(proto)
+    assert result.fixed_batch == 1
+    assert any("ranks of tensors depend" in change for change in result.changes)
+    assert [v.shape for v in result.graph.outputs] == [(2,)]
+    check(result, proto, {"x": normal(1, 1, 3)})
+
+
+def test_constants_that_folding_adds_have_names_of_their_own():
+    layer = "m = MatMul(x, w) a = Add(m, b) s = Softmax<axis=0>(a) l = MatMul(s, w) y = Add(l, b)"
+    proto = model(f"(float[2,3,4] x) => (float[2,3,4] y) {{ {layer} }}", w=normal(4, 4), b=normal(4))
+    result = canonical(proto)
+    assert result.fixed_batch == 2
+    assert "Gemm" in ops(result.graph)  # between Reshapes whose sizes ONNX Runtime calls gemm_input_shape and the like
+    assert not [name for name in result.graph.constants if "gemm" in name]
+    check(result, proto, {"x": normal(2, 3, 4)})
