@@ -39,7 +39,7 @@ from onnxplain.rules.lrp import (
     WSquare,
     ZBox,
 )
-from onnxplain.rules.relu import BetaSmooth, Deconvnet, GuidedBackprop
+from onnxplain.rules.relu import BetaSmooth, Deconvnet, GuidedBackprop, RectGrad
 from onnxplain.structure import LINEAR, Place, Structure
 from onnxplain.structure import kind_of as kind_of
 
@@ -188,6 +188,11 @@ def guided_backprop(clip: bool = False) -> Composite:
 def deconvnet(clip: bool = False) -> Composite:
     """Deconvnet at every Relu (``clip``: also at Clip, such as ReLU6), the gradient elsewhere."""
     return _rectifiers("deconvnet", Deconvnet(), clip)
+
+
+def rect_grad(percentile: float = 98.0, clip: bool = False) -> Composite:
+    """RectGrad at every Relu (``clip``: also at Clip, such as ReLU6), the gradient elsewhere."""
+    return _rectifiers("rect_grad", RectGrad(percentile), clip)
 
 
 def beta_smooth(beta: float = 10.0) -> Composite:

@@ -77,10 +77,19 @@ def guided_backprop(clip: bool = False) -> Method:
     return Method("guided_backprop", composites.guided_backprop(clip))
 
 
-def deconvnet(clip: bool = False) -> Method:
-    """Positive parts of the signal at every Relu, wherever it was active (Zeiler and Fergus 2014)."""
+def deconvnet(clip: bool = False, values: bool = False) -> Method:
+    """Positive parts of what arrives at every Relu (Zeiler and Fergus 2014); values=true: starts from activations."""
     _check_flag("clip", clip)
-    return Method("deconvnet", composites.deconvnet(clip))
+    _check_flag("values", values)
+    return Method("deconvnet", composites.deconvnet(clip), value_seed=values)
+
+
+def rect_grad(percentile: float = 98.0, clip: bool = False) -> Method:
+    """Gradient that passes a Relu only where it matters most there: above a percentile (Kim et al. 2019)."""
+    _check_flag("clip", clip)
+    if isinstance(percentile, bool) or not isinstance(percentile, int | float) or not 0 <= percentile <= 100:
+        raise OptionError(f"percentile must be a number from 0 to 100, not {percentile!r}")
+    return Method("rect_grad", composites.rect_grad(float(percentile), clip))
 
 
 def lrp(
@@ -179,6 +188,7 @@ METHODS: dict[str, Callable[..., Method]] = {
         integrated_gradients,
         guided_backprop,
         deconvnet,
+        rect_grad,
         lrp,
         deep_taylor,
         deeplift,
