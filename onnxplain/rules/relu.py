@@ -53,12 +53,17 @@ class RectGrad:
         size = products.size(1)
         # The value of that rank, counted from the highest, as TopK sorts; none is between two.
         rank = call.op("Round", (size - 1).cast(ct.dtype) * (self.percentile / 100)).cast(np.int64)
+        dtypes, unknown = [ct.dtype, np.dtype(np.int64)], (None, None)
         highest, _ = call.emitter.ops(
-            *("TopK", products, size - rank),
+            "TopK",
+            products,
+            size - rank,
             outputs=2,
-            dtypes=[ct.dtype, np.int64],
-            shapes=[(None, None)] * 2,
-            **{"axis": 1, "largest": 1, "sorted": 1},
+            dtypes=dtypes,
+            shapes=[unknown, unknown],
+            axis=1,
+            largest=1,
+            sorted=1,
         )
         threshold = call.op("Slice", highest, *map(call.ints, ([-1], [np.iinfo(np.int64).max], [1])), known=(None, 1))
         return [ct.mask((products > threshold).reshape_like(ct)) if active else None for active in call.active]
