@@ -17,11 +17,12 @@ from onnxplain.errors import TargetError, did_you_mean
 from onnxplain.ir import Value
 from onnxplain.methods import Method
 from onnxplain.ops.nograd import stops_gradients
-from onnxplain.program import Assignment, compile_program, report
+from onnxplain.program import Assignment, report
 from onnxplain.quantities import Quantity, Target
 from onnxplain.questions import Question, ask, batch_axes
 from onnxplain.reader import Source, nodes_of, read
 from onnxplain.result import Attribution, Single
+from onnxplain.roots import compile_method
 from onnxplain.runtime.batching import DEFAULT_MEMORY, parse_memory
 from onnxplain.runtime.providers import Choice, Provider, choose
 from onnxplain.runtime.recent import Recent
@@ -323,7 +324,7 @@ class Explainer:
 
     def _compile(self, asked: Asked, traced: bool = False) -> execution.Runner:
         canonical, question = self._asked(asked)
-        program = compile_program(canonical.graph, self.method, question, traced=traced)
+        program = compile_method(canonical.graph, self.method, question, traced=traced)
         return execution.Runner.load(program, self.providers, canonical.graph, canonical.fixed_batch, self.memory)
 
 

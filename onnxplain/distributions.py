@@ -132,6 +132,36 @@ QUADRATURES: dict[str, Callable[[int], tuple[Array, Array]]] = {
 }
 
 
+SEARCHES = ("segment", "gradient")
+
+
+@dataclass(frozen=True, eq=False)
+class Root:
+    """The nearest point along a way at which the score is zero.
+
+    Attributes
+    ----------
+    search
+        The way: "segment", straight to the baseline; "gradient", down the gradient at the input.
+    baseline
+        See `Line`.
+    steps
+        Forward passes of the search; each halves the way on which the root lies.
+    """
+
+    search: str
+    baseline: Baseline = 0.0
+    steps: int = 20
+
+    def __post_init__(self) -> None:
+        if self.search not in SEARCHES:
+            known = did_you_mean(str(self.search), ["zero", *SEARCHES])
+            raise OptionError(f"there is no root {self.search!r}", known)
+        if not _is_count(self.steps, 1):
+            raise OptionError(f"steps must be a whole number of at least 1, not {self.steps!r}")
+        _check_baseline(self.baseline)
+
+
 def share(axes: int) -> int:
     """Part of each axis that a window covers which nobody gives a size: a seventh in pictures, a 64th of a sequence."""
     return 64 if axes == 1 else 7
@@ -206,7 +236,7 @@ class Windows:
             yield tuple(index)
 
 
-Distribution = Point | References | Line | Windows
+Distribution = Point | References | Line | Windows | Root
 
 
 def as_baseline(baseline: Baseline, dtype: np.dtype[Any], name: str) -> Array:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from onnxplain import quantities
-from onnxplain.distributions import Baseline, Line, References, Windows, as_baseline, calibrated, share
-from onnxplain.emit import Emitter, Var, concat, fits, where
+from onnxplain.distributions import Line, References, Windows, as_baseline, calibrated, share
+from onnxplain.emit import Emitter, Var, concat, where
 from onnxplain.errors import OptionError, UnsupportedModelError
+from onnxplain.inside import Inside, baseline_of, rows_of
 from onnxplain.ir import Graph, Node, Shape, Value, is_float
 from onnxplain.methods import Method
-from onnxplain.program import Program, compile_program, gathered
+from onnxplain.program import Program, gathered
 from onnxplain.questions import Question, batch_axis
+from onnxplain.roots import compile_method
 
 Array = np.ndarray[Any, Any]
 Asked = Array | tuple[Array, Array] | None
-Step = Callable[[Emitter, Var, list[Var]], list[Var]]
 
 
 def explainer_graph(graph: Graph, method: Method, question: Question, asked: bool, target: Asked) -> Graph:
@@ -41,7 +42,7 @@ def explainer_graph(graph: Graph, method: Method, question: Question, asked: boo
         Inputs: the model's, and ``target`` if asked for. Outputs: the model's, and ``attribution``
         (``attribution_NAME`` for each of several explained tensors).
     """
-    program = compile_program(graph, method, question, model_outputs=True)
+    program = compile_method(graph, method, question, model_outputs=True)
     if isinstance(method.distribution, Line):
         return _Sampled(graph, program, asked, target).line(method, method.distribution)
     if isinstance(method.distribution, Windows):
@@ -90,16 +91,15 @@ class _Sampled:
         if not asked and target is not None:
             chosen = [emitter.const(a) for a in (target if isinstance(target, tuple) else [target])]
         self.selection = quantities.select(explained, chosen[0], question.axis, *chosen[1:])
-        self.target = {program.target: self.selection.target}
-        if program.weights:
-            self.target[program.weights] = chosen[1]
+        names = {program.target: self.selection.target} | ({program.weights: chosen[1]} if program.weights else {})
+        self.inside = Inside(graph, emitter, program, names)
 
     def line(self, method: Method, line: Line) -> Graph:
         """Mean over the points of a line."""
         emitter, wanted = self.emitter, self.program.question.tensors
         positions, weights = line.nodes()
         x = {name: emitter.var(name) for name in wanted}
-        baseline = self._baselines(line.baseline)
+        baseline = self.inside.baselines(line.baseline)
         delta = {name: x[name] - baseline[name] for name in wanted}
         tables = {
             n: (emitter.const(positions.astype(v.dtype)), emitter.const(weights.astype(v.dtype))) for n, v in x.items()
@@ -108,7 +108,7 @@ class _Sampled:
         def step(body: Emitter, index: Var, sums: list[Var]) -> list[Var]:
             at = {n: body.op("Gather", body.var(tables[n][0].name), index, axis=0) for n in wanted}
             points = {n: body.var(baseline[n].name) + at[n] * body.var(delta[n].name) for n in wanted}
-            results = self._inside(body, points, list(self.program.cotangents.values()))
+            results = self.inside(body, points, list(self.program.cotangents.values()))
             weight = {n: body.op("Gather", body.var(tables[n][1].name), index, axis=0) for n in wanted}
             parts = [weight[n] * r for n, r in zip(wanted, results, strict=True)]
             if change is not None:
@@ -116,7 +116,7 @@ class _Sampled:
                 slopes = [p.sum([a for a in range(x[n].rank) if a != axes[n]]) for n, p in products.items()]
                 excess = functools.reduce(operator.add, slopes) - body.var(change.name)
                 first = weight[wanted[0]] * excess
-                parts += [_rows(excess, x[n], axes[n]) * p for n, p in zip(wanted, parts, strict=True)]
+                parts += [rows_of(excess, x[n], axes[n]) * p for n, p in zip(wanted, parts, strict=True)]
                 parts += [first, first * excess]
             return [s + part for s, part in zip(sums, parts, strict=True)]
 
@@ -125,13 +125,13 @@ class _Sampled:
         change = self._change(baseline) if line.calibrate else None
         if change is not None:
             zeros += [*zeros, change * 0.0, change * 0.0]
-        sums = self._loop(emitter.const(np.array(line.steps)), zeros, step)
+        sums = self.inside.loop(emitter.const(np.array(line.steps)), zeros, step)
         means = list(sums[: len(wanted)])
         if change is not None:
             gap, square = sums[-2:]
             spread = square - gap * gap
             spread = where(spread > gap * gap, spread, np.inf)  # see `calibrated`
-            gaps, spreads = ([_rows(v, x[n], axes[n]) for n in wanted] for v in (gap, spread))
+            gaps, spreads = ([rows_of(v, x[n], axes[n]) for n in wanted] for v in (gap, spread))
             found = zip(means, sums[len(wanted) : -2], gaps, spreads, strict=True)
             means = [calibrated(*numbers) for numbers in found]
         arrived = {n: method.readout(mean, x[n], baseline[n]) for n, mean in zip(wanted, means, strict=True)}
@@ -152,34 +152,20 @@ class _Sampled:
         def step(body: Emitter, index: Var, sums: list[Var]) -> list[Var]:
             rows = {n: body.op("Gather", body.var(table.name), index, axis=0) for n, table in tables.items()}
             points = {self.program.baselines[n]: row for n, row in rows.items()}
-            results = self._inside(body, points, [names[n] for n in x])
+            results = self.inside(body, points, [names[n] for n in x])
             return [total + result for total, result in zip(sums, results, strict=True)]
 
         dtypes = {v.name: v.dtype for v in self.program.graph.outputs}
         zeros = [_zeros(v.sizes(), v.shape, dtypes[names[n]]) for n, v in x.items()]
-        sums = self._loop(emitter.const(np.array(count)), zeros, step)
+        sums = self.inside.loop(emitter.const(np.array(count)), zeros, step)
         return self._finish({n: total * (1 / count) for n, total in zip(x, sums, strict=True)})
-
-    def _baselines(self, baseline: Baseline) -> dict[str, Var]:
-        """The tensors at the baseline: itself, or what the model makes of it where it stands for an input."""
-        emitter, question = self.emitter, self.program.question
-        given = {part.name: _baseline(emitter.var(part.name), baseline) for part in question.slices}
-        if all(part.direct for part in question.slices):
-            return given
-        front = self.program.front
-        assert front is not None
-        inner = [v.name for v in front.outputs]
-        inputs = {v.name: emitter.var(v.name) for v in self.graph.inputs}
-        full = {n: emitter.op("Expand", b, inputs[n].sizes(), known=inputs[n].shape) for n, b in given.items()}
-        found = dict(zip(inner, emitter.inline(front, {**inputs, **full}, inner), strict=True))
-        return {name: found[name] if name in found else given[name] for name in question.tensors}
 
     def _change(self, baseline: Mapping[str, Var]) -> Var:
         """The score's change from the baseline to the input, per sample."""
         emitter, score = self.emitter, self.program.score
         inputs = {n: emitter.var(n) for n in baseline}
         full = {n: emitter.op("Expand", b, inputs[n].sizes(), known=inputs[n].shape) for n, b in baseline.items()}
-        (at_baseline,) = self._inside(emitter, full, [score])
+        (at_baseline,) = self.inside(emitter, full, [score])
         return self.selection.score - at_baseline
 
     def windows(self, windows: Windows) -> Graph:
@@ -192,7 +178,7 @@ class _Sampled:
         if x.shape is None:
             raise UnsupportedModelError(f"the model does not say how many axes its input has: {x}")
         axes = windows.axes(tuple(1 for _ in range(x.rank)))
-        baseline = _baseline(x, windows.baseline)
+        baseline = baseline_of(x, windows.baseline)
         one = emitter.const(np.array(1))
         sizes = [_scalar(x.size(axis)) for axis in axes]
         window, stride = windows.per_axis(len(axes))
@@ -223,7 +209,7 @@ class _Sampled:
                 inside = inside.reshape([-1] + [1] * (x.rank - 1 - axis))
                 mask = mask & inside
             hidden = where(mask, body.var(baseline.name), body.var(x.name))
-            (score,) = self._inside(body, {name: hidden}, [self.program.score])
+            (score,) = self.inside(body, {name: hidden}, [self.program.score])
             covered = mask.cast(dtype)
             loss = (body.var(self.selection.score.name) - score).reshape(column)
             return [sums[0] + loss * covered, sums[1] + covered]
@@ -232,36 +218,8 @@ class _Sampled:
         zeros = _zeros(x.sizes(), x.shape, dtype)
         one_sample = concat([emitter.ints([1]), x.sizes(1)])
         covering = _zeros(one_sample, (1, *x.shape[1:]), dtype)
-        loss, covered = self._loop(total, [zeros, covering], step)
+        loss, covered = self.inside.loop(total, [zeros, covering], step)
         return loss / covered
-
-    def _loop(self, trips: Var, initial: list[Var], step: Step) -> tuple[Var, ...]:
-        """An ONNX Loop whose state is ``initial``; ``step(body, index, state)`` writes one trip."""
-        body = Emitter(outer=self.emitter)
-        with body.within("step"):
-            index = body.input("index", "int64", ())
-            go_on = body.input("go_on", bool, ())
-            state = [body.input("state", v.dtype, v.shape) for v in initial]
-            results = [body.refine(r, s.shape) for r, s in zip(step(body, index, state), state, strict=True)]
-            names = [body.fresh(name) for name in ["go_on_out", *("state_out" for _ in results)]]
-        graph = body.graph([index, go_on, *state], dict(zip(names, [go_on, *results], strict=True)), "loop")
-        return self.emitter.ops(
-            "Loop",
-            trips,
-            self.emitter.const(np.array(True)),
-            *initial,
-            outputs=len(initial),
-            dtypes=[v.dtype for v in initial],
-            shapes=[v.shape for v in initial],
-            body=graph,
-        )
-
-    def _inside(self, body: Emitter, points: Mapping[str, Var], outputs: list[str]) -> list[Var]:
-        """The program's outputs at ``points``, in a loop body; its other inputs and its weights come from outside."""
-        program = self.program.graph.pruned(outputs)
-        given = {v.name: body.var(v.name) for v in program.inputs if v.name not in {**points, **self.target}}
-        target = {name: body.var(var.name) for name, var in self.target.items()}
-        return body.inline(program, {**given, **points, **target}, outputs)
 
     def _finish(self, attributions: Mapping[str, Var]) -> Graph:
         outputs = {v.name: self.emitter.var(v.name) for v in self.graph.outputs}
@@ -269,19 +227,6 @@ class _Sampled:
             shape = self.emitter.var(name).shape
             outputs[self.program.attributions[name]] = self.emitter.refine(attribution, shape)
         return self.emitter.graph(self.inputs, outputs)
-
-
-def _baseline(x: Var, baseline: Baseline) -> Var:
-    """A baseline as a constant that broadcasts to x; one per sample makes no sense in a model for any input."""
-    array = as_baseline(baseline, x.dtype, x.name)
-    if not fits(array.shape, x.shape and (1, *x.shape[1:])):
-        raise OptionError(f"a baseline of shape {array.shape} does not fit one sample of the input {x}")
-    return x.emitter.const(array)
-
-
-def _rows(per_sample: Var, x: Var, axis: int) -> Var:
-    """Numbers per sample, shaped to broadcast against x."""
-    return per_sample.reshape([-1 if a == axis else 1 for a in range(x.rank)])
 
 
 def _zeros_like(x: Var) -> Var:

@@ -12,7 +12,7 @@ import numpy as np
 from onnxplain import composites, readouts
 from onnxplain import deeplift as deeplift_composites
 from onnxplain.composites import COMPOSITES, RULES, Composite
-from onnxplain.distributions import Baseline, Distribution, Line, Point, References, Windows
+from onnxplain.distributions import Baseline, Distribution, Line, Point, References, Root, Windows
 from onnxplain.errors import OptionError, did_you_mean
 
 
@@ -69,6 +69,18 @@ def integrated_gradients(
     _check_flag("calibrate", calibrate)
     line = Line(steps, baseline, quadrature, calibrate)
     return Method("integrated_gradients", composites.gradient(), line, readouts.times_delta, promise="completeness")
+
+
+def taylor(root: str | Baseline = "zero", baseline: Baseline = 0.0, steps: int = 20) -> Method:
+    """First-order Taylor terms at a root: zero (the limit), segment, gradient, or a point (Montavon et al. 2017)."""
+    gradient = composites.gradient()
+    if isinstance(root, str) and root == "zero":
+        return Method("taylor", gradient, readout=readouts.times_input, promise="conservation")
+    if isinstance(root, str):
+        where: Distribution = Root(root, baseline, steps)
+    else:
+        where = Line(1, root, "left")
+    return Method("taylor", gradient, where, readouts.times_delta, promise="completeness")
 
 
 def guided_backprop(clip: bool = False) -> Method:
@@ -186,6 +198,7 @@ METHODS: dict[str, Callable[..., Method]] = {
         gradient_x_input,
         sensitivity,
         integrated_gradients,
+        taylor,
         guided_backprop,
         deconvnet,
         rect_grad,

@@ -40,6 +40,8 @@ LAYERS = [
     "methods",
     "trace",
     "program",
+    "inside",
+    "roots",
     "export",
     "runtime",
     "execution",

@@ -21,6 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gradient_x_input": {},
     "sensitivity": {},
     "integrated_gradients": {"steps": 5, "quadrature": "midpoint"},
+    "taylor": {"root": "segment"},
     "guided_backprop": {},
     "deconvnet": {},
     "rect_grad": {"percentile": 40},
@@ -278,7 +279,7 @@ def test_lrp_starts_at_the_score() -> None:
 def test_only_methods_that_promise_something_report_how_far_off_they_are(method: str) -> None:
     result = ox.explain(load("mlp"), MLP.x(2), method, **OPTIONS[method])
     promises = {
-        "completeness": ["integrated_gradients", "deeplift"],
+        "completeness": ["integrated_gradients", "taylor", "deeplift"],
         "conservation": ["lrp", "deep_taylor"],
     }
     promised = next((promise for promise, names in promises.items() if method in names), None)
