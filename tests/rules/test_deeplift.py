@@ -13,7 +13,6 @@ import torch.nn.functional as F
 import onnxplain as ox
 from onnxplain.canonize import canonize
 from onnxplain.deeplift import RULES
-from onnxplain.emit import Var
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.questions import ask
 from onnxplain.reader import read
@@ -420,9 +419,3 @@ def test_bad_baselines() -> None:
         ox.Explainer(IMAGES.proto(), "deeplift", baseline=1.0, baselines=np.ones((2, 1)))
     with pytest.raises(OptionError, match="at least one"):
         ox.Explainer(IMAGES.proto(), "deeplift", baselines=np.ones((0, 1)))
-
-
-def test_var_is_true() -> None:
-    """Rules write ``a and b and a + b`` for cotangents that may be None."""
-    assert not hasattr(Var, "__bool__")
-    assert not hasattr(Var, "__len__")
