@@ -21,7 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gradient_x_input": {},
     "sensitivity": {},
     "integrated_gradients": {"steps": 5, "quadrature": "midpoint"},
-    "taylor": {"root": "segment"},
+    "taylor": {"root": "gradient", "steps": 8},
     "guided_backprop": {},
     "deconvnet": {},
     "rect_grad": {"percentile": 40},
