@@ -123,17 +123,18 @@ def rows(value: Value) -> Dim:
 def batch_axis(graph: Graph, name: str) -> int | None:
     """Which axis of a tensor is the batch; None if none can be.
 
-    A first axis of unknown size may be it, and one of size 1 is it where samples go one by one.
+    Where samples go one by one, any axis of size 1 will do. A first axis of unknown size may be it, unless the model is
+    bound to a number of samples: then nobody knows that it is that.
     """
     value = graph.value(name)
     axes = batch_axes(graph.inputs)
     batch = next((v.shape[axes[v.name]] for v in graph.inputs if v.name in axes and v.shape), BATCH)
-    if isinstance(batch, str) and value.shape is not None and batch in value.shape:
+    if value.shape is not None and batch in value.shape and (isinstance(batch, str) or batch == 1):
         return value.shape.index(batch)
     first = rows(value)
     if isinstance(first, int):
         return 0 if first == batch or (first == 1 and batch == BATCH) else None
-    return 0 if first is None or BATCH not in first else None
+    return 0 if first is None or (isinstance(batch, str) and BATCH not in first) else None
 
 
 def _output(graph: Graph, name: str | None, walks: bool) -> str:

@@ -95,6 +95,14 @@ def test_outputs_without_a_row_for_each_sample() -> None:
     assert rows(reshaped("N", 1, -1, rows="A").value("y")) == 1
     assert ask(reshaped("N", 1, -1, rows="A")).axis == 0  # holds for single samples
     assert ask(reshaped("1", 1, 6, rows="A")).axis == 0
+    bound = "m (float[1,6] x) => (float[A,B] y) { h = Softmax<axis=0>(x)  y = Reshape(h, shape) }"
+    assert ask(graph_of(bound, shape=np.array([6, 1]))).axis == 1  # steps in front, as recurrent layers have them
+
+
+def test_rows_that_are_counted_at_run_time_are_no_samples_of_a_model_for_one() -> None:
+    text = "m (float[S,6] x) => (float[A,B] y) { i = NonZero(x)  t = Transpose(i)  c = Cast<to=1>(t)  y = Mul(c, c) }"
+    assert ask(graph_of(text.replace("S", "1")), walks=False).axis is None
+    assert ask(graph_of(text.replace("S", "N")), walks=False).axis == 0  # they may be
 
 
 def test_models_with_nothing_to_explain() -> None:
