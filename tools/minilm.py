@@ -55,7 +55,8 @@ class Layer(nn.Module):
             for part in (self.query, self.key, self.value)
         )
         if self.fused:
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=hidden)
+            mask = hidden.expand(-1, -1, x.shape[1], -1)  # ONNX Runtime's Attention wants a row per query
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         else:
             attended = torch.softmax(q @ k.transpose(-1, -2) / (SIZE / HEADS) ** 0.5 + hidden, -1) @ v
         x = self.norm1(x + self.mixed(attended.transpose(1, 2).reshape(x.shape)))

@@ -1,4 +1,7 @@
-"""A network and its deployed variants: fused by ONNX Runtime, and quantized by its tools in three ways."""
+"""A network and its deployed variants: exported at other opsets, fused by ONNX Runtime, halved, quantized in three ways.
+
+tools/variants.py does the same, and more, with networks of a useful size.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import nn
 from torch.nn import functional as F
 
@@ -121,21 +125,27 @@ VARIANTS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-@pytest.fixture(scope="module", params=NETS)
-def net(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(name: str, path: Path, opset: int = 17, free: bool = True) -> Path:
     torch.manual_seed(0)
-    logging.getLogger("root").setLevel(logging.ERROR)  # of the quantizer
-    path = tmp_path_factory.mktemp(request.param) / f"{request.param}.onnx"
-    names = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": {"x": {0: "N"}, "y": {0: "N"}}}
+    axes = {"x": {0: "N"}, "y": {0: "N"}} if free else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracing exporter is deprecated, but needs no more packages
-        x = (torch.from_numpy(X),)
-        torch.onnx.export(NETS[request.param]().eval(), x, path, dynamo=False, opset_version=17, **names)
+        x = torch.from_numpy(X if free else X[:1])
+        names = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": axes}
+        torch.onnx.export(NETS[name]().eval(), (x,), path, dynamo=False, opset_version=opset, **names)
     return path
 
 
-def explained(path: Path, method: str, options: dict[str, Any]) -> Array:
-    return onnxplain.explain(path, X, method, target=3, **options).values.reshape(len(X), -1)
+@pytest.fixture(scope="module", params=NETS)
+def net(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    logging.getLogger("root").setLevel(logging.ERROR)  # of the quantizer
+    return exported(request.param, tmp_path_factory.mktemp(request.param) / f"{request.param}.onnx")
+
+
+def explained(path: Path, method: str, options: dict[str, Any], **weights: Array) -> Array:
+    (x,) = (v for v in onnxplain.load(path).inputs if v.name == "x")
+    feeds = {"x": X.astype(x.dtype), **weights}
+    return onnxplain.explain(path, feeds, method, target=3, wrt="x", **options).values.reshape(len(X), -1)
 
 
 def similarities(a: Array, b: Array) -> Array:
@@ -154,7 +164,40 @@ def test_saved_by_onnx_runtime(net: Path) -> None:
     assert not strange(onnxplain.load(saved).canonical().graph.nodes)
     for method, options in METHODS + LRP:
         a, b = explained(net, method, options), explained(saved, method, options)
-        assert relative_error(b, a) < 1e-4, (method, options)  # measured: 2e-6 in LRP of the transformer, else 0
+        assert relative_error(b, a) < 1e-4, (method, options)  # measured: 5e-6 in LRP of the transformer, else 0
+
+
+@pytest.mark.parametrize("free", [True, False])
+@pytest.mark.parametrize("opset", [9, 11, 13, 20])
+def test_exported_at_another_opset(net: Path, opset: int, free: bool) -> None:
+    other = exported(net.stem, net.with_suffix(f".{opset}.{free}.onnx"), opset, free)
+    for method, options in METHODS + LRP:
+        a, b = explained(net, method, options), explained(other, method, options)
+        assert relative_error(b, a) < 1e-4, (method, options)  # measured: 0
+
+
+def test_weights_as_inputs(net: Path) -> None:
+    proto = onnx.load(net)
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.data_type == 1 and t.dims}
+    kept = [t for t in proto.graph.initializer if t.name not in weights]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    declared = [onnx.helper.make_tensor_value_info(name, 1, array.shape) for name, array in weights.items()]
+    proto.graph.input.extend(declared)
+    path = net.with_suffix(".fed.onnx")
+    onnx.save(proto, path)
+    for method, options in METHODS + LRP:
+        a, b = explained(net, method, options), explained(path, method, options, **weights)
+        assert relative_error(b, a) < 1e-4, (method, options)  # measured: 3e-6
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_half_precision(net: Path, inside: bool) -> None:
+    path = net.with_suffix(f".half.{inside}.onnx")
+    onnx.save(convert_float_to_float16(onnx.load(net), keep_io_types=inside), path)
+    for method, options in METHODS + LRP:
+        found = similarities(explained(path, method, options), explained(net, method, options))
+        assert found.min() > 0.99, (method, options, found)  # measured: 0.9998 and above
 
 
 def test_weights_in_blocks_for_one_processor_are_refused(net: Path) -> None:
