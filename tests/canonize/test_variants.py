@@ -1,4 +1,4 @@
-"""A network and its deployed variants: exported at other opsets, fused by ONNX Runtime, halved, quantized in three ways.
+"""A network and its deployed variants: exported at other opsets, fused by ONNX Runtime, halved, quantized.
 
 tools/variants.py does the same, and more, with networks of a useful size.
 """
