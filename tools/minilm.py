@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import unicodedata
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,6 +117,39 @@ class Words:
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Look up the embeddings (N, T, 384)."""
         return F.embedding(ids, self.table)
+
+
+class Sentences(nn.Module):
+    """Ids of word pieces (N, T) and a mask (N, T) -> similarities to topics (N, K)."""
+
+    def __init__(self, encoder: Encoder, words: Words) -> None:
+        super().__init__()
+        self.encoder, self.table = encoder, nn.Parameter(words.table, requires_grad=False)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return a similarity per topic."""
+        return self.encoder(F.embedding(ids, self.table), mask)
+
+
+def export(cache: Path) -> Path:
+    """Export the encoder with ids as its input, unless it is there."""
+    path = cache / "minilm.onnx"
+    if not path.is_file():
+        encoder, words = load(cache)
+        example = words.batch(["a cat sat on the mat", "it rains"])
+        names, axes = ["ids", "mask"], {0: "batch", 1: "tokens"}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                Sentences(encoder, words),
+                example,
+                str(path),
+                input_names=names,
+                output_names=["similarity"],
+                dynamic_axes=dict.fromkeys(names, axes),
+                dynamo=False,
+            )
+    return path
 
 
 def load(wheels: Path) -> tuple[Encoder, Words]:
