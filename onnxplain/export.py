@@ -139,11 +139,11 @@ class _Sampled:
 
     def references(self, references: References) -> Graph:
         """Mean over several baselines."""
-        if references.baselines is None:
-            shape = np.shape(references.baseline)
-            raise OptionError(f"a baseline of shape {shape} does not fit one sample, and explainers take any input")
         emitter, count, names = self.emitter, references.count, self.program.attributions
         x = {part.name: emitter.var(part.name) for part in self.program.question.slices}
+        if references.baselines is None:
+            misfit = f"a baseline of shape {np.shape(references.baseline)} does not fit one sample of the input"
+            raise OptionError(f"{misfit} {next(iter(x.values()))}")
         tables = {}
         for name, v in x.items():
             rows = [as_baseline(references.get(k), v.dtype, name) for k in range(count)]

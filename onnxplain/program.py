@@ -15,7 +15,7 @@ from onnxplain.control import ControlCall
 from onnxplain.deeplift import DeepLift
 from onnxplain.distributions import Point, References
 from onnxplain.emit import Emitter, Var
-from onnxplain.errors import UnsupportedModelError, UnsupportedOperatorError
+from onnxplain.errors import OptionError, UnsupportedModelError, UnsupportedOperatorError
 from onnxplain.integers import returned
 from onnxplain.ir import Graph, Node
 from onnxplain.methods import Method
@@ -204,8 +204,12 @@ def compile_program(
 
 def _pair(graph: Graph, references: References, question: Question) -> Pair:
     """The graph with the reference built in, if there is one, and if it is the same for all samples."""
-    shared = all(is_shared(references.baseline, graph.value(part.name), part.axis) for part in question.slices)
-    return paired(graph, question, references.baseline if shared and references.baselines is None else None)
+    baseline = references.get(0)
+    misfits = [p for p in question.slices if not is_shared(baseline, graph.value(p.name), p.axis)]
+    if misfits and references.baselines is not None:
+        name = misfits[0].name
+        raise OptionError(f"a baseline of shape {np.shape(baseline)} does not fit one sample of {graph.value(name)}")
+    return paired(graph, question, None if misfits or references.baselines is not None else baseline)
 
 
 def gathered(graph: Graph, emitter: Emitter, question: Question, arrived: Mapping[str, Var]) -> dict[str, Var]:

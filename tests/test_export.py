@@ -125,6 +125,11 @@ OPTION_CASES: list[tuple[str, dict[str, Any]]] = [
     ("sensitivity", {"norm": "absolute"}),
     ("lrp", {}),
     ("lrp", {"composite": "epsilon_gamma_box", "low": np.full((2, 1, 1), -4.0), "high": 4.0}),
+    ("deeplift", {"baseline": np.array([0.2, -0.4])[:, None, None]}),
+    ("deeplift", {"baselines": rng(1).normal(size=(3, 2, 9, 8)), "rule": "reveal_cancel"}),
+    ("deeplift", {"baselines": [0.3, -0.2]}),
+    ("deeplift", {"at": "p1", "baseline": 0.2}),
+    ("deeplift", {"at": "p1", "baselines": [0.3, -0.2]}),
     ("gradient", {"at": "r1"}),
     ("lrp", {"at": "p1"}),
 ]
@@ -188,6 +193,15 @@ def test_tokens(tmp_path: Path) -> None:
     assert_same(bare(tmp_path / "a.onnx", {"x": x, "target": np.array([0, 2])}), explainer(x, target=[0, 2]))
 
 
+@pytest.mark.parametrize("options", [{"baseline": np.array([1, 2, 6, 0, 3])}, {"baselines": [3, 6]}], ids=",".join)
+def test_tokens_as_baselines(options: dict[str, Any], tmp_path: Path) -> None:
+    explainer = ox.Explainer(TOKENS.proto(), "deeplift", **options)
+    explainer.export(tmp_path / "a.onnx")
+    check_plain(tmp_path / "a.onnx")
+    x = np.array([[1, 2, 3, 4, 5], [0, 1, 0, 6, 2]])
+    assert_same(bare(tmp_path / "a.onnx", {"x": x, "target": np.array([0, 2])}), explainer(x, target=[0, 2]))
+
+
 def test_names_that_the_model_uses_itself(tmp_path: Path) -> None:
     text = """m (float[N,3] target) => (float[N,3] attribution, float[N,3] score) {
         const = Tanh(target)
@@ -242,10 +256,12 @@ def test_an_explainer_can_be_explained(tmp_path: Path) -> None:
 
 
 def test_one_baseline_per_sample_makes_no_model(tmp_path: Path) -> None:
-    for method in ("integrated_gradients", "occlusion"):
+    for method in ("integrated_gradients", "deeplift", "occlusion"):
         for baseline in (IMAGES.x(3), np.zeros(5), np.zeros((1, 1, 2, 9, 8))):
             with pytest.raises(OptionError, match="does not fit one sample of the input x"):
                 ox.Explainer(load("images"), method, baseline=baseline).export(tmp_path / "a.onnx")
+    with pytest.raises(OptionError, match="does not fit one sample of x"):
+        ox.Explainer(load("images"), "deeplift", baselines=np.ones((3, 5))).export(tmp_path / "a.onnx")
     assert os.listdir(tmp_path) == []
 
 

@@ -90,7 +90,8 @@ def mean(a: Var, b: Var) -> Var:
 
 def tanhc(x: Var) -> Var:
     """Calculate tanh(x) / x; 1 at 0."""
-    return where(x.equal(0.0), 1.0, fn("Tanh", x) / x)
+    x = x + 1e-30  # changes nothing but 0
+    return fn("Tanh", x) / x
 
 
 def ramp(a: Var, b: Var, at_zero: float = 0.0) -> Var:
@@ -137,7 +138,7 @@ SECANTS: dict[str, Callable[[Call, Var, Var, Var, Var], Cotangent]] = {
     "Pow": _power,
     "Reciprocal": lambda call, a, b, fa, fb: -(fa * fb),
     "Relu": lambda call, a, b, fa, fb: ramp(a, b),
-    "Sigmoid": lambda call, a, b, fa, fb: (fa + fb - 2.0 * fa * fb) * 0.5 * tanhc((a - b) * 0.5),
+    "Sigmoid": lambda call, a, b, fa, fb: (fa * (0.5 - fb) + fb * 0.5) * tanhc((a - b) * 0.5),
     "Sqrt": _sqrt,
     "Tanh": lambda call, a, b, fa, fb: (1.0 - fa * fb) * tanhc(a - b),
 }
