@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from onnxplain.backward import backward
 from onnxplain.emit import Emitter, Var
-from onnxplain.ir import Graph, Node
+from onnxplain.ir import Graph, Node, Value
 from onnxplain.ops.index import zeros
+from onnxplain.ops.nograd import stops_gradients
 from onnxplain.rules.base import Gradient
 
 _MOVES = {
@@ -35,6 +36,17 @@ class Floats:
     looked_up: tuple[str, ...]
     converted: tuple[str, ...]
     nodes: tuple[Node, ...]
+
+
+def is_continuous(graph: Graph, value: Value) -> bool:
+    """Whether an input holds numbers that can change a little.
+
+    Floats that the model casts to integers, and does nothing else with but compare them, are integers in the dtype that
+    Keras gives its inputs.
+    """
+    users = graph.users.get(value.name, [])
+    casts = [n for n in users if n.op == "Cast" and graph.value(n.outputs[0]).dtype.kind in "iu"]
+    return value.is_float and not (casts and all(n in casts or stops_gradients(n) for n in users))
 
 
 def floats_behind(graph: Graph, name: str) -> Floats:

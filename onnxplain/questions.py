@@ -191,7 +191,7 @@ def _inputs(graph: Graph, names: Sequence[str] | str | None, walks: bool) -> lis
 
 
 def _floats(graph: Graph, value: Value) -> tuple[str, ...]:
-    if value.is_float:
+    if integers.is_continuous(graph, value):
         return (value.name,)
     found = integers.floats_behind(graph, value.name)
     tensors = found.looked_up or found.converted
@@ -209,8 +209,8 @@ def _default(graph: Graph, axes: Mapping[str, int], walks: bool) -> list[Slice]:
     A mask next to tokens is such an input, and so it is left alone.
     """
     inputs = [v for v in graph.inputs if v.name in axes]
-    found = {v.name: integers.floats_behind(graph, v.name) for v in inputs if not v.is_float}
-    sources = {v.name: (v.name,) if v.is_float else found[v.name].looked_up for v in inputs}
+    found = {v.name: integers.floats_behind(graph, v.name) for v in inputs if not integers.is_continuous(graph, v)}
+    sources = {v.name: found[v.name].looked_up if v.name in found else (v.name,) for v in inputs}
     if not any(sources.values()):
         sources = {name: places.converted for name, places in found.items()}
     if not walks:

@@ -188,3 +188,24 @@ def test_text_is_occluded_by_nothing() -> None:
     result = ox.explain(proto, words, "occlusion", target=2)
     np.testing.assert_array_equal(result.values, [[0, 0, 1]])
     assert relative_error(result.values, np.array([[0, 0, 1.0]])) == 0
+
+
+@pytest.mark.parametrize("method", ["gradient", "integrated_gradients", "lrp", "occlusion"])
+def test_tokens_in_floating_point_are_explained_as_tokens(method: str) -> None:
+    text = """m (float[N,5] x) => (float[N,3] y) {
+        ids = Cast<to=6>(x)  known = Greater(x, zero)  e = Gather(table, ids)  m = Cast<to=1>(known)
+        k = Unsqueeze(m, last)  h = Mul(e, k)  s = ReduceSum<keepdims=0>(h, one)  y = Tanh(s)
+    }"""
+    constants = {"zero": np.array(0.0), "last": np.array([2]), "one": np.array([1])}
+    floats = model(text, **weights(table=(7, 3)), **constants)
+    integers = model(
+        text.replace("float[N,5]", "int64[N,5]"), **weights(table=(7, 3)), **constants | {"zero": 0 * X[0, 0]}
+    )
+    result = ox.explain(floats, X.astype(np.float32), method, target=1)
+    assert result.values.any()
+    np.testing.assert_array_equal(result.values, ox.explain(integers, X, method, target=1).values)
+
+
+def test_floats_that_are_rounded_but_used_otherwise_too_stay_floats() -> None:
+    text = "m (float[N,5] x) => (float[N,5] y) { i = Cast<to=7>(x)  r = Cast<to=1>(i)  y = Mul(x, r) }"
+    assert ask(graph_of(text)).tensors == ("x",)
