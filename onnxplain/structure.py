@@ -23,7 +23,7 @@ from onnxplain.rules.base import Around
 LINEAR = Kind.CONV | Kind.DENSE
 _FIXED = Kind.AFFINE | Kind.MOVEMENT
 _AFFINE = {"Add", "Sub", "Mul", "Div", "Neg", "BatchNormalization"}
-_MOVES = {"Reshape", "Transpose"}
+_MOVES = {"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 # A function of one value is made of these: elementwise steps, and statistics that are spread over it again.
 _STEPS = Kind.ACTIVATION | Kind.AFFINE | Kind.SUM | Kind.PRODUCT | Kind.REDUCTION
 _STATISTICS = {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "Max", "Min", "Where"}

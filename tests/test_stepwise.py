@@ -141,7 +141,7 @@ def test_relevance_of_an_lstm(bias: bool) -> None:
             steps.append((before, a_x, a_h, kept, new, h))
         assert h @ v == pytest.approx(y, rel=1e-5)
         by_h, by_c, expected = h * v, np.zeros(6), np.zeros_like(x)
-        for t, (before, a_x, a_h, kept, new, h) in reversed(list(enumerate(steps))):
+        for t, (before, a_x, a_h, kept, new, _) in reversed(list(enumerate(steps))):
             by_kept, by_new = (share(part, kept + new, by_c + by_h) for part in (kept, new))
             by_a = np.concatenate([np.zeros(18), by_new])
             by_x, by_state = (share(part, a_x + a_h, by_a) for part in (a_x, a_h))

@@ -221,7 +221,10 @@ class ZBox(LinearRule):
 
 @dataclass(frozen=True)
 class WSquare(LinearRule):
-    """R_i = sum_j w_ij^2 R_j / S(sum_k w_kj^2 + b_j^2), whatever the input [montavon17]_."""
+    """R_i = sum_j w_ij^2 R_j / S(sum_k w_kj^2 + b_j^2), whatever the input [montavon17]_.
+
+    Scales before the layer do not count as weights; those behind it do.
+    """
 
     epsilon: float = 1e-6
 

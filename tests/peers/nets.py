@@ -95,6 +95,34 @@ class ResNet(nn.Module):
         return self.fc(self.pool(self.blocks(self.stem(x))).flatten(1))
 
 
+class MobileNet(nn.Module):
+    """Inverted residuals: pointwise, depthwise and linear convolutions, ReLU6; upsampled again by a transposed one."""
+
+    def __init__(self, joined: Callable[[], nn.Module]) -> None:
+        super().__init__()
+
+        def conv(inner: int, outer: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+            padding = kernel // 2
+            return [
+                nn.Conv2d(inner, outer, kernel, stride, padding, groups=groups, bias=False),
+                nn.BatchNorm2d(outer),
+            ]
+
+        def block(inner: int, outer: int, stride: int) -> nn.Sequential:
+            deep = conv(2 * inner, 2 * inner, 3, stride, 2 * inner)
+            return nn.Sequential(*conv(inner, 2 * inner, 1), nn.ReLU6(), *deep, nn.ReLU6(), *conv(2 * inner, outer, 1))
+
+        self.stem = nn.Sequential(*conv(3, 8, 3, 2), nn.ReLU6())
+        self.wide, self.same = block(8, 12, 2), block(12, 12, 1)
+        self.add = Add(joined())
+        self.up = nn.Sequential(nn.ConvTranspose2d(12, 8, 2, 2), nn.ReLU())
+        self.fc = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.wide(self.stem(x))
+        return self.fc(self.up(self.add(self.same(x), x)))
+
+
 class StackSum(nn.Module):
     """What zennit's Sum does."""
 

@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import onnxplain
-from onnxplain.composites import RULES
-from tests.peers.nets import Peer, ResNet, StackSum, Tokens, Vgg, calibrated, check, exported
+from onnxplain.composites import RULES, Composite, Row, beta_smooth, everywhere
+from onnxplain.ops import Kind
+from onnxplain.rules.lrp import AlphaBeta, Epsilon, LinearRule, Unbiased, WSquare
+from tests.peers.nets import MobileNet, Peer, ResNet, StackSum, Tokens, Vgg, calibrated, check, exported
 
 
 def _zennit() -> ModuleType:
@@ -50,7 +52,13 @@ def explained_by(composite: Any) -> Peer:
     return peer
 
 
-NETS = {"vgg": Vgg, "vgg_bn": lambda: Vgg(norm=True), "resnet": lambda: ResNet(layer.Sum), "tokens": Tokens}
+NETS = {
+    "vgg": Vgg,
+    "vgg_bn": lambda: Vgg(norm=True),
+    "resnet": lambda: ResNet(layer.Sum),
+    "mobilenet": lambda: MobileNet(layer.Sum),
+    "tokens": Tokens,
+}
 
 
 Case = tuple[onnxplain.Model, nn.Module, torch.Tensor]
@@ -58,7 +66,7 @@ Case = tuple[onnxplain.Model, nn.Module, torch.Tensor]
 
 @pytest.fixture(scope="module", params=NETS)
 def case(request: pytest.FixtureRequest) -> Case:
-    net, x = calibrated(NETS[request.param], 32 if request.param == "resnet" else 16)
+    net, x = calibrated(NETS[request.param], 32 if request.param in ("resnet", "mobilenet") else 16)
     return exported(net, x), net, x
 
 
@@ -71,6 +79,53 @@ COMPOSITES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "epsilon_alpha2_beta1_flat": (composites.EpsilonAlpha2Beta1Flat, {}, {}),
     "epsilon_gamma_box": (composites.EpsilonGammaBox, BOX, {"low": LOW, "high": HIGH}),
 }
+
+
+# iNNvestigate's presets are zennit's composites with a larger epsilon. It needs TensorFlow; its biases count otherwise.
+PRESETS = {
+    "preset_a": "epsilon_plus",
+    "preset_a_flat": "epsilon_plus_flat",
+    "preset_b": "epsilon_alpha2_beta1",
+    "preset_b_flat": "epsilon_alpha2_beta1_flat",
+}
+
+
+def test_every_composite_of_zennit_is_here() -> None:
+    ours = {*onnxplain.COMPOSITES, *onnxplain.METHODS, "beta_smooth"}
+    assert set(composites.COMPOSITES) <= ours
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets(case: Case, name: str) -> None:
+    composite = COMPOSITES[PRESETS[name]][0](epsilon=0.1, canonizers=[canonizers.SequentialMergeBatchNorm()])
+    check(*case, explained_by(composite), "lrp", composite=name)
+
+
+def test_excitation_backprop(case: Case) -> None:
+    composite = composites.ExcitationBackprop(canonizers=[canonizers.SequentialMergeBatchNorm()])
+    check(*case, explained_by(composite), "lrp", composite="excitation_backprop")
+
+
+def test_beta_smooth(case: Case) -> None:
+    composite = composites.BetaSmooth(beta_smooth=5.0)
+    check(*case, explained_by(composite), "lrp", composite=beta_smooth(5.0))
+
+
+UNBIASED: dict[str, tuple[Any, LinearRule]] = {
+    "epsilon": (rules.Epsilon, Epsilon()),
+    "alpha_beta": (rules.AlphaBeta, AlphaBeta()),
+    "z_plus": (rules.ZPlus, AlphaBeta(1.0, 0.0)),
+    "w_square": (rules.WSquare, WSquare()),
+}
+
+
+@pytest.mark.parametrize("name", UNBIASED)
+def test_rules_without_biases(case: Case, name: str) -> None:
+    theirs, ours = UNBIASED[name]
+    layers = [*composites.layer_map_base(), (types.Linear, theirs(zero_params="bias"))]
+    composite = composites.LayerMapComposite(layers, canonizers=[canonizers.SequentialMergeBatchNorm()])
+    rows = [Row(Kind.CONV | Kind.DENSE, Unbiased(ours)), *everywhere("epsilon").rows]
+    check(*case, explained_by(composite), "lrp", composite=Composite(rows))
 
 
 @pytest.mark.parametrize("name", COMPOSITES)

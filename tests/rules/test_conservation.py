@@ -44,6 +44,7 @@ RULES: dict[str, dict[str, Any]] = {
     "zero": {},
     "epsilon": {"epsilon": 1e-6},
     "gamma": {"gamma": 0.5},
+    "interpolated": {"gamma": 0.5},
     "alpha_beta": {"alpha": 2.0, "beta": 1.0},
     "z_plus": {},
     "z_box": {"low": -4.0, "high": 5.0},
@@ -55,6 +56,9 @@ COMPOSITES: dict[str, dict[str, Any]] = {
     "epsilon_plus_flat": {},
     "epsilon_alpha2_beta1": {},
     "epsilon_alpha2_beta1_flat": {},
+    "excitation_backprop": {},
+    "deep_taylor": {},
+    "attn_lrp": {},
     "epsilon_gamma_box": {"low": 0.0, "high": 5.0},
 }
 OPTIONS = [{"rule": name, **given} for name, given in RULES.items()]
