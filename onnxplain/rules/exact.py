@@ -118,8 +118,8 @@ class Extreme:
         op, down = call.node.op, call.node.op in MIN
         inputs = [(call.need(i), node.need0(i)) for i in range(len(call.inputs))]
         firsts = inputs[:1]
-        for pair in inputs[1:-1]:
-            firsts.append(tuple(call.op(op, *vs) for vs in zip(firsts[-1], pair, strict=True)))  # type: ignore[arg-type]
+        for x, x0 in inputs[1:-1]:
+            firsts.append((call.op(op, firsts[-1][0], x), call.op(op, firsts[-1][1], x0)))
         results: list[Cotangent] = []
         for first, last in reversed(list(zip(firsts, inputs[1:], strict=True))):
             results.insert(0, ct * _share(last, first, down))
