@@ -163,7 +163,7 @@ def _fitted(structure: Structure, rules: dict[int, Rule]) -> dict[int, Rule]:
 
 def _lrp(name: str, *rows: Row) -> Composite:
     base = (
-        Row(("BatchNormalization", "Add", "Sub", "Sum", "Mean"), Norm()),
+        Row(("BatchNormalization", "Add", "Sub", "Sum", "Mean", "Col2Im"), Norm()),
         Row(Kind.ACTIVATION | Kind.AFFINE, Pass()),
         Row(Kind.SUM | Kind.AVG_POOL, Norm()),
         Row(Kind.REDUCTION, Terms()),

@@ -66,7 +66,8 @@ class Signal:
         chosen = tuple(i == self.index for i in range(len(call.active)))
         if OPS[call.node.op].broadcast:
             return [cotangents[0] if c else None for c in chosen]
-        return proportional(replace(call, active=chosen), cotangents[0], self.epsilon)
+        shares = proportional(replace(call, active=chosen), cotangents[0], self.epsilon)
+        return [share if c else None for share, c in zip(shares, chosen, strict=False)]
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class SoftmaxTaylor:
 class Standardize:
     """R_x = x J^T (R / S(y)), where J takes what the layer divides by (a standard deviation, a norm) for a constant.
 
-    So dividing is an identity, subtracting the mean a sum, and the bias keeps its share [achtibat]_, [ali]_. A layer
+    So dividing is an identity, subtracting the mean a sum, and the bias keeps its share [achtibat]_, [ali]_. A scale that
+    depends on the explained tensor, too, counts as a gate: x gets all. A layer
     with a mean and a bias must not hand on R as it is: where x is near zero and y is not, the layers before divide by
     x, and relevances of alternating sign grow from layer to layer.
     """
@@ -105,4 +107,5 @@ class Standardize:
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
         """See `onnxplain.rules.base.Rule`."""
         node = replace(call.node, attrs={**call.attrs, FROZEN: True})
-        return proportional(replace(call, node=node), cotangents[0], self.epsilon)
+        x, *rest = proportional(replace(call, node=node), cotangents[0], self.epsilon)
+        return [x, None, *rest[1:]] if call.active[0] else [x, *rest]
