@@ -40,7 +40,8 @@ class Value:
 
     def __str__(self) -> str:
         dims = "?" if self.shape is None else " x ".join("?" if d is None else str(d) for d in self.shape)
-        return f"{self.name}: {self.dtype} [{dims}]"
+        kind = "string" if self.dtype.kind == "O" else self.dtype
+        return f"{self.name}: {kind} [{dims}]"
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
