@@ -163,7 +163,7 @@ class Explainer:
     wrt
         Names of the inputs that get an attribution; default: all floating-point ones with a batch axis.
     at
-        Name of an internal tensor that gets the attribution instead.
+        Name of an internal tensor that gets the attribution instead; for class activation maps, the layer to look at.
     probability
         Explain the value after a final Softmax or Sigmoid instead of the one before.
     providers
@@ -198,7 +198,9 @@ class Explainer:
         self.providers: Choice = choose(providers)
         self.model = load(model)
         walks = self.method.composite is not None
-        self._ask = partial(ask, output=output, wrt=wrt, at=at, probability=probability, walks=walks)
+        self._at = at
+        own = None if self.method.cam else at
+        self._ask = partial(ask, output=output, wrt=wrt, at=own, probability=probability, walks=walks)
         self._runner = Recent(self._compile)
         if not self.model.free_sizes:
             self.report()
@@ -309,7 +311,9 @@ class Explainer:
         self, sizes: Mapping[str, int] | None = None, quantity: Quantity | None = None
     ) -> tuple[Canonical, Question]:
         canonical = self.model.canonical(sizes)
-        return canonical, self._ask(canonical.graph, quantity=quantity)
+        question = self._ask(canonical.graph, quantity=quantity)
+        cam = self.method.cam
+        return canonical, cam.ask(canonical.graph, question, self._at) if cam else question
 
     def _trace(self, asked: Asked, feeds: Mapping[str, Array], target: Array) -> list[Assignment]:
         canonical, question = self._asked(asked)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain import composites, readouts
+from onnxplain import cams, composites, readouts
 from onnxplain import deeplift as deeplift_composites
 from onnxplain.composites import COMPOSITES, RULES, Composite
 from onnxplain.distributions import Baseline, Distribution, Line, Point, References, Root, Windows
@@ -34,6 +34,8 @@ class Method:
         Start the walk from the score itself (relevance) instead of from 1 (gradient).
     promise
         What the attributions sum to: "completeness" (f(x) - f(baseline)), "conservation" (f(x)), or nothing.
+    cam
+        For class activation maps: what is done with the layer.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Method:
     readout: Callable[[Any, Any, Any], Any] = readouts.plain
     value_seed: bool = False
     promise: str | None = None
+    cam: cams.Cam | None = None
 
 
 def gradient() -> Method:
@@ -191,6 +194,45 @@ def occlusion(
     return Method("occlusion", None, Windows(window, stride, baseline))
 
 
+def cam(relu: bool = False, upsample: str = "linear") -> Method:
+    """Feature map weighted by the linear layer behind global average pooling (Zhou et al. 2016); (N, 1, H, W)."""
+    return _map("cam", cams.sum_weights, relu, upsample, pooled=True)
+
+
+def grad_cam(relu: bool = True, upsample: str = "linear") -> Method:
+    """Last feature map (or at=), its channels weighted by mean gradients (Selvaraju et al. 2017); (N, 1, H, W)."""
+    return _map("grad_cam", cams.mean_weights, relu, upsample)
+
+
+def grad_cam_plus_plus(relu: bool = True, upsample: str = "linear") -> Method:
+    """Grad-CAM with weights from positive gradients and curvature (Chattopadhyay et al. 2018); (N, 1, H, W)."""
+    return _map("grad_cam_plus_plus", cams.curvature_weights, relu, upsample)
+
+
+def hires_cam(relu: bool = False, upsample: str = "linear") -> Method:
+    """Feature map times gradient, place by place (Draelos and Carin 2020); (N, 1, H, W)."""
+    return _map("hires_cam", cams.placewise, relu, upsample)
+
+
+def layer_cam(relu: bool = True, upsample: str = "linear") -> Method:
+    """Feature map times positive gradient, place by place, for early layers too (Jiang et al. 2021); (N, 1, H, W)."""
+    return _map("layer_cam", cams.positive_placewise, relu, upsample)
+
+
+def guided_grad_cam(upsample: str = "linear", clip: bool = False) -> Method:
+    """Guided backprop times Grad-CAM (Selvaraju et al. 2017), in the input's shape; clip=true: at ReLU6, too."""
+    _check_flag("clip", clip)
+    if upsample == "none":
+        raise OptionError("guided_grad_cam needs a map of the input's size", "Known: linear, nearest.")
+    guided = cams.Cam(cams.mean_weights, True, upsample, guided=True)
+    return Method("guided_grad_cam", composites.guided_backprop(clip), cam=guided)
+
+
+def _map(name: str, weigh: cams.Weigh, relu: bool, upsample: str, pooled: bool = False) -> Method:
+    _check_flag("relu", relu)
+    return Method(name, composites.gradient(), cam=cams.Cam(weigh, relu, upsample, pooled))
+
+
 METHODS: dict[str, Callable[..., Method]] = {
     f.__name__: f
     for f in (
@@ -206,6 +248,12 @@ METHODS: dict[str, Callable[..., Method]] = {
         deep_taylor,
         deeplift,
         occlusion,
+        cam,
+        grad_cam,
+        grad_cam_plus_plus,
+        hires_cam,
+        layer_cam,
+        guided_grad_cam,
     )
 }
 

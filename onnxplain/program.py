@@ -169,7 +169,11 @@ def compile_program(
                 n: method.readout(ct, emitter.var(n), emitter.var(reference[n]) if n in reference else None)
                 for n, ct in arrived.items()
             }
-            outputs |= {names[n]: a for n, a in gathered(graph, emitter, question, readouts).items()}
+            draw = method.cam.draw if method.cam else None
+            found = (
+                draw(graph, emitter, question, arrived, seeds) if draw else gathered(graph, emitter, question, readouts)
+            )
+            outputs |= {names[n]: a for n, a in found.items()}
         else:
             cotangent_names = {name: emitter.fresh(f"cotangent_{name}") for name in arrived}
             outputs |= {cotangent_names[n]: ct for n, ct in arrived.items()}

@@ -100,7 +100,7 @@ def ask(
         explained = quantities.explained_value(graph, output, probability)
     if at is not None and wrt is not None:
         raise OptionError("give at= (an internal tensor) or wrt= (inputs), not both")
-    slices = [_internal(graph, at)] if at is not None else _inputs(graph, wrt, walks)
+    slices = [internal(graph, at)] if at is not None else _inputs(graph, wrt, walks)
     axis = None if quantity is not None and quantity.whole else batch_axis(graph, explained)
     return Question(output, explained, axis, tuple(dict.fromkeys(slices)), quantity is not None)
 
@@ -156,7 +156,8 @@ def _output(graph: Graph, name: str | None, walks: bool) -> str:
     return name
 
 
-def _internal(graph: Graph, name: str) -> Slice:
+def internal(graph: Graph, name: str) -> Slice:
+    """The slice that is a tensor inside of the model."""
     axis = batch_axis(graph, _tensor(graph, name))
     if axis is None:
         raise OptionError(f"no axis of the tensor is the batch: {graph.value(name)}")

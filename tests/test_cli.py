@@ -41,7 +41,7 @@ def test_explain_draws_a_photo(folder):
     assert os.listdir() == ["x.png"]
 
 
-@pytest.mark.parametrize("method", ox.METHODS)
+@pytest.mark.parametrize("method", [m for m in ox.METHODS if m != "cam"])
 def test_explain_gives_the_values_of_the_api(method):
     run("explain", DIGITS, DIGIT, "-m", method, "--target", "8", "-o", "x.npy")
     np.testing.assert_array_equal(np.load("x.npy"), ox.explain(DIGITS, digits(), method, target=8).values)
@@ -285,7 +285,8 @@ def test_inspect():
     ):
         assert part in text
     answer = json.loads(run("inspect", DIGITS, "--json").stdout)
-    assert answer["methods"] == dict.fromkeys(ox.METHODS, "works")
+    assert "global average pooling" in answer["methods"].pop("cam")
+    assert set(answer["methods"].values()) == {"works"}
     assert answer["inputs"] == [{"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}]
     assert answer["changes"]
     assert answer["preprocessing"]["std"] == 255
@@ -296,13 +297,13 @@ def test_inspect_says_what_is_in_the_way():
     assert "Round" in run("inspect", path).stdout
     answer = json.loads(run("inspect", path, "--json").stdout)["methods"]
     assert answer["occlusion"] == "works"
-    assert all("Round" in why for name, why in answer.items() if name != "occlusion")
+    assert all("Round" in why or "no feature map" in why for name, why in answer.items() if name != "occlusion")
     assert "Round" in refuse("inspect", path, "-m", "lrp")[0]
 
 
 def test_inspect_a_question():
     answer = json.loads(run("inspect", DIGITS, "--at", "/4/Relu_output_0", "--json").stdout)["methods"]
-    assert set(answer.values()) == {"works"}
+    assert {why for name, why in answer.items() if name != "cam"} == {"works"}
     assert "no output 'foo'" in refuse("inspect", DIGITS, "--output", "foo")[0]
 
 

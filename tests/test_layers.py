@@ -37,6 +37,7 @@ LAYERS = [
     "distributions",
     "reference",
     "readouts",
+    "cams",
     "methods",
     "trace",
     "program",

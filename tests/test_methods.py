@@ -30,6 +30,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "deeplift": {"rule": "reveal_cancel", "baseline": 0.25},
     "occlusion": {"window": 3, "stride": 2},
 }
+MAPS = {"cam", "grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam", "guided_grad_cam"}  # see test_cams.py
 
 
 @cache
@@ -48,13 +49,13 @@ def assert_close(a: Mapping[str, Array], b: Mapping[str, Array], tolerance: floa
 
 
 def test_every_method_is_tested() -> None:
-    assert set(OPTIONS) == set(METHODS)
+    assert set(OPTIONS) | MAPS == set(METHODS)
     assert forward_only() == ["occlusion"]
 
 
-@pytest.mark.parametrize("method", OPTIONS)
+@pytest.mark.parametrize("method", [*OPTIONS, *sorted(MAPS)])
 def test_methods_say_what_they_are(method: str) -> None:
-    made = make(method, OPTIONS[method])
+    made = make(method, OPTIONS.get(method, {}))
     assert made.name == method
     assert summary(method).endswith((".", ")"))
 
