@@ -96,10 +96,11 @@ class SoftmaxTaylor:
 class Standardize:
     """R_x = x J^T (R / S(y)), where J takes what the layer divides by (a standard deviation, a norm) for a constant.
 
-    So dividing is an identity, subtracting the mean a sum, and the bias keeps its share [achtibat]_, [ali]_. A scale that
-    depends on the explained tensor, too, counts as a gate: x gets all. A layer
-    with a mean and a bias must not hand on R as it is: where x is near zero and y is not, the layers before divide by
-    x, and relevances of alternating sign grow from layer to layer.
+    So dividing is an identity, subtracting the mean a sum, and the bias keeps its share [achtibat]_, [ali]_. A scale
+    that depends on the explained tensor, too, counts as a gate: x gets all.
+
+    A layer with a mean and a bias must not hand on R as it is: where x is near zero and y is not, the layers before
+    divide by x, and relevances of alternating sign grow from layer to layer.
     """
 
     epsilon: float = 1e-6

@@ -37,6 +37,7 @@ from onnxplain.rules.base import (
     root_mean_square,
     stabilize,
 )
+from onnxplain.rules.signs import is_never_negative
 
 
 class LinearRule:
@@ -192,6 +193,8 @@ class Interpolated(LinearRule):
 
 def _share(f: LinearMap, g: LinearMap, x: Var, r: Var, epsilon: float) -> Var:
     """R_i of z = f(x+) + g(x-), whose bias is f's: x+ f^T s + x- g^T s, s = R / S(z)."""
+    if is_never_negative(x):
+        return x * f.vjp(r / stabilize(f(x), epsilon))
     above, below = positive(x), negative(x)
     g = g.map(keep)
     s = r / stabilize(f(above) + g(below), epsilon)

@@ -1,0 +1,59 @@
+"""Which tensors are never negative, and that rules make the same of them when they are told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import onnxplain
+from onnxplain.canonize import canonize
+from onnxplain.emit import Emitter
+from onnxplain.reader import read
+from onnxplain.rules import lrp
+from onnxplain.rules.signs import is_never_negative
+from tests.models import model
+from tests.reference import rng
+
+NEVER = [
+    "y = Relu(x)",
+    "a = Relu(x)  b = Sigmoid(x)  y = Add(a, b)",
+    "a = Relu(x)  y = Mul(a, one)",
+    "y = Clip(x, zero)",
+    "a = Relu(x)  b = MaxPool<kernel_shape=[2]>(a)  c = Concat<axis=2>(b, b)  y = Transpose<perm=[0,2,1]>(c)",
+    "a = Softmax(x)  y = ReduceMean(a, axis)",
+]
+PERHAPS = [
+    "y = Tanh(x)",
+    "a = Relu(x)  y = Add(a, x)",
+    "a = Relu(x)  y = Mul(a, minus)",
+    "a = Relu(x)  y = Sub(a, one)",
+    "y = Clip(x, minus)",
+    "y = Clip(x, , one)",
+    "a = Relu(x)  b = Tanh(x)  y = Concat<axis=1>(a, b)",
+]
+NUMBERS = {"one": np.array(1.0), "zero": np.array(0.0), "minus": np.array(-1.0), "axis": np.array([1])}
+
+
+@pytest.mark.parametrize(("text", "never"), [*((t, True) for t in NEVER), *((t, False) for t in PERHAPS)])
+def test_signs(text: str, never: bool) -> None:
+    graph = canonize(read(model(f"m (float[N,4,6] x) => (float y) {{ {text} }}", **NUMBERS))).graph
+    assert is_never_negative(Emitter(graph).var("y")) == never
+    assert not is_never_negative(Emitter(graph).var("x"))
+
+
+@pytest.mark.parametrize("rule", ["alpha_beta", "gamma", "interpolated", "z_plus"])
+def test_rules_use_them(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = model(
+        """m (float[N,3,6,6] x) => (float[N,4] y) {
+            a = Relu(x)  b = Conv<kernel_shape=[3,3]>(a, k, b0)  c = Relu(b)  f = Flatten(c)  y = Gemm(f, w, b1)
+        }""",
+        k=rng(1).normal(size=(5, 3, 3, 3)),
+        b0=rng(2).normal(size=5),
+        w=rng(3).normal(size=(80, 4)),
+        b1=rng(4).normal(size=4),
+    )
+    x = rng(5).normal(size=(2, 3, 6, 6)).astype(np.float32)
+    short = onnxplain.Explainer(net, "lrp", rule=rule)(x).values
+    monkeypatch.setattr(lrp, "is_never_negative", lambda x: False)
+    long = onnxplain.Explainer(net, "lrp", rule=rule)(x).values
+    np.testing.assert_allclose(short, long, atol=1e-5 * np.abs(long).max())
