@@ -142,6 +142,19 @@ def test_scales_and_shifts_belong_to_the_layer(name: str, rule: str) -> None:
     assert relative_error(result.flatten(), FORMULAS[rule](layer, r)) <= TOLERANCE
 
 
+@pytest.mark.parametrize("name", [name for name, (_, text) in LAYERS.items() if "Reshape" not in text])
+def test_the_same_where_sizes_are_free(name: str) -> None:
+    shape, text = LAYERS[name]
+    fixed = [str(n) for n in shape]
+    free = ["T", "4"] if shape == TOKENS else ["4", "H", "W"]
+    net = "m (float[N, %s] x) => (float[N] y) { a = Tanh(x)  %s }"
+    x = normal(2, *shape)
+    (y,) = ReferenceEvaluator(model(net % (", ".join(fixed), text), **WEIGHTS)).run(["y"], {"x": x})
+    given = rng(5).normal(size=y.shape)
+    results = [relevance(model(net % (", ".join(dims), text), **WEIGHTS), "gamma", x, given) for dims in (fixed, free)]
+    assert relative_error(results[1], results[0]) <= 1e-5
+
+
 def rules(text: str, composite: str = "attn_lrp", **weights: Array) -> dict[str, Any]:
     """Name of a node's output -> its rule."""
     explainer = onnxplain.Explainer(model(text, **weights), "lrp", composite=composite)
