@@ -16,6 +16,7 @@ from onnxplain.preprocessing import PRESETS, Note, Preprocessing, find_note, pre
 
 Array = np.ndarray[Any, Any]
 
+BOUNDED = {"deep_taylor", "epsilon_gamma_box", "by_depth", "z_box"}  # methods, composites and rules
 ARRAYS = (".npy", ".npz")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -147,8 +148,9 @@ def check_names(names: Sequence[str] | None, model: ox.Model, output: str | None
 
 
 def with_bounds(how: Preprocessing | None, method: str, options: dict[str, Any]) -> dict[str, Any]:
-    """``options``, with the bounds of a photo in the model's units for the composite that needs them, unless given."""
-    if how is None or method != "lrp" or options.get("composite") != "epsilon_gamma_box":
+    """``options``, with the bounds of a photo in the model's units for what can use them, unless given."""
+    asked = {method, options.get("rule"), options.get("composite")}
+    if how is None or method not in ("lrp", "deep_taylor") or asked.isdisjoint(BOUNDED):
         return options
     per_channel = (-1, 1, 1) if how.layout == "NCHW" else (1, 1, -1)
     mean, std = (np.atleast_1d(np.asarray(v, np.float32)).reshape(per_channel) for v in (how.mean, how.std))
