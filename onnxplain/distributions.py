@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -36,9 +37,9 @@ class References:
     baselines: Array | None = None
 
     def __post_init__(self) -> None:
-        _check_baseline(self.baseline)
+        check_baseline(self.baseline)
         if self.baselines is not None:
-            _check_baseline(self.baselines)
+            check_baseline(self.baselines)
             if np.ndim(self.baselines) == 0 or len(self.baselines) == 0:
                 raise OptionError("baselines is an array whose first axis counts the baselines, at least one")
 
@@ -80,9 +81,9 @@ class Line:
             known = did_you_mean(str(self.quadrature), QUADRATURES)
             raise OptionError(f"there is no quadrature {self.quadrature!r}", known)
         least = 2 if self.quadrature == "trapezoid" else 1
-        if not _is_count(self.steps, least):
+        if not is_count(self.steps, least):
             raise OptionError(f"steps must be a whole number of at least {least}, not {self.steps!r}")
-        _check_baseline(self.baseline)
+        check_baseline(self.baseline)
 
     def nodes(self) -> tuple[Array, Array]:
         """Positions between 0 (baseline) and 1 (input), and weights; float64, shape (steps,) each."""
@@ -157,9 +158,59 @@ class Root:
         if self.search not in SEARCHES:
             known = did_you_mean(str(self.search), ["zero", *SEARCHES])
             raise OptionError(f"there is no root {self.search!r}", known)
-        if not _is_count(self.steps, 1):
+        if not is_count(self.steps, 1):
             raise OptionError(f"steps must be a whole number of at least 1, not {self.steps!r}")
-        _check_baseline(self.baseline)
+        check_baseline(self.baseline)
+
+
+class Plan(Protocol):
+    """Which masked copies of one sample are run, and what becomes of their scores.
+
+    Attributes
+    ----------
+    count
+        Number of copies.
+    """
+
+    @property
+    def count(self) -> int:
+        """Number of copies."""
+        ...
+
+    def hide(self, index: int, copy: Mapping[str, Array]) -> None:
+        """Mask one copy of the sample, in place: an array without batch axis by name of a tensor."""
+        ...
+
+    def attribute(self, score: float, scores: Array) -> dict[str, Array]:
+        """Attributions, float64, from the score of the sample and those of its copies."""
+        ...
+
+
+class Perturbation(ABC):
+    """Masked copies of the input, and what their scores tell: forward passes only.
+
+    Attributes
+    ----------
+    baseline
+        What is put in the place of what is masked: a number, a text, or an array that broadcasts to the input.
+    """
+
+    baseline: Baseline = 0.0
+
+    @abstractmethod
+    def plans(self, here: Mapping[str, Array], fills: Mapping[str, Array]) -> Sequence[Plan]:
+        """One plan per sample.
+
+        Parameters
+        ----------
+        here
+            The explained tensors by name, the batch axis in front.
+        fills
+            The same at the baseline.
+        """
+
+    def check(self, shape: tuple[int, ...]) -> None:  # noqa: B027
+        """Raise OptionError where an option does not fit the shape of an input, the batch axis in front."""
 
 
 def share(axes: int) -> int:
@@ -168,7 +219,7 @@ def share(axes: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Windows:
+class Windows(Perturbation):
     """The input with one window after another replaced by the baseline.
 
     Windows start every ``stride`` elements, ceil((size - window) / stride) + 1 of them an axis, the last cropped at the
@@ -197,7 +248,7 @@ class Windows:
             if self.window is not None and any(s > w for s, w in np.broadcast(self.stride, self.window)):
                 why = "some elements would never be covered"
                 raise OptionError(f"stride {self.stride} is larger than window {self.window}: {why}")
-        _check_baseline(self.baseline)
+        check_baseline(self.baseline)
 
     def axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The axes that windows span: those after batch and channels; the features of a table."""
@@ -235,8 +286,42 @@ class Windows:
                 index[axis - 1] = slice(k * s, min(k * s + w, shape[axis]))
             yield tuple(index)
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise OptionError where windows do not fit an input."""
+        self.geometry(shape)
 
-Distribution = Point | References | Line | Windows | Root
+    def plans(self, here: Mapping[str, Array], fills: Mapping[str, Array]) -> Sequence[Plan]:
+        """One copy per window and tensor."""
+        jobs = [(name, window) for name, x in here.items() for window in self.slices(x.shape)]
+        counts = {name: np.zeros(x.shape[1:]) for name, x in here.items()}
+        for name, window in jobs:
+            counts[name][window] += 1
+        samples = len(next(iter(here.values())))
+        return [_Windowed(jobs, counts, {n: fill[k, ...] for n, fill in fills.items()}) for k in range(samples)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Windowed:
+    jobs: Sequence[tuple[str, tuple[slice, ...]]]
+    counts: Mapping[str, Array]  # how many windows cover an element
+    fill: Mapping[str, Array]
+
+    @property
+    def count(self) -> int:
+        return len(self.jobs)
+
+    def hide(self, index: int, copy: Mapping[str, Array]) -> None:
+        name, window = self.jobs[index]
+        copy[name][window] = self.fill[name][window]
+
+    def attribute(self, score: float, scores: Array) -> dict[str, Array]:
+        losses = {name: np.zeros(count.shape) for name, count in self.counts.items()}
+        for (name, window), masked in zip(self.jobs, scores, strict=True):
+            losses[name][window] += score - float(masked)
+        return {name: loss / self.counts[name] for name, loss in losses.items()}
+
+
+Distribution = Point | References | Line | Perturbation | Root
 
 
 def as_baseline(baseline: Baseline, dtype: np.dtype[Any], name: str) -> Array:
@@ -272,17 +357,19 @@ def baseline_like(baseline: Baseline, x: Array, name: str) -> Array:
         raise OptionError(f"a baseline of shape {array.shape} {why}") from None
 
 
-def _is_count(value: Any, least: int) -> bool:
+def is_count(value: Any, least: int) -> bool:
+    """Whether it is a whole number of at least ``least``."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= least
 
 
 def _check_sizes(name: str, value: Any) -> None:
     sizes = value if isinstance(value, tuple) else (value,)
-    if not sizes or not all(_is_count(size, 1) for size in sizes):
+    if not sizes or not all(is_count(size, 1) for size in sizes):
         raise OptionError(f"{name} must be a whole number of at least 1, or a tuple of them, not {value!r}")
 
 
-def _check_baseline(baseline: Any) -> None:
+def check_baseline(baseline: Any) -> None:
+    """Raise OptionError unless it is a finite number, a text, or an array of them."""
     array = np.asarray(baseline)
     if array.dtype.kind not in "iufU":
         raise OptionError(f"a baseline is a number or an array of numbers (or of texts), not {baseline!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +12,9 @@ from onnxplain.canonize import BATCH
 from onnxplain.distributions import (
     Baseline,
     Line,
+    Perturbation,
     Point,
     References,
-    Windows,
     as_baseline,
     baseline_like,
     calibrated,
@@ -30,7 +30,6 @@ from onnxplain.runtime.providers import Choice
 from onnxplain.runtime.session import Session
 
 Array = np.ndarray[Any, Any]
-Index = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,8 @@ def check(method: Method, feeds: Mapping[str, Array], question: Question) -> Non
                 baseline_like(distribution.get(0), x.take([0], part.axis), part.name)
             else:
                 baseline_like(distribution.baseline, x, part.name)
-            if isinstance(distribution, Windows):
-                distribution.geometry(np.moveaxis(feeds[part.name], part.axis, 0).shape)
+            if isinstance(distribution, Perturbation):
+                distribution.check(np.moveaxis(x, part.axis, 0).shape)
 
 
 def traced(runner: Runner, lines: Sequence[Assignment], feeds: Mapping[str, Array], target: Array) -> list[Assignment]:
@@ -173,8 +172,8 @@ def run(
     axes = runner.main.axes
     feeds = {name: np.moveaxis(a, axes[name], 0) if name in axes else a for name, a in feeds.items()}
     count = next((len(a) for name, a in feeds.items() if name in axes), 1)
-    if isinstance(method.distribution, Windows):
-        answer = _windows(runner, method.distribution, feeds, target, count, progress)
+    if isinstance(method.distribution, Perturbation):
+        answer = _perturbed(runner, method.distribution, feeds, target, count, progress)
     elif target is None:
         raise AssertionError("labels have no gradient")
     elif isinstance(method.distribution, Line):
@@ -330,9 +329,9 @@ def _slopes(
     return np.asarray(np.sum(parts, axis=0))
 
 
-def _windows(
+def _perturbed(
     runner: Runner,
-    windows: Windows,
+    perturbation: Perturbation,
     feeds: Mapping[str, Array],
     target: Array | None,
     count: int,
@@ -344,38 +343,20 @@ def _windows(
     if target is None:
         target = runner.labels(feeds, count)
     target, score = _resolve(runner, feeds, target)
-    jobs: list[tuple[str, Index]] = [(name, w) for name in here for w in windows.slices(here[name].shape)]
-    losses = {name: np.zeros(x.shape, np.float64) for name, x in here.items()}
-    counts = {name: np.zeros(x.shape[1:]) for name, x in here.items()}
-    for name, window in jobs:
-        counts[name][window] += 1
-    baselines = _baselines(runner, windows.baseline, feeds, here, count)
-    total = len(jobs) * count
+    plans = perturbation.plans(here, _baselines(runner, perturbation.baseline, feeds, here, count))
+    ends = np.cumsum([plan.count for plan in plans])
+    starts, total = ends - [plan.count for plan in plans], int(ends[-1])
+    scores = np.zeros(total)
     for part in chunks(total, runner.main.chunk):
-        pairs = [divmod(i, len(jobs)) for i in range(part.start, part.stop)]
-        points = _masked(feeds, runner.main.axes, baselines, jobs, pairs)
-        samples = np.array([sample for sample, _ in pairs])
-        results = runner.run(points, target[samples], [program.score])
-        for (sample, job), masked in zip(pairs, results[program.score], strict=True):
-            name, window = jobs[job]
-            losses[name][(sample, *window)] += float(score[sample]) - float(masked)
+        jobs = np.arange(part.start, part.stop)
+        samples = np.searchsorted(ends, jobs, side="right")
+        points = {n: a[samples] if n in runner.main.axes else a for n, a in feeds.items()}
+        for row, (sample, job) in enumerate(zip(samples, jobs, strict=True)):
+            plans[sample].hide(int(job - starts[sample]), {name: points[name][row, ...] for name in here})
+        scores[part] = runner.run(points, target[samples], [program.score])[program.score]
         if progress:
             progress(part.stop, total)
+    rows = [p.attribute(float(s), scores[a:b]) for p, s, a, b in zip(plans, score, starts, ends, strict=True)]
     dtypes = {name: x.dtype if is_float(x.dtype) else np.dtype(np.float32) for name, x in here.items()}
-    attributions = {n: (losses[n] / counts[n]).astype(dtypes[n]) for n in losses}
+    attributions = {name: np.stack([row[name] for row in rows]).astype(dtype) for name, dtype in dtypes.items()}
     return Answer(attributions, target, score, None)
-
-
-def _masked(
-    feeds: Mapping[str, Array],
-    batched: Collection[str],
-    baselines: Mapping[str, Array],
-    jobs: Sequence[tuple[str, Index]],
-    pairs: Sequence[tuple[int, int]],
-) -> dict[str, Array]:
-    """One copy of a sample per (sample, job) pair, with the job's window replaced by the baseline."""
-    points = {n: a[[sample for sample, _ in pairs]] if n in batched else a for n, a in feeds.items()}
-    for row, (sample, job) in enumerate(pairs):
-        name, window = jobs[job]
-        points[name][(row, *window)] = baselines[name][(sample, *window)]
-    return points

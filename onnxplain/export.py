@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain import quantities
-from onnxplain.distributions import Line, References, Windows, as_baseline, calibrated, share
+from onnxplain.distributions import Line, Perturbation, References, Windows, as_baseline, calibrated, share
 from onnxplain.emit import Emitter, Var, concat, where
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.inside import Inside, baseline_of, rows_of
@@ -42,6 +42,11 @@ def explainer_graph(graph: Graph, method: Method, question: Question, asked: boo
         Inputs: the model's, and ``target`` if asked for. Outputs: the model's, and ``attribution``
         (``attribution_NAME`` for each of several explained tensors).
     """
+    if isinstance(method.distribution, Perturbation) and not isinstance(method.distribution, Windows):
+        why = "it masks features of the sample, or draws masks, and works on their scores outside of the graph"
+        raise OptionError(
+            f"{method.name} cannot be exported: {why}", "Of the methods of forward passes, occlusion can."
+        )
     program = compile_method(graph, method, question, model_outputs=True)
     if isinstance(method.distribution, Line):
         return _Sampled(graph, program, asked, target).line(method, method.distribution)

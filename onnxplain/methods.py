@@ -14,6 +14,8 @@ from onnxplain import deeplift as deeplift_composites
 from onnxplain.composites import COMPOSITES, RULES, Composite
 from onnxplain.distributions import Baseline, Distribution, Line, Point, References, Root, Windows
 from onnxplain.errors import OptionError, did_you_mean
+from onnxplain.perturbation import Ablation, KernelShap, Lime, Permutation, Rise, ShapleySampling
+from onnxplain.perturbation.features import Features
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,6 +235,44 @@ def _map(name: str, weigh: cams.Weigh, relu: bool, upsample: str, pooled: bool =
     return Method(name, composites.gradient(), cam=cams.Cam(weigh, relu, upsample, pooled))
 
 
+def feature_ablation(features: Features = None, baseline: Baseline = 0.0) -> Method:
+    """Loss of score when a feature is replaced by a baseline; features= numbers elements that go together."""
+    return Method("feature_ablation", None, Ablation(features, baseline))
+
+
+def feature_permutation(features: Features = None, samples: int = 10, seed: int = 0) -> Method:
+    """Loss of score when a feature is replaced by that of other samples of the batch (Breiman 2001)."""
+    return Method("feature_permutation", None, Permutation(features, samples, seed))
+
+
+def rise(cells: int = 7, keep: float = 0.5, samples: int = 1000, baseline: Baseline = 0.0, seed: int = 0) -> Method:
+    """Mean of random masks, weighted by the score of what they leave (Petsiuk et al. 2018)."""
+    return Method("rise", None, Rise(cells, keep, samples, baseline, seed))
+
+
+def lime(
+    features: Features = None,
+    samples: int = 1000,
+    kernel_width: float = 0.25,
+    surrogate: str = "ridge",
+    alpha: float | None = None,
+    baseline: Baseline = 0.0,
+    seed: int = 0,
+) -> Method:
+    """Coefficients of a linear model fitted to the scores of random sets of features (Ribeiro et al. 2016)."""
+    return Method("lime", None, Lime(features, samples, kernel_width, surrogate, alpha, baseline, seed))
+
+
+def kernel_shap(features: Features = None, samples: int = 1000, baseline: Baseline = 0.0, seed: int = 0) -> Method:
+    """Shapley values by least squares over sets of features (Lundberg and Lee 2017); exact if samples suffice."""
+    return Method("kernel_shap", None, KernelShap(features, samples, baseline, seed))
+
+
+def shapley_sampling(features: Features = None, samples: int = 25, baseline: Baseline = 0.0, seed: int = 0) -> Method:
+    """Shapley values by adding features in random orders (Castro et al. 2009); exact if samples suffice."""
+    return Method("shapley_sampling", None, ShapleySampling(features, samples, baseline, seed))
+
+
 METHODS: dict[str, Callable[..., Method]] = {
     f.__name__: f
     for f in (
@@ -248,6 +288,12 @@ METHODS: dict[str, Callable[..., Method]] = {
         deep_taylor,
         deeplift,
         occlusion,
+        feature_ablation,
+        feature_permutation,
+        rise,
+        lime,
+        kernel_shap,
+        shapley_sampling,
         cam,
         grad_cam,
         grad_cam_plus_plus,

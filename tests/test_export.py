@@ -18,7 +18,11 @@ from onnxplain.errors import OptionError, OutputError, TargetError, UnsupportedM
 from onnxplain.ops import OPS
 from tests.models import BRANCHES, FIXED_BATCH, FREE_SIZES, IMAGES, MLP, TINY, TOKENS, TWO_INPUTS, Array, Tiny, model
 from tests.reference import relative_error, rng
-from tests.test_methods import OPTIONS, last_classes, load, parts, target_of
+from tests.test_methods import OPTIONS as ALL_OPTIONS
+from tests.test_methods import last_classes, load, parts, target_of
+
+KEPT = ("feature_ablation", "feature_permutation", "rise", "lime", "kernel_shap", "shapley_sampling")  # in the library
+OPTIONS = {method: options for method, options in ALL_OPTIONS.items() if method not in KEPT}
 
 
 def bare(path: Path, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -253,6 +257,13 @@ def test_an_explainer_can_be_explained(tmp_path: Path) -> None:
 
 
 # What cannot be exported.
+
+
+@pytest.mark.parametrize("method", KEPT)
+def test_methods_that_mask_features_are_not_exported(method: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=f"{method} cannot be exported: .*masks"):
+        ox.Explainer(load("mlp"), method).export(tmp_path / "a.onnx")
+    assert os.listdir(tmp_path) == []
 
 
 def test_one_baseline_per_sample_makes_no_model(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ LAYERS = [
     "reference",
     "readouts",
     "cams",
+    "perturbation",
     "methods",
     "trace",
     "program",

@@ -1,0 +1,8 @@
+"""Methods that mask parts of the input and look at the scores: forward passes only, on anything that runs."""
+
+from onnxplain.perturbation.ablation import Ablation, Permutation
+from onnxplain.perturbation.lime import Lime
+from onnxplain.perturbation.rise import Rise
+from onnxplain.perturbation.shapley import KernelShap, ShapleySampling
+
+__all__ = ["Ablation", "KernelShap", "Lime", "Permutation", "Rise", "ShapleySampling"]

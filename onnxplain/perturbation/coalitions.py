@@ -1,0 +1,96 @@
+"""Copies of a sample that keep a set of its features each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxplain.distributions import Baseline, Perturbation, Plan, check_baseline, is_count
+from onnxplain.errors import OptionError
+from onnxplain.perturbation.features import Features, Partition, check_features, check_shape, partition
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Game:
+    """Sets of features, and what is made of the scores that they reach.
+
+    Attributes
+    ----------
+    count
+        Number of sets.
+    keep
+        Number of a set -> bool for each feature: whether it stays.
+    solve
+        (score of the sample, scores of the sets) -> one value per feature.
+    """
+
+    count: int
+    keep: Callable[[int], Array]
+    solve: Callable[[float, Array], Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Coalitions:
+    """The plan of a game; ``fill`` is what hidden elements become."""
+
+    partition: Partition
+    game: Game
+    fill: Mapping[str, Array]
+
+    @property
+    def count(self) -> int:
+        """Number of copies."""
+        return self.game.count
+
+    def hide(self, index: int, copy: Mapping[str, Array]) -> None:
+        """Put the fill where the features of one set are not."""
+        keep = self.game.keep(index)
+        for name, labels in self.partition.labels.items():
+            np.copyto(copy[name], self.fill[name], where=~keep[labels])
+
+    def attribute(self, score: float, scores: Array) -> dict[str, Array]:
+        """The value of a feature at each of its elements."""
+        return self.partition.spread(self.game.solve(score, scores))
+
+
+class Coalitional(Perturbation):
+    """A method that only asks which sets of features reach which score."""
+
+    features: Features = None
+
+    def game(self, features: int) -> Game:
+        """The game for a number of features; the same for every sample that has as many."""
+        raise NotImplementedError
+
+    def partition(self, sample: Mapping[str, Array]) -> Partition:
+        """The features of a sample."""
+        return partition(self.features, sample)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise OptionError where the features do not fit an input."""
+        check_shape(self.features, shape[1:])
+
+    def plans(self, here: Mapping[str, Array], fills: Mapping[str, Array]) -> Sequence[Plan]:
+        """One plan per sample."""
+        games: dict[int, Game] = {}
+        plans = []
+        for k in range(len(next(iter(here.values())))):
+            found = self.partition({name: x[k, ...] for name, x in here.items()})
+            game = games.get(found.count) or games.setdefault(found.count, self.game(found.count))
+            plans.append(Coalitions(found, game, {name: fill[k, ...] for name, fill in fills.items()}))
+        return plans
+
+
+def check_options(features: Any, baseline: Baseline, samples: Any = 1, seed: Any = 0) -> None:
+    """Raise OptionError for a bad value of an option that several methods have."""
+    check_features(features)
+    check_baseline(baseline)
+    if not is_count(samples, 1):
+        raise OptionError(f"samples must be a whole number of at least 1, not {samples!r}")
+    if not is_count(seed, 0):
+        raise OptionError(f"seed must be a whole number of at least 0, not {seed!r}")
