@@ -197,7 +197,7 @@ class Explainer:
         self.memory = parse_memory(memory)
         self.providers: Choice = choose(providers)
         self.model = load(model)
-        walks = self.method.composite is not None
+        walks = self.method.composite is not None or self.method.cam is not None
         self._at = at
         own = None if self.method.cam else at
         self._ask = partial(ask, output=output, wrt=wrt, at=own, probability=probability, walks=walks)

@@ -31,6 +31,7 @@ _MIXES = {"Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "Einsum", "LS
 _LINEAR = Kind.AFFINE | Kind.CONV | Kind.DENSE | Kind.MOVEMENT
 
 Weigh = Callable[[Var, Var], Var]  # (G, A) -> the map
+CHANNELS, PLACES = "channels", "places"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Cam:
     Attributes
     ----------
     weigh
-        How the map comes about.
+        How the map comes about; None: by forward passes with masks.
     relu
         Keep what speaks for the score only.
     upsample
@@ -49,13 +50,17 @@ class Cam:
         It holds only where nothing but global average pooling and linear layers follow.
     guided
         The map is multiplied by what the method's walk brings to the input.
+    masks
+        What forward passes are of: the input behind a mask for each of the layer's `CHANNELS`, or the layer itself at
+        one of its `PLACES` after the other.
     """
 
-    weigh: Weigh
+    weigh: Weigh | None
     relu: bool
     upsample: str
     pooled: bool = False
     guided: bool = False
+    masks: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.upsample, str) or self.upsample not in UPSAMPLINGS:
@@ -90,16 +95,18 @@ class Cam:
         if self.guided:
             found = backward(graph, emitter, seeds, [layer], composites.gradient().assign)[layer]
             gradient = activation * 0.0 if found is None else found
-        axes = _places(graph, layer, part.name, self.upsample != "none" or self.guided)
-        pair = (_channels_first(graph, v, layer, x) for v in (gradient, activation))
-        drawn = self.weigh(*pair)
-        drawn = emitter.op("Relu", drawn) if self.relu else drawn
-        if self.upsample != "none":
-            drawn = _resized(drawn, x, axes, UPSAMPLINGS[self.upsample])
+        assert self.weigh is not None
+        drawn = self.enlarged(
+            graph, self.weigh(*(channels_first(graph, v, layer, x) for v in (gradient, activation))), part
+        )
         if self.guided:
-            like = drawn.reshape(concat([x.size(a) if a in (0, *axes) else emitter.ints([1]) for a in range(x.rank)]))
-            drawn = emitter.refine(like * arrived[part.name], x.shape)
+            drawn = emitter.refine(spread(graph, drawn, part, x) * arrived[part.name], x.shape)
         return {part.name: drawn}
+
+    def enlarged(self, graph: Graph, drawn: Var, part: Slice) -> Var:
+        """The map as it is handed out."""
+        drawn = drawn.emitter.op("Relu", drawn) if self.relu else drawn
+        return drawn if self.upsample == "none" else resized(graph, drawn, part, self.upsample)
 
 
 # (G, A) -> map. Channels are axis 1, places the axes behind it.
@@ -247,7 +254,8 @@ def _grid(graph: Graph, layer: str) -> tuple[int, int]:
     raise UnsupportedModelError(f"the tokens of {graph.value(layer)} are no square grid, with or without one in front")
 
 
-def _channels_first(graph: Graph, v: Var, layer: str, x: Var) -> Var:
+def channels_first(graph: Graph, v: Var, layer: str, x: Var) -> Var:
+    """A tensor in the layer's layout as one of shape (N, C, places ...)."""
     if v.rank == 3 and x.rank == 4:
         extra, side = _grid(graph, layer)
         emitter = v.emitter
@@ -259,13 +267,23 @@ def _channels_first(graph: Graph, v: Var, layer: str, x: Var) -> Var:
     return v.transpose([0, axis, *(a for a in range(1, v.rank) if a != axis)])
 
 
-def _resized(drawn: Var, x: Var, axes: Sequence[int], how: Mapping[str, str]) -> Var:
+def resized(graph: Graph, drawn: Var, part: Slice, upsample: str) -> Var:
+    """A map of the size of the input that a slice names."""
     emitter, dtype = drawn.emitter, drawn.dtype
+    x, axes = emitter.var(part.name), _places(graph, part.tensors[0], part.name, needed=True)
     flat = len(axes) == 1  # ONNX Runtime interpolates pictures and volumes
     picture = drawn.reshape([0, 1, 1, -1]) if flat else drawn
     sizes = concat([x.size(0), emitter.ints([1, 1] if flat else [1]), *(x.size(a) for a in axes)])
     shape = x.shape or ()
     places = [shape[a] for a in axes]
     known = (shape[0], *([1, 1] if flat else [1]), *places)
+    how = UPSAMPLINGS[upsample]
     large = emitter.op("Resize", picture.cast("float32"), None, None, sizes, known=known, **how).cast(dtype)
     return emitter.refine(large.reshape([0, 1, -1]), (shape[0], 1, *places)) if flat else large
+
+
+def spread(graph: Graph, drawn: Var, part: Slice, x: Var) -> Var:
+    """A map of the input's size, with its axes where they are in the input."""
+    places = (0, *_places(graph, part.tensors[0], part.name, needed=True))
+    sizes = [x.size(a) if a in places else x.emitter.ints([1]) for a in range(x.rank)]
+    return drawn.reshape(concat(sizes), tuple((x.shape or ())[a] if a in places else 1 for a in range(x.rank)))

@@ -230,6 +230,18 @@ def guided_grad_cam(upsample: str = "linear", clip: bool = False) -> Method:
     return Method("guided_grad_cam", composites.guided_backprop(clip), cam=guided)
 
 
+def score_cam(relu: bool = True, upsample: str = "linear") -> Method:
+    """Feature map weighted by the scores of the input behind each channel (Wang et al. 2020); (N, 1, H, W); slow."""
+    _check_flag("relu", relu)
+    return Method("score_cam", None, cam=cams.Cam(None, relu, upsample, masks=cams.CHANNELS))
+
+
+def recipro_cam(relu: bool = False, upsample: str = "linear") -> Method:
+    """Score of the feature map at one place after another, alone (Byun and Lee 2022); (N, 1, H, W)."""
+    _check_flag("relu", relu)
+    return Method("recipro_cam", None, cam=cams.Cam(None, relu, upsample, masks=cams.PLACES))
+
+
 def _map(name: str, weigh: cams.Weigh, relu: bool, upsample: str, pooled: bool = False) -> Method:
     _check_flag("relu", relu)
     return Method(name, composites.gradient(), cam=cams.Cam(weigh, relu, upsample, pooled))
@@ -300,6 +312,8 @@ METHODS: dict[str, Callable[..., Method]] = {
         hires_cam,
         layer_cam,
         guided_grad_cam,
+        score_cam,
+        recipro_cam,
     )
 }
 
@@ -332,5 +346,5 @@ def summary(name: str) -> str:
 
 
 def forward_only() -> list[str]:
-    """Methods that need no gradients, and so work on every model that runs."""
-    return [name for name in METHODS if METHODS[name]().composite is None]
+    """Methods that need no gradients and no feature maps, and so work on every model that runs."""
+    return [name for name in METHODS if METHODS[name]().composite is None and METHODS[name]().cam is None]

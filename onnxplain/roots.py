@@ -11,6 +11,7 @@ from onnxplain.distributions import Line, Root
 from onnxplain.emit import Emitter, Var, where
 from onnxplain.inside import Inside, rows_of
 from onnxplain.ir import Graph
+from onnxplain.masked import compile_masked
 from onnxplain.methods import Method
 from onnxplain.program import BASELINE_SCORE, Program, compile_program, gathered
 from onnxplain.questions import Question, batch_axis
@@ -22,6 +23,8 @@ def compile_method(
     """Write the program of any method; see `onnxplain.program.compile_program`."""
     if isinstance(method.distribution, Root):
         return _rooted(graph, method, method.distribution, question, model_outputs)
+    if method.cam and method.cam.masks:
+        return compile_masked(graph, method, method.cam, question, model_outputs)
     return compile_program(graph, method, question, model_outputs, traced)
 
 

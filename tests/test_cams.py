@@ -116,14 +116,43 @@ def by_hand(method: str, a: Array, g: Array) -> Array:
 @pytest.mark.parametrize("name", ["images", "residual", "signal", "volume"])
 def test_formulas(name: str, method: str) -> None:
     x, layer = TINY[name].x(4), LAYERS[name]
-    shape = TINY[name]._evaluator.run([layer], {"x": x.astype(np.float64)})[0].shape
-    a = TINY[name].evaluate({"x": x}, layer).reshape(shape)
+    a = TINY[name]._evaluator.run([layer], {"x": x.astype(np.float64)})[0]
     expected, found = [], []
     for target in range(3):
         expected.append(by_hand(method, a, gradient_at(after_the_layer(name), a, target)))
         found.append(ox.explain(load(name), x, method, target=target, upsample="none").values)
     assert np.any(expected)
     assert relative_error(np.stack(found), np.stack(expected)) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["images", "residual", "signal", "volume"])
+def test_recipro_cam_is_the_score_of_one_place(name: str) -> None:
+    x, layer, head = TINY[name].x(3), LAYERS[name], after_the_layer(name)
+    a = TINY[name]._evaluator.run([layer], {"x": x.astype(np.float64)})[0]
+    expected = np.zeros((3, 1, *a.shape[2:]))
+    for place in np.ndindex(*a.shape[2:]):
+        alone = np.zeros_like(a)
+        alone[(..., *place)] = a[(..., *place)]
+        expected[(slice(None), 0, *place)] = head(alone)[:, 1]
+    found = ox.explain(load(name), x, "recipro_cam", target=1, upsample="none").values
+    assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["images", "signal", "volume"])
+def test_score_cam_weighs_by_the_score_behind_each_channel(name: str) -> None:
+    x, layer, tiny = TINY[name].x(3), LAYERS[name], TINY[name]
+    a = tiny._evaluator.run([layer], {"x": x.astype(np.float64)})[0]
+    mode = ["linear", "bilinear", "trilinear"][len(spatial(name)) - 1]
+    large = nn.functional.interpolate(torch.tensor(a), spatial(name), mode=mode).numpy()
+    space = tuple(range(2, a.ndim))
+    low, high = (f(large, axis=space, keepdims=True) for f in (np.min, np.max))
+    masks = (large - low) / np.where(high > low, high - low, 1)
+    scores = np.stack([tiny.evaluate({"x": x * masks[:, [k]]})[:, 1] for k in range(a.shape[1])], axis=1)
+    weight = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    expected = np.maximum((a * weight.reshape(*weight.shape, *[1] * len(space))).sum(axis=1, keepdims=True), 0)
+    found = ox.explain(load(name), x, "score_cam", target=1, upsample="none").values
+    assert expected.any()
+    assert relative_error(found, expected) < 1e-4
 
 
 def test_relu_is_an_option() -> None:
@@ -310,7 +339,7 @@ def test_guided_maps_have_the_inputs_size() -> None:
 # The cat.
 
 
-@pytest.mark.parametrize("method", sorted(MAPS))
+@pytest.mark.parametrize("method", sorted(MAPS - {"score_cam"}))  # which takes a forward pass for each of 1280 channels
 def test_maps_show_the_cat(method: str, tmp_path: Path) -> None:
     note = Preprocessing.from_note(json.loads(Path(LITE).with_suffix(".preprocessing.json").read_text()))
     photo, shape = read_image(CAT), (1, 3, 224, 224)

@@ -127,7 +127,7 @@ def test_explain_at_an_internal_tensor():
     assert cv2.imread("x.png").shape[1] > cv2.imread("x.png").shape[0]
 
 
-@pytest.mark.parametrize("method", ONE_SAMPLE)
+@pytest.mark.parametrize("method", [m for m in ONE_SAMPLE if m != "score_cam"])  # 1280 forward passes
 def test_explain_the_cat(method):
     few = FEW.get(method, [])
     done = run("explain", LITE, CAT, "-m", method, *few, "-o", "cat.png")

@@ -43,6 +43,7 @@ LAYERS = [
     "trace",
     "program",
     "inside",
+    "masked",
     "roots",
     "export",
     "runtime",

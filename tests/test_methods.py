@@ -36,7 +36,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "kernel_shap": {"samples": 80},
     "shapley_sampling": {"samples": 3},
 }
-MAPS = {"cam", "grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam", "guided_grad_cam"}  # see test_cams.py
+MAPS = {
+    "cam",
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "hires_cam",
+    "layer_cam",
+    "guided_grad_cam",
+    "score_cam",
+    "recipro_cam",
+}  # see test_cams.py
 ALONE = {method: options for method, options in OPTIONS.items() if method != "feature_permutation"}
 
 
