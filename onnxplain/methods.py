@@ -257,9 +257,16 @@ def feature_permutation(features: Features = None, samples: int = 10, seed: int 
     return Method("feature_permutation", None, Permutation(features, samples, seed))
 
 
-def rise(cells: int = 7, keep: float = 0.5, samples: int = 1000, baseline: Baseline = 0.0, seed: int = 0) -> Method:
-    """Mean of random masks, weighted by the score of what they leave (Petsiuk et al. 2018)."""
-    return Method("rise", None, Rise(cells, keep, samples, baseline, seed))
+def rise(
+    cells: int = 7,
+    keep: float = 0.5,
+    samples: int = 1000,
+    baseline: Baseline = 0.0,
+    center: bool = False,
+    seed: int = 0,
+) -> Method:
+    """Mean of random masks, weighted by their scores (Petsiuk et al. 2018); center=true: scores less their mean."""
+    return Method("rise", None, Rise(cells, keep, samples, baseline, center, seed))
 
 
 def lime(

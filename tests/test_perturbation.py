@@ -156,6 +156,18 @@ def test_rise_converges_to_its_expectation(keep: float) -> None:
         assert np.ptp(expected) > 4 * error.max()  # so that a constant would not do
 
 
+def test_centred_rise_has_no_part_of_the_mean_score() -> None:
+    x, w = LINEAR.x(1), LINEAR.weights["w"][:, 0]
+    runs = [
+        ox.explain(LINEAR.proto(), x, "rise", target=0, samples=400, seed=s, keep=0.3, center=True).values[0]
+        for s in range(10)
+    ]
+    error = np.std(runs, axis=0, ddof=1) / 10**0.5
+    expected = 0.7 * w * x[0] * (1 - 1 / 400)  # a mean of the same 400 scores takes its part along
+    assert np.all(abs(np.mean(runs, axis=0) - expected) < 4 * error)
+    assert error.max() < 0.05
+
+
 def test_rise_masks_integers_whole() -> None:
     """Each token is its own or the baseline's; so the mean over many masks is that over all sets of tokens."""
     tokens = np.array([[1, 2, 3, 4, 5]])
@@ -411,6 +423,7 @@ def test_one_number_per_sample() -> None:
         ("feature_permutation", {"samples": 0}, "samples must be"),
         ("rise", {"cells": 0}, "cells must be"),
         ("rise", {"keep": 0.0}, "keep must be"),
+        ("rise", {"center": 1}, "center must be"),
         ("rise", {"baseline": np.inf}, "NaN or infinity"),
         ("lime", {"surrogate": "lasson"}, "Did you mean 'lasso'"),
         ("lime", {"kernel_width": 0}, "kernel_width must be a number above 0"),

@@ -63,12 +63,16 @@ class Rise(Perturbation):
         Probability that a cell is kept.
     samples
         Number of masks.
+    center
+        Subtract the mean score, and so a constant from the expected map, which then has a sign: above 0 is what raises
+        the score. The paper does not.
     """
 
     cells: int = 7
     keep: float = 0.5
     samples: int = 1000
     baseline: Baseline = 0.0
+    center: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,6 +81,8 @@ class Rise(Perturbation):
             raise OptionError(f"cells must be a whole number of at least 1, not {self.cells!r}")
         if isinstance(self.keep, bool) or not isinstance(self.keep, int | float) or not 0 < self.keep <= 1:
             raise OptionError(f"keep must be a probability above 0, not {self.keep!r}")
+        if not isinstance(self.center, bool):
+            raise OptionError(f"center must be True or False, not {self.center!r}")
 
     def masks(self, x: Array, rng: np.random.Generator) -> Masks:
         """Draw the masks for a sample like ``x``."""
@@ -98,7 +104,8 @@ class Rise(Perturbation):
         masks = {name: self.masks(x[0, ...], rng) for name, x in here.items()}
         samples = len(next(iter(here.values())))
         return [
-            Blended(masks, self.samples, self.keep, {n: f[k, ...] for n, f in fills.items()}) for k in range(samples)
+            Blended(masks, self.samples, self.keep, self.center, {n: f[k, ...] for n, f in fills.items()})
+            for k in range(samples)
         ]
 
 
@@ -109,6 +116,7 @@ class Blended:
     masks: Mapping[str, Masks]
     count: int
     keep: float
+    center: bool
     fill: Mapping[str, Array]
 
     def hide(self, index: int, copy: Mapping[str, Array]) -> None:
@@ -122,6 +130,7 @@ class Blended:
 
     def attribute(self, score: float, scores: Array) -> dict[str, Array]:
         """Mean of the masks times the scores, over the mean of a mask."""
+        scores = scores - scores.mean() if self.center else scores
         results = {}
         for name, masks in self.masks.items():
             total = sum(s * masks.get(k) for k, s in enumerate(scores))
