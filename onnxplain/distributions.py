@@ -15,6 +15,8 @@ from onnxplain.errors import OptionError, did_you_mean
 Array = np.ndarray[Any, Any]
 Baseline = float | str | Array
 
+MOST_STEPS = 4096  # up to which a tolerance may double them
+
 
 @dataclass(frozen=True)
 class Point:
@@ -69,12 +71,15 @@ class Line:
     calibrate
         Move the weights, as little as possible, so that the slopes of the score at the points add up to its exact
         change, unless that would take more than a moderate move (see `calibrated`).
+    tolerance
+        Double the steps of a sample until its residual is at most this, in the score's units, or they are `MOST_STEPS`.
     """
 
     steps: int = 64
     baseline: Baseline = 0.0
     quadrature: str = "gauss_legendre"
     calibrate: bool = False
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
         if self.quadrature not in QUADRATURES:
@@ -83,6 +88,10 @@ class Line:
         least = 2 if self.quadrature == "trapezoid" else 1
         if not is_count(self.steps, least):
             raise OptionError(f"steps must be a whole number of at least {least}, not {self.steps!r}")
+        if self.tolerance is not None:
+            number = isinstance(self.tolerance, int | float | np.number) and not isinstance(self.tolerance, bool)
+            if not number or not self.tolerance > 0:
+                raise OptionError(f"tolerance must be a number above 0, not {self.tolerance!r}")
         check_baseline(self.baseline)
 
     def nodes(self) -> tuple[Array, Array]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxplain.canonize import BATCH
 from onnxplain.distributions import (
+    MOST_STEPS,
     Baseline,
     Line,
     Perturbation,
@@ -28,6 +29,7 @@ from onnxplain.runtime.batching import chunk_size, chunks
 from onnxplain.runtime.chunked import Chunked, Progress
 from onnxplain.runtime.providers import Choice
 from onnxplain.runtime.session import Session
+from onnxplain.sampling import Lines, Noise, Sampled
 
 Array = np.ndarray[Any, Any]
 
@@ -70,10 +72,11 @@ class Runner:
         axes = {**batch_axes(graph.inputs), program.target: 0} | ({program.weights: 0} if program.weights else {})
         axes |= {program.attributions[part.name]: part.axis for part in question.slices}
         axes |= {program.baselines[p.name]: p.axis for p in question.slices if p.name in program.baselines}
-        for tensor in question.tensors:
+        tensors = dict.fromkeys((*question.tensors, *program.points))
+        for tensor in tensors:
             axis = batch_axis(graph, tensor) or 0
-            axes |= {tensor: axis, program.cotangents.get(tensor, tensor): axis}
-        alone = question.axis is None or 1 in (rows(graph.value(n)) for n in (question.explained, *question.tensors))
+            axes |= {n: axis for n in (tensor, program.cotangents.get(tensor), program.values.get(tensor)) if n}
+        alone = question.axis is None or 1 in (rows(graph.value(n)) for n in (question.explained, *tensors))
         if question.axis is None and fixed_batch not in (None, 1):
             raise UnsupportedModelError(f"the model is bound to {fixed_batch} samples, which share one output")
         fixed = fixed_batch or (1 if alone else None)
@@ -108,9 +111,9 @@ class Runner:
         return self.main.run({**feeds, program.target: unused}, count, [name])[name]
 
     def tensors(self, feeds: Mapping[str, Array], count: int) -> dict[str, Array]:
-        """The tensors at which cotangents are read."""
+        """The tensors that move."""
         inner = self.front.run(self._without_weights(feeds), count, self.front.session.outputs) if self.front else {}
-        return {name: feeds[name] if name in feeds else inner[name] for name in self.program.question.tensors}
+        return {name: feeds[name] if name in feeds else inner[name] for name in self.program.points}
 
     def attributions(self, arrived: Mapping[str, Array], feeds: Mapping[str, Array], count: int) -> dict[str, Array]:
         """Attributions of tensors -> attributions of slices, by name of the output that holds them."""
@@ -126,8 +129,8 @@ class Runner:
 
 def check(method: Method, feeds: Mapping[str, Array], question: Question) -> None:
     """Raise OptionError where an option does not fit the shape of an explained input."""
-    distribution = method.distribution
-    if isinstance(distribution, Point):
+    distribution = method.distribution.references if isinstance(method.distribution, Lines) else method.distribution
+    if isinstance(distribution, Point | Noise):
         return
     for part in question.slices:
         if part.name in feeds:
@@ -178,6 +181,8 @@ def run(
         raise AssertionError("labels have no gradient")
     elif isinstance(method.distribution, Line):
         answer = _line(runner, method, method.distribution, feeds, target, progress)
+    elif isinstance(method.distribution, Sampled):
+        answer = _sampled(runner, method, method.distribution, feeds, target, progress)
     elif isinstance(method.distribution, References) and runner.program.baselines:
         answer = _references(runner, method, method.distribution, feeds, target, progress)
     else:
@@ -258,12 +263,12 @@ def _baselines(
     runner: Runner, baseline: Baseline, feeds: Mapping[str, Array], here: Mapping[str, Array], count: int
 ) -> dict[str, Array]:
     """The tensors at the baseline: itself, or what the model makes of it where it stands for an input."""
-    question = runner.program.question
+    parts = runner.program.slices
     given = {}
-    for part in question.slices:
+    for part in parts:
         natural = np.moveaxis({**here, **feeds}[part.name], 0, part.axis)
         given[part.name] = np.moveaxis(baseline_like(baseline, natural, part.name), part.axis, 0)
-    if all(part.direct for part in question.slices):
+    if all(part.direct for part in parts):
         return given
     return runner.tensors({**feeds, **given}, count)
 
@@ -271,10 +276,37 @@ def _baselines(
 def _line(
     runner: Runner, method: Method, line: Line, feeds: Mapping[str, Array], target: Array, progress: Progress | None
 ) -> Answer:
+    here = runner.tensors(feeds, len(target))
+    baselines = _baselines(runner, line.baseline, feeds, here, len(target))
+    answer = _steps(runner, method, line, feeds, target, progress, here, baselines)
+    residual = np.asarray(answer.residual)
+    tolerance = np.inf if line.tolerance is None else line.tolerance
+    while 2 * line.steps <= MOST_STEPS:
+        line = replace(line, steps=2 * line.steps)
+        rough = np.flatnonzero(abs(residual) > tolerance)
+        if not len(rough):
+            break
+        some = {n: a[rough] if n in runner.main.axes else a for n, a in feeds.items()}
+        rows = [{n: a[rough] for n, a in arrays.items()} for arrays in (here, baselines)]
+        finer = _steps(runner, method, line, some, answer.target[rough], progress, *rows)
+        residual[rough] = np.asarray(finer.residual)
+        for name, values in answer.attributions.items():
+            values[rough] = finer.attributions[name]
+    return replace(answer, residual=residual)
+
+
+def _steps(
+    runner: Runner,
+    method: Method,
+    line: Line,
+    feeds: Mapping[str, Array],
+    target: Array,
+    progress: Progress | None,
+    here: Mapping[str, Array],
+    baselines: Mapping[str, Array],
+) -> Answer:
     program, samples = runner.program, len(target)
     wanted = program.question.tensors
-    here = runner.tensors(feeds, samples)
-    baselines = _baselines(runner, line.baseline, feeds, here, samples)
     target, score = _resolve(runner, {**feeds, **here}, target)
     _, score_at_baseline = _resolve(runner, {**feeds, **baselines}, target)
     positions, weights = line.nodes()
@@ -316,6 +348,97 @@ def _line(
     found = runner.attributions(arrived, feeds, samples)
     attributions = {name: found[output] for name, output in program.attributions.items()}
     return Answer(attributions, target, score, _per_sample_sum(attributions, samples) - change)
+
+
+def _sampled(
+    runner: Runner,
+    method: Method,
+    sampled: Sampled,
+    feeds: Mapping[str, Array],
+    target: Array,
+    progress: Progress | None,
+) -> Answer:
+    """A moment of what the method finds at the points; each point is that of all samples, one after the other."""
+    program, samples = runner.program, len(target)
+    here = runner.tensors(feeds, samples)
+    target, score = _resolve(runner, {**feeds, **here}, target)
+    baselines: list[dict[str, Array]] = []
+    if isinstance(sampled, Lines):
+        references = sampled.references
+        baselines = [_baselines(runner, references.get(k), feeds, here, samples) for k in range(references.count)]
+    changes = isinstance(sampled, Lines) and sampled.changes
+    before = _values(runner, {**feeds, **here, **baselines[0]}, target) if changes else {}
+    sums: dict[str, Array] = {}
+    squares: dict[str, Array] = {}
+    total = samples * sampled.count
+    for part in chunks(total, runner.main.chunk):
+        index, sample = np.divmod(np.arange(part.start, part.stop), samples)
+        fixed = {n: a[sample] if n in runner.main.axes else a for n, a in feeds.items()}
+        if isinstance(sampled, Noise):
+            points = {n: _noisy(sampled, place, here[n], index, sample) for place, n in enumerate(program.points)}
+        else:
+            points = _between(sampled, sampled.positions, here, baselines, index, sample)
+        results = runner.run({**fixed, **points}, target[sample], list(program.cotangents.values()))
+        arrived = {n: results[output] for n, output in program.cotangents.items()}
+        weights = sampled.weights[index]
+        if isinstance(sampled, Lines) and changes:
+            ends = _between(sampled, sampled.shares, here, baselines, index, sample)
+            after = _values(runner, {**fixed, **ends}, target[sample])
+            way = {n: np.concatenate([before[n], a]) for n, a in after.items()}
+            arrived = {n: (way[n][samples:] - way[n][: len(sample)]) * ct for n, ct in arrived.items()}
+            before = {n: a[len(sample) :] for n, a in way.items()}
+            weights = np.ones(len(sample))
+        elif isinstance(sampled, Lines) and not sampled.within:
+            from_here = {n: x[sample] for n, x in here.items()}
+            to = _between(sampled, np.zeros(sampled.count), here, baselines, index, sample)
+            arrived = {n: method.readout(ct, from_here[n], to[n]) for n, ct in arrived.items()}
+        found = runner.attributions(arrived, fixed, len(sample))
+        for name, output in program.attributions.items():
+            values = found[output].astype(np.float64)
+            weighted = values * weights.reshape(-1, *[1] * (values.ndim - 1))
+            for moments, power in ((sums, weighted), (squares, weighted * values)):
+                np.add.at(moments.setdefault(name, np.zeros((samples, *values.shape[1:]))), sample, power)
+        if progress:
+            progress(part.stop, total)
+    found = squares if method.moment == "square" else sums
+    if method.moment == "variance":
+        found = {name: np.maximum(squares[name] - mean**2, 0) for name, mean in sums.items()}
+    attributions = {name: values.astype(score.dtype) for name, values in found.items()}
+    if not method.promise:
+        return Answer(attributions, target, score, None)
+    there = [_resolve(runner, {**feeds, **here, **baseline}, target)[1].astype(np.float64) for baseline in baselines]
+    share = np.bincount(sampled.lines, sampled.weights, len(there)) if isinstance(sampled, Lines) else np.zeros(0)
+    change = score - np.tensordot(share, np.asarray(there), axes=1)
+    return Answer(attributions, target, score, _per_sample_sum(attributions, samples) - change)
+
+
+def _noisy(noise: Noise, place: int, x: Array, index: Array, sample: Array) -> Array:
+    draws = {int(i): noise.draw(int(i), place, x.shape[1:]).astype(x.dtype) for i in np.unique(index)}
+    return np.asarray(x[sample] + noise.scale(x)[sample] * np.stack([draws[int(i)] for i in index]))
+
+
+def _between(
+    lines: Lines,
+    positions: Array,
+    here: Mapping[str, Array],
+    baselines: Sequence[Mapping[str, Array]],
+    index: Array,
+    sample: Array,
+) -> dict[str, Array]:
+    """Points at positions on their lines."""
+    points = {}
+    for name, x in here.items():
+        base = np.stack([baselines[k][name][row] for k, row in zip(lines.lines[index], sample, strict=True)])
+        at = positions[index].astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        points[name] = base + at * (x[sample] - base)
+    return points
+
+
+def _values(runner: Runner, feeds: Mapping[str, Array], target: Array) -> dict[str, Array]:
+    """The explained tensors themselves."""
+    values = runner.program.values
+    results = runner.run(feeds, target, list(values.values()))
+    return {name: results[output] for name, output in values.items()}
 
 
 def _slopes(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain import quantities
+from onnxplain.averages import average
 from onnxplain.distributions import Line, Perturbation, References, Windows, as_baseline, calibrated, share
 from onnxplain.emit import Emitter, Var, concat, where
 from onnxplain.errors import OptionError, UnsupportedModelError
@@ -19,6 +20,7 @@ from onnxplain.methods import Method
 from onnxplain.program import Program, gathered
 from onnxplain.questions import Question, batch_axis
 from onnxplain.roots import compile_method
+from onnxplain.sampling import Lines, Noise
 
 Array = np.ndarray[Any, Any]
 Asked = Array | tuple[Array, Array] | None
@@ -47,7 +49,12 @@ def explainer_graph(graph: Graph, method: Method, question: Question, asked: boo
         raise OptionError(
             f"{method.name} cannot be exported: {why}", "Of the methods of forward passes, occlusion can."
         )
+    if isinstance(method.distribution, Line) and method.distribution.tolerance is not None:
+        raise OptionError("an exported explainer takes a fixed number of steps, whatever its tolerance", "Give steps=.")
     program = compile_method(graph, method, question, model_outputs=True)
+    if isinstance(method.distribution, Noise | Lines):
+        sampled = _Sampled(graph, program, asked, target)
+        return sampled.finish(average(sampled.inside, method, method.distribution))
     if isinstance(method.distribution, Line):
         return _Sampled(graph, program, asked, target).line(method, method.distribution)
     if isinstance(method.distribution, Windows):
@@ -140,7 +147,7 @@ class _Sampled:
             found = zip(means, sums[len(wanted) : -2], gaps, spreads, strict=True)
             means = [calibrated(*numbers) for numbers in found]
         arrived = {n: method.readout(mean, x[n], baseline[n]) for n, mean in zip(wanted, means, strict=True)}
-        return self._finish(gathered(self.graph, emitter, self.program.question, arrived))
+        return self.finish(gathered(self.graph, emitter, self.program.question, arrived))
 
     def references(self, references: References) -> Graph:
         """Mean over several baselines."""
@@ -163,7 +170,7 @@ class _Sampled:
         dtypes = {v.name: v.dtype for v in self.program.graph.outputs}
         zeros = [_zeros(v.sizes(), v.shape, dtypes[names[n]]) for n, v in x.items()]
         sums = self.inside.loop(emitter.const(np.array(count)), zeros, step)
-        return self._finish({n: total * (1 / count) for n, total in zip(x, sums, strict=True)})
+        return self.finish({n: total * (1 / count) for n, total in zip(x, sums, strict=True)})
 
     def _change(self, baseline: Mapping[str, Var]) -> Var:
         """The score's change from the baseline to the input, per sample."""
@@ -175,7 +182,7 @@ class _Sampled:
 
     def windows(self, windows: Windows) -> Graph:
         """Mean loss of score over the windows that cover an element."""
-        return self._finish({name: self._occluded(name, windows) for name in self.program.question.tensors})
+        return self.finish({name: self._occluded(name, windows) for name in self.program.question.tensors})
 
     def _occluded(self, name: str, windows: Windows) -> Var:
         emitter = self.emitter
@@ -226,7 +233,8 @@ class _Sampled:
         loss, covered = self.inside.loop(total, [zeros, covering], step)
         return loss / covered
 
-    def _finish(self, attributions: Mapping[str, Var]) -> Graph:
+    def finish(self, attributions: Mapping[str, Var]) -> Graph:
+        """The explainer, which has these attributions."""
         outputs = {v.name: self.emitter.var(v.name) for v in self.graph.outputs}
         for name, attribution in attributions.items():
             shape = self.emitter.var(name).shape

@@ -31,9 +31,9 @@ class Inside:
 
     def baselines(self, baseline: Baseline) -> dict[str, Var]:
         """The tensors at the baseline: itself, or what the model makes of it where it stands for an input."""
-        emitter, question = self.emitter, self.program.question
-        given = {part.name: baseline_of(emitter.var(part.name), baseline) for part in question.slices}
-        if all(part.direct for part in question.slices):
+        emitter, parts = self.emitter, self.program.slices
+        given = {part.name: baseline_of(emitter.var(part.name), baseline) for part in parts}
+        if all(part.direct for part in parts):
             return given
         front = self.program.front
         assert front is not None
@@ -41,7 +41,7 @@ class Inside:
         inputs = {v.name: emitter.var(v.name) for v in self.graph.inputs}
         full = {n: emitter.op("Expand", b, inputs[n].sizes(), known=inputs[n].shape) for n, b in given.items()}
         found = dict(zip(inner, emitter.inline(front, {**inputs, **full}, inner), strict=True))
-        return {name: found[name] if name in found else given[name] for name in question.tensors}
+        return {name: found[name] if name in found else given[name] for name in self.program.points}
 
     def loop(self, trips: Var, initial: list[Var], step: Step) -> tuple[Var, ...]:
         """An ONNX Loop whose state is ``initial``; ``step(body, index, state)`` writes one trip."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from onnxplain.distributions import Baseline, Distribution, Line, Point, Referen
 from onnxplain.errors import OptionError, did_you_mean
 from onnxplain.perturbation import Ablation, KernelShap, Lime, Permutation, Rise, ShapleySampling
 from onnxplain.perturbation.features import Features
+from onnxplain.sampling import Lines, Noise, Sampled
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,22 +32,25 @@ class Method:
     distribution
         At which points.
     readout
-        (cotangent, x, baseline) -> attribution; after averaging over the points.
+        (cotangent, x, baseline) -> attribution; after averaging over the points where these differ by a baseline.
     value_seed
         Start the walk from the score itself (relevance) instead of from 1 (gradient).
     promise
         What the attributions sum to: "completeness" (f(x) - f(baseline)), "conservation" (f(x)), or nothing.
     cam
         For class activation maps: what is done with the layer.
+    moment
+        What is made of the attributions at the points of a `Sampled` distribution: "mean", "square" or "variance".
     """
 
     name: str
     composite: Composite | None
-    distribution: Distribution = field(default_factory=Point)
+    distribution: Distribution | Sampled = field(default_factory=Point)
     readout: Callable[[Any, Any, Any], Any] = readouts.plain
     value_seed: bool = False
     promise: str | None = None
     cam: cams.Cam | None = None
+    moment: str = "mean"
 
 
 def gradient() -> Method:
@@ -68,12 +72,105 @@ def sensitivity(norm: str = "square") -> Method:
 
 
 def integrated_gradients(
-    steps: int = 64, baseline: Baseline = 0.0, quadrature: str = "gauss_legendre", calibrate: bool = False
+    steps: int = 64,
+    baseline: Baseline = 0.0,
+    quadrature: str = "gauss_legendre",
+    calibrate: bool = False,
+    tolerance: float | None = None,
 ) -> Method:
-    """Mean gradient from a baseline to the input, times the way (Sundararajan et al. 2017); calibrate: exact sum."""
+    """Mean gradient on a line, times the way (Sundararajan et al. 2017); tolerance adds steps, calibrate: exact sum."""
     _check_flag("calibrate", calibrate)
-    line = Line(steps, baseline, quadrature, calibrate)
+    line = Line(steps, baseline, quadrature, calibrate, tolerance)
     return Method("integrated_gradients", composites.gradient(), line, readouts.times_delta, promise="completeness")
+
+
+def expected_gradients(
+    baselines: Any = 0.0, samples: int | None = None, seed: int = 0, steps: int | None = None
+) -> Method:
+    """Integrated gradients, mean over baselines: at random points (Erion et al. 2021), or steps= on each line."""
+    if samples is not None and steps is not None:
+        raise OptionError("expected_gradients takes samples (random points) or steps (on the line to each baseline)")
+    references = References(baselines) if np.ndim(baselines) == 0 else References(baselines=baselines)
+    if steps is None:
+        lines = Lines(references, samples=64 if samples is None else samples, seed=seed)
+    else:
+        lines = Lines(references, steps, seed=seed)
+    return Method("expected_gradients", composites.gradient(), lines, readouts.times_delta, promise="completeness")
+
+
+def smoothgrad(
+    samples: int = 50,
+    noise: float = 0.15,
+    seed: int = 0,
+    relative: bool = True,
+    shape: str = "gaussian",
+    base: str = "gradient",
+    **base_options: Any,
+) -> Method:
+    """Mean of a method over noisy inputs (Smilkov et al. 2017); noise is a part of their range, or relative=false."""
+    around = Noise(samples, noise, relative, shape, seed)
+    return replace(_base(base, base_options), name="smoothgrad", distribution=around, promise=None)
+
+
+def smoothgrad_squared(
+    samples: int = 50,
+    noise: float = 0.15,
+    seed: int = 0,
+    relative: bool = True,
+    shape: str = "gaussian",
+    base: str = "gradient",
+    **base_options: Any,
+) -> Method:
+    """Mean of a method's squares over noisy inputs (Hooker et al. 2019)."""
+    smooth = smoothgrad(samples, noise, seed, relative, shape, base, **base_options)
+    return replace(smooth, name="smoothgrad_squared", moment="square")
+
+
+def vargrad(
+    samples: int = 50,
+    noise: float = 0.15,
+    seed: int = 0,
+    relative: bool = True,
+    shape: str = "gaussian",
+    base: str = "gradient",
+    **base_options: Any,
+) -> Method:
+    """Variance of a method over noisy inputs (Adebayo et al. 2018); mean of squares minus square of the mean."""
+    smooth = smoothgrad(samples, noise, seed, relative, shape, base, **base_options)
+    return replace(smooth, name="vargrad", moment="variance")
+
+
+def internal_influence(
+    steps: int = 64,
+    baseline: Baseline = 0.0,
+    quadrature: str = "gauss_legendre",
+    base: str = "gradient",
+    **base_options: Any,
+) -> Method:
+    """Mean of a method at an internal tensor (at=) while the input moves on a line (Leino et al. 2018)."""
+    lines = Lines(References(baseline), steps, quadrature, within=True)
+    return replace(_base(base, base_options), name="internal_influence", distribution=lines, promise=None)
+
+
+def conductance(steps: int = 64, baseline: Baseline = 0.0, quadrature: str = "gauss_legendre") -> Method:
+    """Flow of integrated gradients through an internal tensor, at= (Dhamdhere et al. 2019)."""
+    lines = Lines(References(baseline), steps, quadrature, within=True, changes=True)
+    return Method("conductance", composites.gradient(), lines, promise="completeness")
+
+
+def _base(name: str, options: Mapping[str, Any]) -> Method:
+    """A method that looks at one point, to be averaged over others."""
+    method = make(name, options)
+    if not _at_one_point(method):
+        fit = [n for n, f in METHODS.items() if _at_one_point(f())]
+        raise OptionError(
+            f"base={name!r} cannot be averaged: it does not walk back from one point", did_you_mean(name, fit)
+        )
+    return method
+
+
+def _at_one_point(method: Method) -> bool:
+    return isinstance(method.distribution, Point) and method.composite is not None and method.cam is None
 
 
 def taylor(root: str | Baseline = "zero", baseline: Baseline = 0.0, steps: int = 20) -> Method:
@@ -299,6 +396,12 @@ METHODS: dict[str, Callable[..., Method]] = {
         gradient_x_input,
         sensitivity,
         integrated_gradients,
+        expected_gradients,
+        smoothgrad,
+        smoothgrad_squared,
+        vargrad,
+        internal_influence,
+        conductance,
         taylor,
         guided_backprop,
         deconvnet,
@@ -335,7 +438,7 @@ def make(name: str, options: Mapping[str, Any]) -> Method:
     """
     if not isinstance(name, str) or name not in METHODS:
         raise OptionError(f"there is no method {name!r}", did_you_mean(str(name), METHODS))
-    known = inspect.signature(METHODS[name]).parameters
+    known = _options(name, options)
     for option in options:
         if option not in known:
             raise OptionError(f"method '{name}' has no option '{option}'", did_you_mean(option, known))
@@ -345,6 +448,15 @@ def make(name: str, options: Mapping[str, Any]) -> Method:
         if isinstance(error, OptionError):
             raise
         raise OptionError(f"a bad option for method '{name}': {error}") from None
+
+
+def _options(name: str, given: Mapping[str, Any]) -> list[str]:
+    """Options of a method, with those of the method that it averages."""
+    parameters = inspect.signature(METHODS[name]).parameters.values()
+    own = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    base = given.get("base", "gradient")
+    further = isinstance(base, str) and base in METHODS and len(own) < len(parameters)
+    return own + _options(base, {}) if further else own
 
 
 def summary(name: str) -> str:

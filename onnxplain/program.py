@@ -20,9 +20,10 @@ from onnxplain.integers import returned
 from onnxplain.ir import Graph, Node
 from onnxplain.methods import Method
 from onnxplain.ops import Call, Kind
-from onnxplain.questions import Question
+from onnxplain.questions import Question, Slice, moved
 from onnxplain.reference import Pair, is_shared, paired
 from onnxplain.rules.base import Rule
+from onnxplain.sampling import Lines, moves_inputs
 from onnxplain.stepwise import written_out
 from onnxplain.trace import Trace
 
@@ -63,7 +64,8 @@ class Program:
     attributions
         Name of a slice -> name of its attribution: an output of ``graph`` for methods that look at one point.
     cotangents
-        For methods that average over several points and walk back: name of a tensor -> the output with its cotangent.
+        For methods that average over several points and walk back: name of a tensor -> the output with its cotangent,
+        or with the readout of it, where the model's inputs move.
     target, weights, score, resolved
         Names of the inputs (there are weights for weighted sums only) and the two outputs.
     baselines
@@ -77,6 +79,10 @@ class Program:
         besides, its inputs are the model's. None if all slices are tensors themselves.
     trace
         First output of a node -> the outputs with what it gets and gives (see `Trace`), if that was asked for.
+    moved
+        What moves from point to point, if not the question's slices.
+    values
+        For methods that multiply with a tensor's change: its name -> the output with it.
     """
 
     graph: Graph
@@ -92,6 +98,18 @@ class Program:
     front: Graph | None = None
     back: Graph | None = None
     trace: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    moved: tuple[Slice, ...] = ()
+    values: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """What moves from point to point."""
+        return self.moved or self.question.slices
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """Names of the tensors that move."""
+        return tuple(dict.fromkeys(name for part in self.slices for name in part.tensors))
 
 
 def report(graph: Graph, composite: Composite, question: Question) -> list[Assignment]:
@@ -142,8 +160,11 @@ def compile_program(
         graph = pair.graph
         composite = composite.against(pair.names) if isinstance(composite, DeepLift) else composite
     reference = pair.names if pair else {}
+    of_inputs = moves_inputs(method.distribution)
+    parts = moved(graph, question) if of_inputs else question.slices
+    points = list(dict.fromkeys(name for part in parts for name in part.tensors))
     if not at_point:
-        graph = graph.cut(question.tensors)
+        graph = graph.cut(points)
     emitter = Emitter(graph)
     if composite is not None:
         composite.assign(_plan(graph, emitter, question))
@@ -153,6 +174,7 @@ def compile_program(
     several = len(question.slices) > 1
     names = {s.name: emitter.fresh(f"attribution_{s.name}" if several else "attribution") for s in question.slices}
     cotangent_names: dict[str, str] = {}
+    values: dict[str, str] = {}
     trace = Trace(graph, emitter, method.readout, reference)
     score, resolved = emitter.fresh(SCORE), emitter.fresh(RESOLVED)
     kept = [v.name for v in graph.outputs] if model_outputs else [] if selection.chosen else [question.explained]
@@ -164,19 +186,23 @@ def compile_program(
         cotangents = backward(graph, emitter, seeds, question.tensors, composite.assign, watch)
         outputs |= trace.outputs
         arrived = {name: _arrived(emitter.var(name), ct) for name, ct in cotangents.items()}
-        if at_point:
-            readouts = {
+        if at_point or of_inputs:
+            arrived = {
                 n: method.readout(ct, emitter.var(n), emitter.var(reference[n]) if n in reference else None)
                 for n, ct in arrived.items()
             }
+        if at_point:
             draw = method.cam.draw if method.cam else None
             found = (
-                draw(graph, emitter, question, arrived, seeds) if draw else gathered(graph, emitter, question, readouts)
+                draw(graph, emitter, question, arrived, seeds) if draw else gathered(graph, emitter, question, arrived)
             )
             outputs |= {names[n]: a for n, a in found.items()}
         else:
             cotangent_names = {name: emitter.fresh(f"cotangent_{name}") for name in arrived}
             outputs |= {cotangent_names[n]: ct for n, ct in arrived.items()}
+    if isinstance(method.distribution, Lines) and method.distribution.changes:
+        values = {name: emitter.fresh(f"value_{name}") for name in question.tensors}
+        outputs |= {values[name]: emitter.var(name) for name in values}
     outputs |= {score: selection.score, resolved: selection.target}
     baseline_score = emitter.fresh(BASELINE_SCORE) if pair else None
     if baseline_score:
@@ -186,7 +212,7 @@ def compile_program(
     inputs = [emitter.var(v.name) for v in graph.inputs]
     front, back = None, None
     if not at_point:
-        inner = [name for name in question.tensors if name not in {v.name for v in whole.inputs}]
+        inner = [name for name in points if name not in {v.name for v in whole.inputs}]
         front = whole.pruned(inner) if inner else None
         back = None if all(s.direct for s in question.slices) else _back(whole, question, cotangent_names, names)
     return Program(
@@ -203,6 +229,8 @@ def compile_program(
         front,
         back,
         trace.names,
+        parts,
+        values,
     )
 
 

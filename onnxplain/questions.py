@@ -105,6 +105,14 @@ def ask(
     return Question(output, explained, axis, tuple(dict.fromkeys(slices)), quantity is not None)
 
 
+def moved(graph: Graph, question: Question) -> tuple[Slice, ...]:
+    """What moves where points are those of inputs: the explained inputs, or all that an internal tensor comes from."""
+    inputs = {v.name for v in graph.inputs}
+    if all(part.name in inputs for part in question.slices):
+        return question.slices
+    return tuple(_default(graph, batch_axes(graph.inputs), walks=True))
+
+
 def batch_axes(inputs: Sequence[Value]) -> dict[str, int]:
     """Inputs with a batch axis -> which it is: the free ones, or, where none is free, those of the smallest first size.
 

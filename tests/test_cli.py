@@ -35,7 +35,8 @@ def folder(tmp_path, monkeypatch):
 
 ONE_SAMPLE = [method for method in ox.METHODS if method != "feature_permutation"]
 FEW = {
-    "integrated_gradients": ["-p", "steps=2"],
+    **{name: ["-p", "steps=2"] for name in ("integrated_gradients", "internal_influence", "conductance")},
+    **{name: ["-p", "samples=2"] for name in ("expected_gradients", "smoothgrad", "smoothgrad_squared", "vargrad")},
     "occlusion": ["-p", "window=112"],
     "rise": ["-p", "samples=4"],
     "lime": ["-p", "samples=8"],

@@ -16,6 +16,7 @@ import pytest
 import onnxplain as ox
 from onnxplain.errors import OptionError, OutputError, TargetError, UnsupportedModelError, UnsupportedOperatorError
 from onnxplain.ops import OPS
+from onnxplain.sampling import Noise
 from tests.models import BRANCHES, FIXED_BATCH, FREE_SIZES, IMAGES, MLP, TINY, TOKENS, TWO_INPUTS, Array, Tiny, model
 from tests.reference import relative_error, rng
 from tests.test_methods import OPTIONS as ALL_OPTIONS
@@ -105,6 +106,10 @@ def test_targets_are_mixed_in_one_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", OPTIONS)
 def test_free_sizes_stay_free(method: str, tmp_path: Path) -> None:
     explainer = ox.Explainer(FREE_SIZES.proto(), method, **OPTIONS[method])
+    if isinstance(explainer.method.distribution, Noise):
+        with pytest.raises(OptionError, match=r"noise is part of the file, and x: .* has no fixed size"):
+            explainer.export(tmp_path / "free.onnx")
+        return
     explainer.export(tmp_path / "free.onnx")
     check_plain(tmp_path / "free.onnx")
     for height, width, samples in ((7, 6, 2), (12, 5, 1)):
@@ -119,6 +124,12 @@ OPTION_CASES: list[tuple[str, dict[str, Any]]] = [
     ("integrated_gradients", {"steps": 4, "baseline": rng(1).normal(size=(2, 9, 8))}),
     ("integrated_gradients", {"steps": 4, "baseline": rng(1).normal(size=(1, 2, 9, 8)), "quadrature": "trapezoid"}),
     ("integrated_gradients", {"steps": 4, "calibrate": True, "baseline": 0.3}),
+    ("expected_gradients", {"baselines": rng(1).normal(size=(3, 2, 9, 8)), "samples": 5, "seed": 3}),
+    ("expected_gradients", {"baselines": [0.3, -0.2], "steps": 3, "at": "p1"}),
+    ("smoothgrad", {"samples": 3, "at": "p1", "base": "lrp", "rule": "epsilon"}),
+    ("vargrad", {"samples": 3, "base": "guided_backprop", "shape": "uniform"}),
+    ("internal_influence", {"steps": 4, "at": "p1", "baseline": 0.3, "base": "gradient_x_input"}),
+    ("conductance", {"steps": 4, "at": "p1", "baseline": rng(1).normal(size=(2, 9, 8))}),
     ("occlusion", {"window": 4, "baseline": np.array([0.2, -0.4])[:, None, None]}),
     ("occlusion", {"window": (2, 3), "stride": (2, 1), "baseline": rng(1).normal(size=(2, 9, 8))}),
     ("occlusion", {"window": (1, 4, 4), "stride": (1, 3, 3)}),

@@ -21,6 +21,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gradient_x_input": {},
     "sensitivity": {},
     "integrated_gradients": {"steps": 5, "quadrature": "midpoint"},
+    "expected_gradients": {"baselines": [0.25, -0.5], "samples": 5},
+    "smoothgrad": {"samples": 4, "noise": 0.5, "relative": False},
+    "smoothgrad_squared": {"samples": 4, "base": "lrp", "rule": "epsilon"},
+    "vargrad": {"samples": 4, "noise": 1, "relative": False, "base": "gradient_x_input", "shape": "uniform"},
+    "internal_influence": {"steps": 4, "quadrature": "right"},
+    "conductance": {"steps": 4, "baseline": 0.25},
     "taylor": {"root": "gradient", "steps": 8},
     "guided_backprop": {},
     "deconvnet": {},
@@ -296,7 +302,7 @@ def test_lrp_starts_at_the_score() -> None:
 def test_only_methods_that_promise_something_report_how_far_off_they_are(method: str) -> None:
     result = ox.explain(load("mlp"), MLP.x(2), method, **OPTIONS[method])
     promises = {
-        "completeness": ["integrated_gradients", "taylor", "deeplift"],
+        "completeness": ["integrated_gradients", "expected_gradients", "conductance", "taylor", "deeplift"],
         "conservation": ["lrp", "deep_taylor"],
     }
     promised = next((promise for promise, names in promises.items() if method in names), None)

@@ -52,7 +52,7 @@ def test_programs_are_valid_and_say_where_things_are(method: str) -> None:
     assert program.attributions == {"a": "attribution_a", "b": "attribution_b"}
     found = program.cotangents or program.attributions
     outputs = {v.name: v for v in program.graph.outputs}
-    attributions = set(found.values()) if made.composite else set()
+    attributions = set(found.values()) | set(program.values.values()) if made.composite else set()
     numbers = {program.score, program.resolved, program.baseline_score} - {None}
     assert set(outputs) == attributions | numbers
     for name in attributions:

@@ -32,8 +32,10 @@ def method_table():
     rows = ["| method | what it computes | options | sums to |", "|---|---|---|---|"]
     sums = {"completeness": "f(x) - f(baseline)", "conservation": "f(x)", None: ""}
     for name, function in ox.METHODS.items():
-        parameters = inspect.signature(function).parameters.values()
-        options = [f"{p.name}" if p.default is None else f"{p.name}={p.default}" for p in parameters]
+        parameters = list(inspect.signature(function).parameters.values())
+        names = [f"**{p.name}" if p.kind is p.VAR_KEYWORD else p.name for p in parameters]
+        defaults = ["" if p.default in (None, p.empty) else f"={p.default}" for p in parameters]
+        options = [name + default for name, default in zip(names, defaults, strict=True)]
         listed = ", ".join(f"`{option}`" for option in options)
         rows.append(f"| `{name}` | {methods.summary(name)} | {listed} | {sums[function().promise]} |")
     return "\n".join(rows)

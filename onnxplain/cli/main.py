@@ -225,5 +225,6 @@ def list_methods(as_json: bool) -> None:
 
 def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
     """Parameters and their defaults; None for those without one."""
-    parameters = signatures.signature(function).parameters
-    return {name: None if p.default is p.empty else p.default for name, p in parameters.items()}
+    parameters = list(signatures.signature(function).parameters.values())
+    names = [f"**{p.name}" if p.kind is p.VAR_KEYWORD else p.name for p in parameters]
+    return {name: None if p.default is p.empty else p.default for name, p in zip(names, parameters, strict=True)}
