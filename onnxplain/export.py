@@ -223,7 +223,7 @@ class _Sampled:
             hidden = where(mask, body.var(baseline.name), body.var(x.name))
             (score,) = self.inside(body, {name: hidden}, [self.program.score])
             covered = mask.cast(dtype)
-            loss = (body.var(self.selection.score.name) - score).reshape(column)
+            loss = (body.var(self.selection.score.name) - score).cast(dtype).reshape(column)
             return [sums[0] + loss * covered, sums[1] + covered]
 
         dtype = x.dtype if is_float(x.dtype) else np.dtype(np.float32)

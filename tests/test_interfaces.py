@@ -197,3 +197,12 @@ def test_an_input_without_a_shape() -> None:
     np.testing.assert_allclose(result.values.ravel(), [0, 2 * np.exp(2 * x[0, 1, 0]), 0], rtol=1e-5)
     flat = explainer(x[0, :, :1].T, target=2)
     np.testing.assert_allclose(flat.values.ravel(), [0, 0, 2 * np.exp(2 * x[0, 2, 0])], rtol=1e-5)
+
+
+def test_scores_of_double_precision_are_occluded_in_exports(tmp_path: Path) -> None:
+    text = "m (float[N,4] x) => (double[N,4] y) { d = Cast<to=11>(x)  y = Tanh(d) }"
+    explainer = ox.Explainer(model(text), "occlusion", window=1)
+    x = rng(9).normal(size=(2, 4)).astype(np.float32)
+    explainer.export(tmp_path / "e.onnx", target=1)
+    found = bare(tmp_path / "e.onnx", {"x": x})["attribution"]
+    np.testing.assert_allclose(found, explainer(x, 1).values, rtol=1e-5, atol=1e-6)

@@ -95,6 +95,9 @@ def test_wrong_targets_are_refused(target: Any, value: Value, samples: int, mess
         ((), [0, 7]),
         ((3, 4), [[0, 0], [1, 3]]),
         ((None,), [0, 7]),
+        ((None, 4), [[0, 0], [1, 3]]),
+        ((2, 2, 2), [[0, 0, 0], [1, 1, 1]]),
+        ((2, None), [0, 7]),
     ],
 )
 def test_unravel(shape: Shape, expected: Any) -> None:

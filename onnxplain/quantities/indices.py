@@ -137,6 +137,11 @@ def _check_range(indices: Array, shape: Shape, output: str) -> None:
 def unravel(resolved: Array, value: Value, axis: int | None) -> Array:
     """What was explained as a user calls it: (N,) classes, (N, axes) indices, or labels."""
     shape = _axes_of_one(value, axis)
-    if not value.is_float or len(shape) < 2 or not all(isinstance(d, int) for d in shape):
+    sizes = [d for d in shape[1:] if isinstance(d, int)]  # that of the first axis does not matter
+    if not value.is_float or len(shape) < 2 or len(sizes) < len(shape) - 1:
         return resolved
-    return np.stack(np.unravel_index(resolved, tuple(d for d in shape if isinstance(d, int))), axis=-1)
+    places, rest = [], resolved
+    for stride in np.cumprod([1, *reversed(sizes)])[:0:-1]:
+        places.append(rest // stride)
+        rest = rest % stride
+    return np.stack([*places, rest], axis=-1)

@@ -138,7 +138,7 @@ def test_quantized_weights_become_float_constants():
         w=np.arange(600).astype(np.int8).reshape(20, 30),
     )
     result = canonical(proto)
-    assert ops(result.graph) == ["Clip", "QuantizeLinear", "DequantizeLinear", "MatMul"]
+    assert ops(result.graph) == ["Clip", "Sum", "QuantizeLinear", "DequantizeLinear", "MatMul"]
     check(result, proto, {"x": normal(2, 20)}, tolerance=1e-5)
 
 
