@@ -250,7 +250,8 @@ def without_identities(graph: Graph) -> Graph:
 
 def _hands_on(graph: Graph, node: Node) -> bool:
     if node.op == "Cast":
-        source = graph.values.get(node.inputs[0])  # onnx knows no types of some operators of other domains
-        return source is not None and bool(source.dtype == node.attrs["to"])
+        (source,) = node.inputs
+        known = source in graph.values or source in graph.constants  # onnx knows not all types in other domains
+        return known and bool(graph.value(source).dtype == node.attrs["to"])
     idle = node.op == "Identity" or (node.op == "Dropout" and len(node.outputs) == 1 and len(node.inputs) < 3)
     return idle and not node.domain
