@@ -49,7 +49,6 @@ TOLERANCE = 1e-2  # of slopes: differences in float32 across ReLUs are no better
 PHOTOS = Path(__file__).parent.parent / "models"
 # Methods that take as many forward passes as one asks for: enough to see that they run.
 QUICK: dict[str, dict[str, Any]] = {
-    "feature_permutation": {"samples": 1},
     "rise": {"samples": 32},
     "lime": {"samples": 64},
     "kernel_shap": {"samples": 64},
@@ -58,7 +57,14 @@ QUICK: dict[str, dict[str, Any]] = {
     "smoothgrad_squared": {"samples": 4},
     "vargrad": {"samples": 4},
 }
-ELSEWHERE = {"score_cam", "expected_gradients", "internal_influence", "conductance"}  # slow, or asking for more
+# Slow, or asking for more than a model and an input.
+ELSEWHERE = {
+    "score_cam",
+    "feature_permutation",
+    "expected_gradients",
+    "internal_influence",
+    "conductance",
+}
 METHODS = [name for name in ox.METHODS if name not in ELSEWHERE]
 SHOWN = ("gradient", "integrated_gradients", "lrp")  # in the README
 COLUMNS = ("model", "nodes", "method", "forward passes", "check", "export")
@@ -392,7 +398,7 @@ def markdown(rows: list[tuple[str, ...]]) -> str:
         own = {row[2]: row for row in rows if row[0] == name and row[2] in METHODS}
         works = [m for m, row in own.items() if row[3] and "FAILED" not in row[4] + row[5]]
         cells = [f"{own[m][3]} passes; {own[m][4]}" if m in works else "no" for m in SHOWN]
-        nodes = max((row[1] for row in own.values()), key=len)
+        nodes = next(filter(None, (row[1] for row in rows if row[0] == name)), "")
         lines.append(f"| {name} | {nodes} | {len(works)} of {len(METHODS)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
