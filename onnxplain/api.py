@@ -13,7 +13,6 @@ import onnx
 
 from onnxplain import checks, execution, export, files, methods, quantities, writer
 from onnxplain.canonize import BATCH, Canonical, canonize, prepare
-from onnxplain.errors import TargetError, did_you_mean
 from onnxplain.ir import Value
 from onnxplain.methods import Method
 from onnxplain.ops.nograd import stops_gradients
@@ -100,20 +99,6 @@ class Model:
         lines += [f"  no gradient through {_counted(node.operator for node in stops)}"] if stops else []
         lines += [f"  changed: {change}" for change in canonical.changes]
         return "\n".join(lines)
-
-
-def _numbered(target: Any, value: Value, names: Sequence[str | int]) -> Any:
-    """The target with numbers of classes in place of their names."""
-    asked = [target] if isinstance(target, str) else target if isinstance(target, Sequence | np.ndarray) else []
-    if not value.is_float or len(asked) == 0 or not all(isinstance(name, str) for name in asked):
-        return target
-    known = {str(name): number for number, name in enumerate(names)}
-    if not known:
-        raise TargetError(f"the model does not name its classes, so {target!r} says nothing", "Give a number.")
-    for name in asked:
-        if name not in known:
-            raise TargetError(f"there is no class {str(name)!r}", did_you_mean(name, known))
-    return known[target] if isinstance(target, str) else np.array([known[name] for name in asked])
 
 
 def _resolved(target: Target | Quantity, canonical: Canonical, question: Question, samples: int) -> export.Asked:

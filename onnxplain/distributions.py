@@ -218,7 +218,7 @@ class Perturbation(ABC):
             The same at the baseline.
         """
 
-    def check(self, shape: tuple[int, ...]) -> None:  # noqa: B027
+    def check(self, shape: tuple[int, ...]) -> None:  # noqa: B027 - most fit every shape
         """Raise OptionError where an option does not fit the shape of an input, the batch axis in front."""
 
 

@@ -123,13 +123,13 @@ class Structure:
     def around(self, accepts: Accepts) -> dict[int, Around]:
         """The scales and shifts that belong to layers, by the layers' identity; ``accepts``: of which nodes to ask."""
         layers = [call for call in self.calls if self.is_linear(call) and accepts(call) and _foldable(call)]
-        behind = {id(call): self._behind(call, accepts) for call in layers}
+        behind = {id(call): self._chain(call, accepts, back=False) for call in layers}
         taken = {id(step) for steps in behind.values() for step, _ in steps}
 
         def free(call: Call) -> bool:
             return accepts(call) and id(call) not in taken and not self.is_raw(call)
 
-        ahead = {id(call): self._ahead(call, free) for call in layers}
+        ahead = {id(call): self._chain(call, free, back=True) for call in layers}
         steps = {id(step) for steps in ahead.values() for step, _ in steps}
 
         def serves(step: Call, name: str) -> bool:
@@ -148,18 +148,21 @@ class Structure:
             found[id(call)] = Around(tuple(before)[::-1], tuple(behind[id(call)]), rounded, self._raw(call))
         return {key: around for key, around in found.items() if around != Around()}
 
-    def _behind(self, layer: Call, accepts: Accepts) -> list[tuple[Call, int]]:
-        name, axis = layer.node.outputs[0], _channel_axis(layer, layer.y)
+    def _chain(self, layer: Call, accepts: Accepts, back: bool) -> list[tuple[Call, int]]:
+        """The scales and shifts right behind a layer, or right before it (``back``), with the axis of its channels."""
+        name = layer.node.inputs[0] if back else layer.node.outputs[0]
+        axis = _channel_axis(layer, layer.x if back else layer.y)
+        next_to = self.producer.get if back else self._reader
         steps = []
-        while (call := self._reader(name)) is not None and call.emitter is layer.emitter:
-            moved = _through(call, axis, back=False)
+        while (call := next_to(name)) is not None and call.emitter is layer.emitter:
+            moved = _through(call, axis, back)
             if moved is not None:
                 axis = moved
             elif accepts(call) and _is_channelwise(call, axis):
                 steps.append((call, axis))
             else:
                 break
-            name = call.node.outputs[0]
+            name = _source(call) if back else call.node.outputs[0]
         return steps
 
     def _reader(self, name: str) -> Call | None:
@@ -177,20 +180,6 @@ class Structure:
         call = self._reader(layer.node.outputs[0])
         read = call.inputs[call.active.index(True)] if call is not None else None
         return read if read is not None and read.name != layer.y.name else None
-
-    def _ahead(self, layer: Call, accepts: Accepts) -> list[tuple[Call, int]]:
-        name, axis = layer.node.inputs[0], _channel_axis(layer, layer.x)
-        steps = []
-        while (call := self.producer.get(name)) is not None and call.emitter is layer.emitter:
-            moved = _through(call, axis, back=True)
-            if moved is not None:
-                axis = moved
-            elif accepts(call) and _is_channelwise(call, axis):
-                steps.append((call, axis))
-            else:
-                break
-            name = _source(call)
-        return steps
 
     def _raw(self, layer: Call) -> tuple[Call, ...]:
         steps: list[Call] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,9 +64,9 @@ class Coalitional(Perturbation):
 
     features: Features = None
 
+    @abstractmethod
     def game(self, features: int) -> Game:
         """The game for a number of features; the same for every sample that has as many."""
-        raise NotImplementedError
 
     def partition(self, sample: Mapping[str, Array]) -> Partition:
         """The features of a sample."""

@@ -16,6 +16,7 @@ References
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isclose
@@ -40,7 +41,7 @@ from onnxplain.rules.base import (
 from onnxplain.rules.signs import is_never_negative
 
 
-class LinearRule:
+class LinearRule(ABC):
     """A rule of a linear layer: subclasses say how ``f``'s output relevance becomes its input relevance."""
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
@@ -58,9 +59,9 @@ class LinearRule:
         relevances[last] = norm(call, r)[last]
         return relevances
 
+    @abstractmethod
     def redistribute(self, f: LinearMap, x: Var, r: Var) -> Var:
         """Relevance of the output -> relevance of the input."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def onnxruntime() -> ModuleType:
             "ONNX Runtime is not installed",
             "pip install 'onnxplain[cpu]', or 'onnxplain[gpu]' for NVIDIA GPUs (not both: they clash).",
         ) from None
-    return ort  # type: ignore[no-any-return]
+    return ort  # type: ignore[no-any-return]  # it has no types
 
 
 def choose(wanted: Sequence[Provider] | None = None) -> Choice:

@@ -90,11 +90,11 @@ class Session:
 
     def _run(self, feeds: Mapping[str, Array], names: Sequence[str]) -> Sequence[Array]:
         if self.provider == CPU:
-            return self._session.run(names, dict(feeds))  # type: ignore[no-any-return]
+            return self._session.run(names, dict(feeds))  # type: ignore[no-any-return]  # it has no types
         binding = self._session.io_binding()  # one copy each way, without those `run` makes on the way to a device
         for name, array in feeds.items():
             binding.bind_cpu_input(name, np.asarray(array, order="C"))
         for name in names:
             binding.bind_output(name)
         self._session.run_with_iobinding(binding)
-        return binding.copy_outputs_to_cpu()  # type: ignore[no-any-return]
+        return binding.copy_outputs_to_cpu()  # type: ignore[no-any-return]  # as above
