@@ -87,13 +87,22 @@ def test_the_limit_at_zero_conserves_where_the_net_is_homogeneous() -> None:
     assert np.abs(result.residual).max() < 1e-4 * np.abs(result.score).max()
 
 
-def test_roots_of_tokens_and_sums_of_classes() -> None:
+def test_roots_of_tokens_are_those_of_their_embedding() -> None:
     ids = rng(3).integers(0, 7, size=(2, 5))
-    result = ox.explain(TOKENS.proto(), ids, "taylor", root="gradient", target=1)
-    assert result.values.shape == (2, 5)
-    result = ox.explain(MLP.proto(), X, "taylor", root="gradient", target=ox.Difference(1, 2))
-    assert result.residual is not None
-    assert np.isfinite(result.values).all()
+    found = ox.explain(TOKENS.proto(), ids, "taylor", root="gradient", target=1)
+    inner = ox.explain(TOKENS.proto(), ids, "taylor", root="gradient", target=1, at="embedded")
+    assert relative_error(found.values, inner.values.sum(axis=2)) < 1e-4
+
+
+def test_the_root_of_a_difference_is_that_of_one_output_with_the_difference() -> None:
+    arrays = dict(MLP.weights)
+    for name in ("w2", "b2"):
+        arrays[name] = arrays[name].copy()
+        arrays[name][..., 0] = MLP.weights[name][..., 1] - MLP.weights[name][..., 2]
+    expected = ox.explain(model(MLP.text, **arrays), X, "taylor", root="gradient", target=0)
+    found = ox.explain(MLP.proto(), X, "taylor", root="gradient", target=ox.Difference(1, 2))
+    assert relative_error(found.values, expected.values) < 1e-3
+    np.testing.assert_allclose(found.score, expected.score, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
