@@ -13,7 +13,8 @@ import onnx
 import pytest
 
 import onnxplain as ox
-from onnxplain import api, execution
+from onnxplain import api
+from onnxplain.execution import runner
 from onnxplain.ops import OPS
 from onnxplain.runtime.recent import KEPT
 from tests.models import BRANCHES, FREE_SIZES, IMAGES, MLP, SEGMENTATION, SOFTMAX, TWO_INPUTS, model, weights
@@ -95,7 +96,7 @@ def test_weights_that_are_missing(tmp_path: Path) -> None:
 # Compiled once, called often.
 
 
-class Counting(execution.Session):
+class Counting(runner.Session):
     """A session that is counted."""
 
     made = 0
@@ -108,7 +109,7 @@ class Counting(execution.Session):
 @pytest.fixture
 def sessions(monkeypatch: pytest.MonkeyPatch) -> type[Counting]:
     monkeypatch.setattr(Counting, "made", 0)
-    monkeypatch.setattr(execution, "Session", Counting)
+    monkeypatch.setattr(runner, "Session", Counting)
     return Counting
 
 
@@ -234,7 +235,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("a session was made")
 
-    monkeypatch.setattr(execution, "Session", refuse)
+    monkeypatch.setattr(runner, "Session", refuse)
 
 
 @pytest.fixture

@@ -1,0 +1,101 @@
+"""Runs a program over the points of its method's distribution and adds up what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from onnxplain.distributions import Line, Perturbation, Point, References, baseline_like
+from onnxplain.execution.compared import explain_compared
+from onnxplain.execution.lines import explain_line
+from onnxplain.execution.perturbed import explain_perturbed
+from onnxplain.execution.runner import Answer, Runner, sum_per_sample
+from onnxplain.execution.sampled import explain_sampled
+from onnxplain.methods import Method
+from onnxplain.program import Assignment
+from onnxplain.questions import Question
+from onnxplain.runtime.chunked import Progress
+from onnxplain.sampling import Lines, Noise, Sampled
+
+__all__ = ["Answer", "Runner", "check", "run", "traced"]
+
+Array = np.ndarray[Any, Any]
+
+
+def check(method: Method, feeds: Mapping[str, Array], question: Question) -> None:
+    """Raise OptionError where an option does not fit the shape of an explained input."""
+    distribution = method.distribution.references if isinstance(method.distribution, Lines) else method.distribution
+    if isinstance(distribution, Point | Noise):
+        return
+    for part in question.slices:
+        if part.name in feeds:
+            x = feeds[part.name]
+            if isinstance(distribution, References) and distribution.baselines is not None:
+                baseline_like(distribution.get(0), x.take([0], part.axis), part.name)
+            else:
+                baseline_like(distribution.baseline, x, part.name)
+            if isinstance(distribution, Perturbation):
+                distribution.check(np.moveaxis(x, part.axis, 0).shape)
+
+
+def traced(runner: Runner, lines: Sequence[Assignment], feeds: Mapping[str, Array], target: Array) -> list[Assignment]:
+    """Add to the lines of a report what the nodes get and give, where the runner's program tells."""
+    names = runner.program.trace
+    if not names or runner.program.baselines:
+        return list(lines)
+    axes = runner.main.axes
+    feeds = {name: np.moveaxis(a, axes[name], 0) if name in axes else a for name, a in feeds.items()}
+    results = runner.run(feeds, target, [name for pair in names.values() for name in pair])
+    found = {node: (results[arrived], results[given]) for node, (arrived, given) in names.items()}
+
+    def completed(line: Assignment) -> Assignment:
+        arrived, given = found.get(line.node.outputs[0], (None, None))
+        return replace(line, arrived=arrived, given=given)
+
+    return [completed(line) for line in lines]
+
+
+def run(
+    runner: Runner, method: Method, feeds: Mapping[str, Array], target: Array | None, progress: Progress | None
+) -> Answer:
+    """Explain a batch.
+
+    Parameters
+    ----------
+    feeds
+        By input name; for weighted sums, their weights, too.
+    target
+        Positions, shape (N,), or (N, K) for weighted sums; labels; None: those that the model gives.
+    """
+    axes = runner.main.axes
+    feeds = {name: np.moveaxis(a, axes[name], 0) if name in axes else a for name, a in feeds.items()}
+    count = next((len(a) for name, a in feeds.items() if name in axes), 1)
+    if isinstance(method.distribution, Perturbation):
+        answer = explain_perturbed(runner, method.distribution, feeds, target, count, progress)
+    elif target is None:
+        raise AssertionError("labels have no gradient")
+    elif isinstance(method.distribution, Line):
+        answer = explain_line(runner, method, method.distribution, feeds, target, progress)
+    elif isinstance(method.distribution, Sampled):
+        answer = explain_sampled(runner, method, method.distribution, feeds, target, progress)
+    elif isinstance(method.distribution, References) and runner.program.baselines:
+        answer = explain_compared(runner, method, method.distribution, feeds, target, progress)
+    else:
+        answer = _point(runner, method, feeds, target, progress)
+    parts = {p.name: np.moveaxis(answer.attributions[p.name], 0, p.axis) for p in runner.program.question.slices}
+    return replace(answer, attributions=parts)
+
+
+def _point(
+    runner: Runner, method: Method, feeds: Mapping[str, Array], target: Array, progress: Progress | None
+) -> Answer:
+    program = runner.program
+    results = runner.run(feeds, target, runner.main.session.outputs, progress)
+    attributions = {name: results[output] for name, output in program.attributions.items()}
+    score = results[program.score]
+    change = score - results[program.baseline_score] if program.baseline_score else score
+    residual = sum_per_sample(attributions, len(score)) - change if method.promise else None
+    return Answer(attributions, results[program.resolved], score, residual)

@@ -1,0 +1,64 @@
+"""The input compared with baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from onnxplain.distributions import (
+    References,
+    as_baseline,
+)
+from onnxplain.errors import OptionError
+from onnxplain.execution.runner import Answer, Runner, sum_per_sample
+from onnxplain.methods import Method
+from onnxplain.program import Program
+from onnxplain.questions import Slice
+from onnxplain.runtime.batching import chunks
+from onnxplain.runtime.chunked import Progress
+
+Array = np.ndarray[Any, Any]
+
+
+def explain_compared(
+    runner: Runner,
+    method: Method,
+    references: References,
+    feeds: Mapping[str, Array],
+    target: Array,
+    progress: Progress | None,
+) -> Answer:
+    """Mean over the baselines of a sample, which are inputs of the program."""
+    program, samples, count = runner.program, len(target), references.count
+    rows = {program.baselines[p.name]: _rows(program, references, p, samples) for p in program.question.slices}
+    total = samples * count
+    means: dict[str, Array] = {}
+    for part in chunks(total, runner.main.chunk):
+        sample, index = np.divmod(np.arange(part.start, part.stop), count)
+        points = {n: a[sample] if n in runner.main.axes else a for n, a in feeds.items()}
+        points |= {n: a[sample if references.baselines is None else index] for n, a in rows.items()}
+        for name, values in runner.run(points, target[sample], runner.main.session.outputs).items():
+            mean = means.setdefault(name, np.zeros((samples, *values.shape[1:]), np.float64))
+            np.add.at(mean, sample, values.astype(np.float64) / count)
+        if progress:
+            progress(part.stop, total)
+    attributions = {p.name: means[program.attributions[p.name]] for p in program.question.slices}
+    score = means[program.score]
+    residual = sum_per_sample(attributions, samples) - (score - means[str(program.baseline_score)])
+    dtypes = {v.name: v.dtype for v in program.graph.outputs}
+    attributions = {n: a.astype(dtypes[program.attributions[n]]) for n, a in attributions.items()}
+    resolved = means[program.resolved].round().astype(np.int64)
+    return Answer(attributions, resolved, score.astype(dtypes[program.score]), residual if method.promise else None)
+
+
+def _rows(program: Program, references: References, part: Slice, samples: int) -> Array:
+    """The baselines of a slice: one per sample, or those that all samples share; the batch axis in front."""
+    value = next(v for v in program.graph.inputs if v.name == program.baselines[part.name])
+    arrays = [as_baseline(references.get(k), value.dtype, part.name) for k in range(references.count)]
+    rank = len(value.shape or ())
+    found = np.concatenate([np.moveaxis(a.reshape((1,) * (rank - a.ndim) + a.shape), part.axis, 0) for a in arrays])
+    if len(found) != (samples if references.baselines is None else references.count):
+        raise OptionError(f"a baseline of shape {arrays[0].shape} does not fit {samples} samples of '{part.name}'")
+    return found

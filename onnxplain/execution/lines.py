@@ -1,0 +1,110 @@
+"""Points on the line from a baseline to the input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from onnxplain.distributions import (
+    MOST_STEPS,
+    Line,
+    calibrated,
+)
+from onnxplain.execution.runner import Answer, Runner, baselines_of, resolve, sum_per_sample
+from onnxplain.methods import Method
+from onnxplain.runtime.batching import chunks
+from onnxplain.runtime.chunked import Progress
+
+Array = np.ndarray[Any, Any]
+
+
+def explain_line(
+    runner: Runner, method: Method, line: Line, feeds: Mapping[str, Array], target: Array, progress: Progress | None
+) -> Answer:
+    """Average cotangents over the line; where a tolerance is missed, over more and more points of it."""
+    here = runner.tensors(feeds, len(target))
+    baselines = baselines_of(runner, line.baseline, feeds, here, len(target))
+    answer = _steps(runner, method, line, feeds, target, progress, here, baselines)
+    residual = np.asarray(answer.residual)
+    tolerance = np.inf if line.tolerance is None else line.tolerance
+    while 2 * line.steps <= MOST_STEPS:
+        line = replace(line, steps=2 * line.steps)
+        rough = np.flatnonzero(abs(residual) > tolerance)
+        if not len(rough):
+            break
+        some = {n: a[rough] if n in runner.main.axes else a for n, a in feeds.items()}
+        rows = [{n: a[rough] for n, a in arrays.items()} for arrays in (here, baselines)]
+        finer = _steps(runner, method, line, some, answer.target[rough], progress, *rows)
+        residual[rough] = np.asarray(finer.residual)
+        for name, values in answer.attributions.items():
+            values[rough] = finer.attributions[name]
+    return replace(answer, residual=residual)
+
+
+def _steps(
+    runner: Runner,
+    method: Method,
+    line: Line,
+    feeds: Mapping[str, Array],
+    target: Array,
+    progress: Progress | None,
+    here: Mapping[str, Array],
+    baselines: Mapping[str, Array],
+) -> Answer:
+    program, samples = runner.program, len(target)
+    wanted = program.question.tensors
+    target, score = resolve(runner, {**feeds, **here}, target)
+    _, score_at_baseline = resolve(runner, {**feeds, **baselines}, target)
+    positions, weights = line.nodes()
+    total = samples * line.steps
+    change = score.astype(np.float64) - score_at_baseline
+    means = {name: np.zeros(here[name].shape, np.float64) for name in wanted}
+    tilted = {name: np.zeros_like(mean) for name, mean in means.items() if line.calibrate}
+    gap, square = np.zeros(samples), np.zeros(samples)  # of slope minus change: weighted mean, and mean of squares
+    outputs = [program.cotangents[name] for name in wanted]
+    for part in chunks(total, runner.main.chunk):
+        sample, step = np.divmod(np.arange(part.start, part.stop), line.steps)
+        points = {n: a[sample] if n in runner.main.axes else a for n, a in feeds.items()}
+        for name, base in baselines.items():
+            x = here[name]
+            at = positions[step].astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+            points[name] = base[sample] + at * (x[sample] - base[sample])
+        results = runner.run(points, target[sample], outputs)
+        slopes = _slopes(here, baselines, dict(zip(wanted, (results[o] for o in outputs), strict=True)), sample)
+        excess = weights[step] * (slopes - change[sample])
+        np.add.at(gap, sample, excess)
+        np.add.at(square, sample, excess * (slopes - change[sample]))
+        for name, output in zip(wanted, outputs, strict=True):
+            for row in np.unique(sample):
+                its = sample == row
+                means[name][row] += np.tensordot(weights[step[its]], results[output][its], axes=1)
+                if line.calibrate:
+                    tilted[name][row] += np.tensordot(excess[its], results[output][its], axes=1)
+        if progress:
+            progress(part.stop, total)
+    spread = square - gap**2
+    for name, tilt in tilted.items():
+        per_sample = (-1, *[1] * (tilt.ndim - 1))
+        safe = np.where(spread > gap**2, spread, np.inf).reshape(per_sample)  # see `calibrated`
+        means[name] = calibrated(means[name], tilt, gap.reshape(per_sample), safe)
+    arrived = {
+        name: np.asarray(method.readout(means[name], here[name], baselines[name]), dtype=here[name].dtype)
+        for name in wanted
+    }
+    found = runner.attributions(arrived, feeds, samples)
+    attributions = {name: found[output] for name, output in program.attributions.items()}
+    return Answer(attributions, target, score, sum_per_sample(attributions, samples) - change)
+
+
+def _slopes(
+    feeds: Mapping[str, Array], baselines: Mapping[str, Array], gradients: Mapping[str, Array], sample: Array
+) -> Array:
+    """Derivative of the score along the line at each point."""
+    parts = [
+        ((feeds[n][sample] - baselines[n][sample]) * g).reshape(len(sample), -1).sum(axis=1, dtype=np.float64)
+        for n, g in gradients.items()
+    ]
+    return np.asarray(np.sum(parts, axis=0))

@@ -1,0 +1,147 @@
+"""A program with its sessions, and what every loop over points asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxplain.canonize import BATCH
+from onnxplain.distributions import (
+    Baseline,
+    baseline_like,
+)
+from onnxplain.errors import UnsupportedModelError
+from onnxplain.ir import Graph
+from onnxplain.program import Program
+from onnxplain.questions import batch_axes, batch_axis, rows
+from onnxplain.runtime.batching import chunk_size
+from onnxplain.runtime.chunked import Chunked, Progress
+from onnxplain.runtime.providers import Choice
+from onnxplain.runtime.session import Session
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a run gives: attributions by tensor name, target and score per sample, and the residual if promised."""
+
+    attributions: dict[str, Array]
+    target: Array
+    score: Array
+    residual: Array | None
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A program, ready to run, with its front and back (see `Program`) where it has them."""
+
+    program: Program
+    main: Chunked
+    front: Chunked | None
+    back: Chunked | None
+
+    @classmethod
+    def load(cls, program: Program, choice: Choice, graph: Graph, fixed_batch: int | None, memory: int) -> Runner:
+        """Make the sessions.
+
+        Parameters
+        ----------
+        choice
+            Execution providers.
+        graph
+            The canonical graph that the program was compiled for.
+        fixed_batch
+            The batch size that it is bound to, if it is.
+        memory
+            Bytes; a bound on what one run's activations take.
+        """
+        question = program.question
+        axes = {**batch_axes(graph.inputs), program.target: 0} | ({program.weights: 0} if program.weights else {})
+        axes |= {program.attributions[part.name]: part.axis for part in question.slices}
+        axes |= {program.baselines[p.name]: p.axis for p in question.slices if p.name in program.baselines}
+        tensors = dict.fromkeys((*question.tensors, *program.points))
+        for tensor in tensors:
+            axis = batch_axis(graph, tensor) or 0
+            axes |= {n: axis for n in (tensor, program.cotangents.get(tensor), program.values.get(tensor)) if n}
+        alone = question.axis is None or 1 in (rows(graph.value(n)) for n in (question.explained, *tensors))
+        if question.axis is None and fixed_batch not in (None, 1):
+            raise UnsupportedModelError(f"the model is bound to {fixed_batch} samples, which share one output")
+        fixed = fixed_batch or (1 if alone else None)
+        chunk = fixed or chunk_size(program.graph, BATCH, memory)
+
+        def chunked(part: Graph) -> Chunked:
+            return Chunked(Session(part, choice), axes, chunk, fixed is not None)
+
+        front, back = (chunked(part) if part else None for part in (program.front, program.back))
+        return cls(program, chunked(program.graph), front, back)
+
+    def run(
+        self, feeds: Mapping[str, Array], target: Array, outputs: Sequence[str], progress: Progress | None = None
+    ) -> dict[str, Array]:
+        """Run all samples, one target each."""
+        program = self.program
+        results = self.main.run({**feeds, program.target: target}, len(target), outputs, progress)
+        score = results.get(program.score)
+        if score is not None and len(score) != len(target):
+            raise UnsupportedModelError(
+                f"{len(target)} samples give {len(score)} scores: the output has no batch axis in front"
+            )
+        return results
+
+    def labels(self, feeds: Mapping[str, Array], count: int) -> Array:
+        """The labels that the model gives, for outputs that hold no floats."""
+        program = self.program
+        value = next(v for v in program.graph.inputs if v.name == program.target)
+        shape = (count, *[1] * (len(value.shape or (None,)) - 1))
+        unused = np.full(shape, "" if value.dtype.kind == "O" else 0, value.dtype)
+        name = program.question.explained
+        return self.main.run({**feeds, program.target: unused}, count, [name])[name]
+
+    def tensors(self, feeds: Mapping[str, Array], count: int) -> dict[str, Array]:
+        """The tensors that move."""
+        inner = self.front.run(self._without_weights(feeds), count, self.front.session.outputs) if self.front else {}
+        return {name: feeds[name] if name in feeds else inner[name] for name in self.program.points}
+
+    def attributions(self, arrived: Mapping[str, Array], feeds: Mapping[str, Array], count: int) -> dict[str, Array]:
+        """Attributions of tensors -> attributions of slices, by name of the output that holds them."""
+        program = self.program
+        if self.back is None:
+            return {program.attributions[name]: a for name, a in arrived.items()}
+        inputs = {program.cotangents[name]: a for name, a in arrived.items()}
+        return self.back.run({**self._without_weights(feeds), **inputs}, count, list(program.attributions.values()))
+
+    def _without_weights(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: array for name, array in feeds.items() if name != self.program.weights}
+
+
+def sum_per_sample(attributions: Mapping[str, Array], samples: int) -> Array:
+    """Sum of all attributions of each sample."""
+    total = np.zeros(samples)
+    for values in attributions.values():
+        total += values.reshape(samples, -1).sum(axis=1, dtype=np.float64)
+    return total
+
+
+def resolve(runner: Runner, feeds: Mapping[str, Array], target: Array) -> tuple[Array, Array]:
+    """Targets at the input itself (a predicted class stays the same at every other point), and their scores."""
+    program = runner.program
+    results = runner.run(feeds, target, [program.resolved, program.score])
+    return results[program.resolved], results[program.score]
+
+
+def baselines_of(
+    runner: Runner, baseline: Baseline, feeds: Mapping[str, Array], here: Mapping[str, Array], count: int
+) -> dict[str, Array]:
+    """The tensors at the baseline: itself, or what the model makes of it where it stands for an input."""
+    parts = runner.program.slices
+    given = {}
+    for part in parts:
+        natural = np.moveaxis({**here, **feeds}[part.name], 0, part.axis)
+        given[part.name] = np.moveaxis(baseline_like(baseline, natural, part.name), part.axis, 0)
+    if all(part.direct for part in parts):
+        return given
+    return runner.tensors({**feeds, **given}, count)
