@@ -26,7 +26,18 @@ from onnxplain.errors import (  # noqa: E402
 )
 from onnxplain.methods import METHODS  # noqa: E402
 from onnxplain.ops.table import Kind  # noqa: E402
-from onnxplain.quantities import Channel, Class, Difference, Neuron, Output, Probability, Quantity  # noqa: E402
+from onnxplain.quantities import (  # noqa: E402
+    Channel,
+    Class,
+    Difference,
+    Expression,
+    LogProbability,
+    Neuron,
+    Output,
+    Probability,
+    Quantity,
+    op,
+)
 from onnxplain.result import Attribution  # noqa: E402
 
 __version__ = "0.1.0"
@@ -40,8 +51,10 @@ __all__ = [
     "Composite",
     "Difference",
     "Explainer",
+    "Expression",
     "InputError",
     "Kind",
+    "LogProbability",
     "Model",
     "ModelError",
     "Neuron",
@@ -60,4 +73,5 @@ __all__ = [
     "UnsupportedOperatorError",
     "explain",
     "load",
+    "op",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -13,12 +14,13 @@ import onnx
 
 from onnxplain import checks, execution, export, files, methods, quantities, writer
 from onnxplain.canonize import BATCH, Canonical, canonize, prepare
+from onnxplain.errors import OptionError
 from onnxplain.ir import Value
 from onnxplain.methods import Method
 from onnxplain.ops.nograd import stops_gradients
 from onnxplain.program import Assignment, report
 from onnxplain.quantities import Quantity, Target
-from onnxplain.questions import Question, ask, batch_axes
+from onnxplain.questions import Question, ask, batch_axes, extended
 from onnxplain.reader import Source, nodes_of, read
 from onnxplain.result import Attribution, Single
 from onnxplain.roots import compile_method
@@ -101,6 +103,10 @@ class Model:
         return "\n".join(lines)
 
 
+def _asked(sizes: Mapping[str, int] | None = None, target: Target | Quantity = None) -> Asked:
+    return tuple(sorted((sizes or {}).items())), target.place if isinstance(target, Quantity) else None
+
+
 def _resolved(target: Target | Quantity, canonical: Canonical, question: Question, samples: int) -> export.Asked:
     value, names = canonical.graph.value(question.explained), canonical.labels.get(question.output, ())
     if isinstance(target, Quantity):
@@ -148,7 +154,9 @@ class Explainer:
     wrt
         Names of the inputs that get an attribution; default: all floating-point ones with a batch axis.
     at
-        Name of an internal tensor that gets the attribution instead; for class activation maps, the layer to look at.
+        Internal tensors that get the attribution instead: a name, a pattern (``"*layer4*Relu*"``), or several of them.
+        A neuron of one layer is explained in terms of an earlier one by ``at=`` and ``target=Neuron(...)``. For class
+        activation maps, the layer to look at.
     probability
         Explain the value after a final Softmax or Sigmoid instead of the one before.
     providers
@@ -172,7 +180,7 @@ class Explainer:
         *,
         output: str | None = None,
         wrt: Sequence[str] | str | None = None,
-        at: str | None = None,
+        at: str | Sequence[str] | None = None,
         probability: bool = False,
         providers: Sequence[Provider] | None = None,
         memory: int | float | str = DEFAULT_MEMORY,
@@ -185,7 +193,9 @@ class Explainer:
         walks = self.method.composite is not None or self.method.cam is not None
         self._at = at
         own = None if self.method.cam else at
+        self._extend = partial(extended, output=output, probability=probability, walks=walks)
         self._ask = partial(ask, output=output, wrt=wrt, at=own, probability=probability, walks=walks)
+        self._question = Recent(self._resolve)
         self._runner = Recent(self._compile)
         if not self.model.free_sizes:
             self.report()
@@ -223,12 +233,11 @@ class Explainer:
             A baseline or a window that does not fit the input.
         """
         feeds, samples, sizes = checks.check_inputs(x, self.model.inputs, self._axes, self.model.takes_nan)
-        quantity = target if isinstance(target, Quantity) else None
-        canonical, question = self._question(sizes, quantity)
+        asked = _asked(sizes, target)
+        canonical, question = self._question(asked)
         value = canonical.graph.value(question.explained)
         found = _resolved(target, canonical, question, samples)
         execution.check(self.method, feeds, question)
-        asked = (tuple(sorted(sizes.items())), quantity.place if quantity else None)
         runner = self._runner(asked)
         if isinstance(found, tuple):
             found, weights = found
@@ -236,8 +245,9 @@ class Explainer:
         answer = execution.run(runner, self.method, feeds, found, progress)
         parts = {name: Single(name, values) for name, values in answer.attributions.items()}
         resolved = quantities.unravel(answer.target, value, question.axis)
+        residual = None if question.nested else answer.residual
         trace = partial(self._trace, asked, feeds, answer.target)
-        return Attribution(self.method.name, resolved, answer.score, answer.residual, parts, trace)
+        return Attribution(self.method.name, resolved, answer.score, residual, parts, trace)
 
     @property
     def provider(self) -> str | None:
@@ -248,7 +258,7 @@ class Explainer:
     @property
     def explained(self) -> tuple[str, ...]:
         """Names of the tensors that get an attribution."""
-        return tuple(part.name for part in self._question()[1].slices)
+        return tuple(part.name for part in self._question(_asked())[1].slices)
 
     def report(self) -> list[Assignment]:
         """Node -> kind -> rule of the reverse walk, in its order; empty for methods without one.
@@ -258,7 +268,7 @@ class Explainer:
         UnsupportedOperatorError, NoRuleError
             All nodes that stand in the way.
         """
-        canonical, question = self._question()
+        canonical, question = self._question(_asked())
         return report(canonical.graph, self.method.composite, question) if self.method.composite else []
 
     def export(self, path: str | os.PathLike[str], target: Target | Quantity = "input") -> None:
@@ -280,7 +290,7 @@ class Explainer:
             No such target.
         """
         files.check_writable(path, {".onnx"})
-        canonical, question = self._question(quantity=target if isinstance(target, Quantity) else None)
+        canonical, question = self._question(_asked(target=target))
         asked = isinstance(target, str) and target == "input"
         fixed = None if asked else _resolved(target, canonical, question, 1)
         exported = export.explainer_graph(canonical.graph, self.method, question, asked, fixed)
@@ -292,27 +302,28 @@ class Explainer:
     def _axes(self) -> dict[str, int]:
         return batch_axes(self.model.inputs)
 
-    def _question(
-        self, sizes: Mapping[str, int] | None = None, quantity: Quantity | None = None
-    ) -> tuple[Canonical, Question]:
-        canonical = self.model.canonical(sizes)
-        question = self._ask(canonical.graph, quantity=quantity)
+    def _resolve(self, asked: Asked) -> tuple[Canonical, Question]:
+        sizes, place = asked
+        canonical = self.model.canonical(dict(sizes))
+        graph, quantity = self._extend(canonical.graph, None if place is None else Quantity((), *place))
+        canonical = replace(canonical, graph=graph)
+        question = self._ask(graph, quantity=quantity)
+        if question.nested and methods.moves_slices(self.method):
+            names = ", ".join(part.name for part in question.slices)
+            why = f"{self.method.name} moves what it explains, and of these one depends on another"
+            raise OptionError(f"{why}: {names}", "Name one of them with at=.")
         cam = self.method.cam
-        return canonical, cam.ask(canonical.graph, question, self._at) if cam else question
+        return canonical, cam.ask(graph, question, self._at) if cam else question
 
     def _trace(self, asked: Asked, feeds: Mapping[str, Array], target: Array) -> list[Assignment]:
-        canonical, question = self._asked(asked)
+        canonical, question = self._question(asked)
         if self.method.composite is None:
             return []
         lines = report(canonical.graph, self.method.composite, question)
         return execution.traced(self._compile(asked, traced=True), lines, feeds, target)
 
-    def _asked(self, asked: Asked) -> tuple[Canonical, Question]:
-        sizes, place = asked
-        return self._question(dict(sizes), None if place is None else Quantity((), *place))
-
     def _compile(self, asked: Asked, traced: bool = False) -> execution.Runner:
-        canonical, question = self._asked(asked)
+        canonical, question = self._question(asked)
         program = compile_method(canonical.graph, self.method, question, traced=traced)
         return execution.Runner.load(program, self.providers, canonical.graph, canonical.fixed_batch, self.memory)
 

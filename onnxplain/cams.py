@@ -16,7 +16,7 @@ from onnxplain.emit import Emitter, Var, concat, where
 from onnxplain.errors import OptionError, UnsupportedModelError, did_you_mean
 from onnxplain.ir import Dim, Graph, Shape, is_float
 from onnxplain.ops import OPS, Call, Kind
-from onnxplain.questions import Question, Slice, batch_axis, internal
+from onnxplain.questions import Question, Slice, batch_axis, internal, named
 
 UPSAMPLINGS: Mapping[str, Mapping[str, str]] = {
     "linear": {"mode": "linear", "coordinate_transformation_mode": "half_pixel"},
@@ -68,10 +68,10 @@ class Cam:
                 f"there is no upsampling {self.upsample!r}", did_you_mean(str(self.upsample), UPSAMPLINGS)
             )
 
-    def ask(self, graph: Graph, question: Question, at: str | None) -> Question:
+    def ask(self, graph: Graph, question: Question, at: str | Sequence[str] | None) -> Question:
         """The question with a slice that names an input and stands for the layer: the one named, or the last one."""
         names = [part.name for part in question.slices]
-        layer = internal(graph, at).name if at is not None else _last(graph, names, question.explained)
+        layer = _last(graph, names, question.explained) if at is None else _one(graph, at, question.explained)
         depends = graph.needed_for([layer]) - {layer}
         source = next((part for part in question.slices if part.name in depends), None)
         if source is None:
@@ -107,6 +107,13 @@ class Cam:
         """The map as it is handed out."""
         drawn = drawn.emitter.op("Relu", drawn) if self.relu else drawn
         return drawn if self.upsample == "none" else resized(graph, drawn, part, self.upsample)
+
+
+def _one(graph: Graph, at: str | Sequence[str], explained: str) -> str:
+    layers = named(graph, at, explained)
+    if len(layers) > 1:
+        raise OptionError(f"a class activation map looks at one layer, not at {', '.join(layers)}")
+    return internal(graph, layers[0]).name
 
 
 # (G, A) -> map. Channels are axis 1, places the axes behind it.

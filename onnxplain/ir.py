@@ -186,14 +186,14 @@ class Graph:
             values={k: v for k, v in self.values.items() if k in kept},
         )
 
-    def cut(self, names: Sequence[str]) -> Graph:
-        """The graph with some of its values as further inputs, instead of computing them."""
+    def cut(self, names: Sequence[str], outputs: Sequence[str] = ()) -> Graph:
+        """The graph with some of its values as further inputs, instead of computing them, and with further outputs."""
         inputs = {v.name: v for v in (*self.inputs, *map(self.value, names))}
         computed = {name: f"{name}/computed" for name in names if name in self.producer}
         nodes = [replace(n, outputs=tuple(computed.get(o, o) for o in n.outputs)) for n in self.nodes]
         values = {**self.values, **{new: replace(self.values[old], name=new) for old, new in computed.items()}}
         changed = self.replace(inputs=tuple(inputs.values()), nodes=tuple(nodes), values=values)
-        return changed.pruned([v.name for v in self.outputs])
+        return changed.pruned(list(dict.fromkeys([*(v.name for v in self.outputs), *outputs])))
 
     def __str__(self) -> str:
         lines = [f"graph {self.name}({', '.join(map(str, self.inputs))})"]

@@ -16,7 +16,7 @@ from onnxplain.distributions import Baseline, Distribution, Line, Point, Referen
 from onnxplain.errors import OptionError, did_you_mean
 from onnxplain.perturbation import Ablation, KernelShap, Lime, Permutation, Rise, ShapleySampling
 from onnxplain.perturbation.features import Features
-from onnxplain.sampling import Lines, Noise, Sampled
+from onnxplain.sampling import Lines, Noise, Sampled, moves_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -462,6 +462,11 @@ def _options(name: str, given: Mapping[str, Any]) -> list[str]:
 def summary(name: str) -> str:
     """One line about a method."""
     return (METHODS[name].__doc__ or "").strip().splitlines()[0]
+
+
+def moves_slices(method: Method) -> bool:
+    """Whether it looks at points where the explained tensors themselves are others."""
+    return not isinstance(method.distribution, Point | References) and not moves_inputs(method.distribution)
 
 
 def forward_only() -> list[str]:

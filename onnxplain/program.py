@@ -164,7 +164,7 @@ def compile_program(
     parts = moved(graph, question) if of_inputs else question.slices
     points = list(dict.fromkeys(name for part in parts for name in part.tensors))
     if not at_point:
-        graph = graph.cut(points)
+        graph = graph.cut(points, [question.explained])
     emitter = Emitter(graph)
     if composite is not None:
         composite.assign(_plan(graph, emitter, question))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxplain import integers, quantities
 from onnxplain.canonize import BATCH
@@ -53,6 +54,8 @@ class Question:
         What gets an attribution.
     weighted
         Whether a weighted sum of elements is explained instead of one element.
+    nested
+        Whether a slice depends on another one, so that attributions of all of them sum to nothing.
     """
 
     output: str
@@ -60,6 +63,7 @@ class Question:
     axis: int | None
     slices: tuple[Slice, ...]
     weighted: bool = False
+    nested: bool = False
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -71,7 +75,7 @@ def ask(
     graph: Graph,
     output: str | None = None,
     wrt: Sequence[str] | str | None = None,
-    at: str | None = None,
+    at: str | Sequence[str] | None = None,
     probability: bool = False,
     walks: bool = True,
     quantity: Quantity | None = None,
@@ -80,8 +84,10 @@ def ask(
 
     Parameters
     ----------
+    at
+        Names of internal tensors, or patterns of them (``*``, ``?``, ``[...]``) that mean those on the way.
     quantity
-        Names another tensor to explain.
+        Names another tensor to explain; what it derives from the model is part of the graph (see `extended`).
     walks
         Whether the method walks back: one of forward passes only takes any type of input and output.
 
@@ -93,16 +99,56 @@ def ask(
         Nothing in the model that could be explained.
     """
     if quantity is not None and quantity.tensor is not None:
-        output = explained = _tensor(graph, quantity.tensor)
+        explained = _tensor(graph, quantity.tensor)
+        output = quantity.output or explained
     else:
         output = _output(graph, quantity.output if quantity and quantity.output else output, walks)
         probability = quantity.probability if quantity and quantity.probability is not None else probability
         explained = quantities.explained_value(graph, output, probability)
     if at is not None and wrt is not None:
         raise OptionError("give at= (an internal tensor) or wrt= (inputs), not both")
-    slices = [internal(graph, at)] if at is not None else _inputs(graph, wrt, walks)
+    slices = (
+        _inputs(graph, wrt, walks) if at is None else [internal(graph, name) for name in named(graph, at, explained)]
+    )
+    slices = list(dict.fromkeys(slices))
+    nested = any(graph.reachable_from([one.name]) & {other.name for other in slices} - {one.name} for one in slices)
     axis = None if quantity is not None and quantity.whole else batch_axis(graph, explained)
-    return Question(output, explained, axis, tuple(dict.fromkeys(slices)), quantity is not None)
+    return Question(output, explained, axis, tuple(slices), quantity is not None, nested)
+
+
+def extended(
+    graph: Graph, quantity: Quantity | None, output: str | None, probability: bool, walks: bool
+) -> tuple[Graph, Quantity | None]:
+    """The graph with what a quantity derives from the model, and the quantity that names it; both as before if nothing.
+
+    Raises
+    ------
+    OptionError
+        No such output or tensor, or an expression that is no valid ONNX.
+    """
+    if quantity is None or quantity.derived is None:
+        return graph, quantity
+    output = _output(graph, quantity.output or output, walks)
+    graph, tensor = quantity.derived.added(graph, output, probability)
+    return graph, replace(quantity, tensor=tensor, output=output, derived=None)
+
+
+def named(graph: Graph, at: str | Sequence[str], explained: str) -> list[str]:
+    """The tensors that names and patterns mean: of a pattern, those that have a batch and lie before ``explained``."""
+    before = graph.needed_for([explained])
+    found: dict[str, None] = {}
+    for name in [at] if isinstance(at, str) else at:
+        if name in graph.values or not isinstance(name, str) or not set(name) & set("*?["):
+            found[name] = None
+            continue
+        fits = [n for n in fnmatch.filter(graph.producer, name) if n in before and graph.value(n).is_float]
+        fits = [n for n in fits if batch_axis(graph, n) is not None]
+        if not fits:
+            raise OptionError(f"no floating-point tensor fits {name!r}", "The model's 'tensors' lists them.")
+        found |= dict.fromkeys(fits)
+    if not found:
+        raise OptionError("at names no tensor", "The model's 'tensors' lists them.")
+    return list(found)
 
 
 def moved(graph: Graph, question: Question) -> tuple[Slice, ...]:

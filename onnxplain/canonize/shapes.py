@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import onnx
 
 from onnxplain.canonize.prepare import set_shape
-from onnxplain.ir import OPSET, Shape
-from onnxplain.reader import graphs_of, shape_of
+from onnxplain.errors import OptionError
+from onnxplain.ir import OPSET, Graph, Shape
+from onnxplain.reader import graphs_of, shape_of, to_graph
 from onnxplain.tensors import is_external
+from onnxplain.writer import to_proto
 
 # Opset 22 differs from 21 in types only, and in that a pooling window that starts behind the input does not count.
 INFERENCE_OPSET = 22
@@ -38,6 +40,28 @@ def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
     for graph, count in zip(graphs_of(result.graph), own, strict=True):
         del graph.initializer[count:]
     return result
+
+
+def typed(graph: Graph) -> Graph:
+    """The graph with the types and shapes that ONNX infers, and all attributes.
+
+    Raises
+    ------
+    OptionError
+        It is no valid ONNX.
+    """
+    proto = to_proto(graph)
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version, context.opset_imports = proto.ir_version, {o.domain: o.version for o in proto.opset_import}
+    try:
+        for node in proto.graph.node:
+            onnx.checker.check_node(node, context)
+        for info in proto.graph.output:
+            info.ClearField("type")  # what follows from the operators counts
+        proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise OptionError(f"the expression is no valid ONNX: {' '.join(str(error).split())}") from None
+    return to_graph(proto)
 
 
 def forget_shapes(graph: onnx.GraphProto) -> None:

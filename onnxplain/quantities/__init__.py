@@ -1,15 +1,17 @@
 """What is explained: one element of the output per sample, a weighted sum of some, or whether its labels stay."""
 
+from onnxplain.quantities.derived import explained_value, op
 from onnxplain.quantities.indices import Target, resolve, unravel
 from onnxplain.quantities.objects import (
     Channel,
     Class,
     Difference,
+    Expression,
+    LogProbability,
     Neuron,
     Output,
     Probability,
     Quantity,
-    explained_value,
 )
 from onnxplain.quantities.selection import PREDICTED, TARGET, Selection, select, target_inputs
 
@@ -19,6 +21,8 @@ __all__ = [
     "Channel",
     "Class",
     "Difference",
+    "Expression",
+    "LogProbability",
     "Neuron",
     "Output",
     "Probability",
@@ -26,6 +30,7 @@ __all__ = [
     "Selection",
     "Target",
     "explained_value",
+    "op",
     "resolve",
     "select",
     "target_inputs",

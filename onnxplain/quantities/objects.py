@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 from types import EllipsisType
@@ -9,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.errors import OptionError, TargetError
-from onnxplain.ir import Graph, Value
-from onnxplain.ops.quantize import ROUNDING
+from onnxplain.emit import Var
+from onnxplain.errors import OptionError, TargetError, did_you_mean
+from onnxplain.ir import Value
+from onnxplain.quantities.derived import Derived, Expressed, Greatest, LogProbabilities
 from onnxplain.quantities.indices import Array, Names, Target, resolve
 
 
@@ -32,6 +34,8 @@ class Quantity:
         Whether the indices cover all axes of the tensor, so that it belongs to one sample as a whole.
     probability
         Whether a final Softmax or Sigmoid is included; None: as the explainer says.
+    derived
+        What is calculated from the model's tensors first: the elements are those of what comes out.
     """
 
     terms: tuple[tuple[Any, Any], ...]
@@ -39,12 +43,14 @@ class Quantity:
     output: str | None = None
     whole: bool = False
     probability: bool | None = None
+    derived: Derived | None = None
 
     def __add__(self, other: Quantity) -> Quantity:
         if not isinstance(other, Quantity):
             return NotImplemented
         if self.place != other.place:
-            raise OptionError("a sum of quantities takes elements of one and the same tensor")
+            hint = "ox.Expression(lambda a, b: ..., 'one', 'other') adds up elements of several."
+            raise OptionError("a sum of quantities takes elements of one and the same tensor", hint)
         return replace(self, terms=(*self.terms, *other.terms))
 
     def __mul__(self, factor: Any) -> Quantity:
@@ -65,7 +71,7 @@ class Quantity:
     @property
     def place(self) -> tuple[Any, ...]:
         """Everything but the terms."""
-        return self.tensor, self.output, self.whole, self.probability
+        return self.tensor, self.output, self.whole, self.probability, self.derived
 
     def resolve(self, value: Value, axis: int | None, samples: int, names: Names = ()) -> tuple[Array, Array]:
         """Positions in the flattened tensor and their weights, both of shape (samples, K).
@@ -124,6 +130,37 @@ def Probability(target: Target = None) -> Quantity:
     return Quantity(((1.0, target),), probability=True)
 
 
+def LogProbability(target: Target = None) -> Quantity:
+    """The logarithm of a class's probability: less what raises all classes alike than their scores.
+
+    Calculated from the values before the final Softmax or Sigmoid. Where the model has neither, but scores of shape
+    (N, classes), the probabilities are those of a Softmax.
+    """
+    return Quantity(((1.0, target),), derived=LogProbabilities())
+
+
+def Expression(function: Callable[..., Var], *tensors: str, index: Target = None) -> Quantity:
+    """What a function makes of tensors of the model: it becomes part of the graph, and of exported explainers.
+
+    >>> def margin(scores):  # the highest score, less the mean of all
+    ...     return op("ReduceMax", scores, [1], keepdims=0) - op("ReduceMean", scores, [1], keepdims=0)
+    >>> quantity = Expression(margin)
+
+    Parameters
+    ----------
+    function
+        Gets a tensor for each name. Tensors know ``+ - * / **``, comparisons and abs, with numbers and arrays, too;
+        `onnxplain.op` writes any other operator. It returns a tensor whose first axis is the batch. Graphs are compiled
+        once for each function, so keep it for further calls.
+    tensors
+        Names of outputs, inputs or internal tensors; none: the explained output, as the explainer says.
+    index
+        Which element of what the function returns: see `Explainer.__call__`. A tensor of shape (N,) has only one;
+        None: the greatest.
+    """
+    return Quantity(((1.0, index),), derived=Expressed(function, tensors))
+
+
 def Output(name: str, index: int | tuple[int, ...]) -> Quantity:
     """One element of a whole output, for outputs that are no row per sample; samples go one by one."""
     return Quantity(((1.0, index),), output=name, whole=True)
@@ -134,17 +171,10 @@ def Neuron(tensor: str, index: Target) -> Quantity:
     return Quantity(((1.0, index),), tensor=tensor)
 
 
-def Channel(tensor: str, channel: int) -> Quantity:
-    """The sum of a channel (axis 1) of an internal tensor of pictures, volumes or signals."""
+def Channel(tensor: str, channel: int, reduce: str = "sum") -> Quantity:
+    """A channel (axis 1) of an internal tensor of pictures, volumes or signals: its sum, or its max."""
+    if reduce == "max":
+        return Quantity(((1.0, 0),), derived=Greatest(tensor, channel))
+    if reduce != "sum":
+        raise OptionError(f"there is no reduction {reduce!r}", did_you_mean(str(reduce), ["sum", "max"]))
     return Quantity(((1.0, (channel, ...)),), tensor=tensor)
-
-
-def explained_value(graph: Graph, output: str, probability: bool) -> str:
-    """The tensor to explain for a model output: the value before a final Softmax or Sigmoid, unless ``probability``."""
-    node = graph.producer.get(output)
-    if node is not None and node.op == "Identity":
-        return explained_value(graph, node.inputs[0], probability)
-    if node is not None and node.op == "DequantizeLinear":  # the probabilities are rounded
-        while node is not None and node.op in ROUNDING:
-            node = graph.producer.get(node.inputs[0])
-    return node.inputs[0] if node is not None and node.op in ("Softmax", "Sigmoid") and not probability else output
