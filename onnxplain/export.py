@@ -49,6 +49,11 @@ def explainer_graph(graph: Graph, method: Method, question: Question, asked: boo
         raise OptionError(
             f"{method.name} cannot be exported: {why}", "Of the methods of forward passes, occlusion can."
         )
+    if method.around:
+        raise OptionError(
+            f"{method.name} of a method that looks at several points, or masks, cannot be exported",
+            "One of a method that walks back from one point can, such as the default.",
+        )
     if isinstance(method.distribution, Line) and method.distribution.tolerance is not None:
         raise OptionError("an exported explainer takes a fixed number of steps, whatever its tolerance", "Give steps=.")
     program = compile_method(graph, method, question, model_outputs=True)

@@ -16,7 +16,7 @@ from onnxplain.distributions import Baseline, Distribution, Line, Point, Referen
 from onnxplain.errors import OptionError, did_you_mean
 from onnxplain.perturbation import Ablation, KernelShap, Lime, Permutation, Rise, ShapleySampling
 from onnxplain.perturbation.features import Features
-from onnxplain.sampling import Lines, Noise, Sampled, moves_inputs
+from onnxplain.sampling import Around, Lines, Noise, Sampled, moves_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,8 @@ class Method:
         For class activation maps: what is done with the layer.
     moment
         What is made of the attributions at the points of a `Sampled` distribution: "mean", "square" or "variance".
+    around
+        Over which points all of this is averaged.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Method:
     promise: str | None = None
     cam: cams.Cam | None = None
     moment: str = "mean"
+    around: Around | None = None
 
 
 def gradient() -> Method:
@@ -104,12 +107,11 @@ def smoothgrad(
     seed: int = 0,
     relative: bool = True,
     shape: str = "gaussian",
-    base: str = "gradient",
+    base: str | Mapping[str, Any] = "gradient",
     **base_options: Any,
 ) -> Method:
     """Mean of a method over noisy inputs (Smilkov et al. 2017); noise is a part of their range, or relative=false."""
-    around = Noise(samples, noise, relative, shape, seed)
-    return replace(_base(base, base_options), name="smoothgrad", distribution=around, promise=None)
+    return _averaged("smoothgrad", base, base_options, Noise(samples, noise, relative, shape, seed))
 
 
 def smoothgrad_squared(
@@ -118,12 +120,11 @@ def smoothgrad_squared(
     seed: int = 0,
     relative: bool = True,
     shape: str = "gaussian",
-    base: str = "gradient",
+    base: str | Mapping[str, Any] = "gradient",
     **base_options: Any,
 ) -> Method:
     """Mean of a method's squares over noisy inputs (Hooker et al. 2019)."""
-    smooth = smoothgrad(samples, noise, seed, relative, shape, base, **base_options)
-    return replace(smooth, name="smoothgrad_squared", moment="square")
+    return _averaged("smoothgrad_squared", base, base_options, Noise(samples, noise, relative, shape, seed), "square")
 
 
 def vargrad(
@@ -132,24 +133,23 @@ def vargrad(
     seed: int = 0,
     relative: bool = True,
     shape: str = "gaussian",
-    base: str = "gradient",
+    base: str | Mapping[str, Any] = "gradient",
     **base_options: Any,
 ) -> Method:
     """Variance of a method over noisy inputs (Adebayo et al. 2018); mean of squares minus square of the mean."""
-    smooth = smoothgrad(samples, noise, seed, relative, shape, base, **base_options)
-    return replace(smooth, name="vargrad", moment="variance")
+    return _averaged("vargrad", base, base_options, Noise(samples, noise, relative, shape, seed), "variance")
 
 
 def internal_influence(
     steps: int = 64,
     baseline: Baseline = 0.0,
     quadrature: str = "gauss_legendre",
-    base: str = "gradient",
+    base: str | Mapping[str, Any] = "gradient",
     **base_options: Any,
 ) -> Method:
     """Mean of a method at an internal tensor (at=) while the input moves on a line (Leino et al. 2018)."""
     lines = Lines(References(baseline), steps, quadrature, within=True)
-    return replace(_base(base, base_options), name="internal_influence", distribution=lines, promise=None)
+    return _averaged("internal_influence", base, base_options, lines)
 
 
 def conductance(steps: int = 64, baseline: Baseline = 0.0, quadrature: str = "gauss_legendre") -> Method:
@@ -158,19 +158,17 @@ def conductance(steps: int = 64, baseline: Baseline = 0.0, quadrature: str = "ga
     return Method("conductance", composites.gradient(), lines, promise="completeness")
 
 
-def _base(name: str, options: Mapping[str, Any]) -> Method:
-    """A method that looks at one point, to be averaged over others."""
-    method = make(name, options)
-    if not _at_one_point(method):
-        fit = [n for n, f in METHODS.items() if _at_one_point(f())]
-        raise OptionError(
-            f"base={name!r} cannot be averaged: it does not walk back from one point", did_you_mean(name, fit)
-        )
-    return method
-
-
-def _at_one_point(method: Method) -> bool:
-    return isinstance(method.distribution, Point) and method.composite is not None and method.cam is None
+def _averaged(
+    name: str, base: str | Mapping[str, Any], options: Mapping[str, Any], points: Sampled, moment: str = "mean"
+) -> Method:
+    """Average a method over points: in its own graph if it looks at one point, else call after call."""
+    own = {"method": base} if isinstance(base, str) else base
+    if not isinstance(own, Mapping) or "method" not in own:
+        raise OptionError(f"base is the name of a method, or {{'method': name, option: value, ...}}, not {base!r}")
+    method = make(own["method"], {**{k: v for k, v in own.items() if k != "method"}, **options})
+    if isinstance(method.distribution, Point) and method.composite is not None and method.cam is None:
+        return replace(method, name=name, distribution=points, promise=None, moment=moment)
+    return replace(method, name=name, promise=None, around=Around(points, moment))
 
 
 def taylor(root: str | Baseline = "zero", baseline: Baseline = 0.0, steps: int = 20) -> Method:

@@ -158,6 +158,22 @@ class Lines:
 Sampled = Noise | Lines
 
 
+@dataclass(frozen=True, eq=False)
+class Around:
+    """Points of the inputs around which any method is averaged, whatever points that looks at itself.
+
+    Attributes
+    ----------
+    points
+        The points.
+    moment
+        What is made of the attributions there: "mean", "square" or "variance".
+    """
+
+    points: Sampled
+    moment: str = "mean"
+
+
 def moves_inputs(distribution: object) -> bool:
     """Whether points move the model's inputs, even where an internal tensor is explained."""
     return isinstance(distribution, Noise) or (isinstance(distribution, Lines) and distribution.within)

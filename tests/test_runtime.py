@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +17,16 @@ import onnxruntime
 import pytest
 
 import onnxplain as ox
+from onnxplain.canonize import canonize
 from onnxplain.emit import Emitter
 from onnxplain.errors import ModelError, OnnxplainError, OptionError, ProviderError
 from onnxplain.ir import Graph
+from onnxplain.reader import read
 from onnxplain.runtime import session as sessions
 from onnxplain.runtime.batching import LARGEST, bytes_per_sample, chunk_size, chunks, parse_memory
 from onnxplain.runtime.providers import CPU, CUDA, Choice, choose
 from onnxplain.runtime.session import Session
-from tests.models import IMAGES, TINY
+from tests.models import IMAGES, TINY, model
 from tests.reference import relative_error
 
 # Memory.
@@ -199,3 +205,30 @@ def test_explainers_say_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CPU in str(explainer.providers)
     explainer(IMAGES.x(1))
     assert explainer.provider == CPU
+
+
+ENDLESS = """m (float[N,4] x, int64 trips) => (float[N,4] y) {
+    go_on = Constant<value = bool {1}>()
+    y = Loop (trips, go_on, x) <body = step (int64 i, bool c, float[N,4] s) => (bool d, float[N,4] t) {
+        d = Identity(c)
+        t = Tanh(s)
+    }>
+}"""
+
+
+def test_ctrl_c_ends_a_run_at_once() -> None:
+    """A run of minutes; the signal goes to the main thread, which is where tests run."""
+    session = Session(canonize(read(model(ENDLESS))).graph, choose(None))
+    feeds = {"x": np.zeros((1, 4), np.float32), "trips": np.array(10**9)}
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    started = time.perf_counter()
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        session.run(feeds)
+    assert time.perf_counter() - started < 30
+    short = session.run({**feeds, "trips": np.array(3)})["y"]
+    np.testing.assert_array_equal(short, np.zeros((1, 4)))
+    for thread in threading.enumerate():
+        if thread.name == "onnxplain-run":
+            thread.join(5)
+            assert not thread.is_alive()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from onnxplain.distributions import Line, Perturbation, Point, References, baseline_like
+from onnxplain.distributions import Line, Perturbation, Point, References, Root, baseline_like
+from onnxplain.execution.averaged import explain_averaged
 from onnxplain.execution.compared import explain_compared
 from onnxplain.execution.lines import explain_line
 from onnxplain.execution.perturbed import explain_perturbed
@@ -16,7 +18,7 @@ from onnxplain.execution.runner import Answer, Runner, sum_per_sample
 from onnxplain.execution.sampled import explain_sampled
 from onnxplain.methods import Method
 from onnxplain.program import Assignment
-from onnxplain.questions import Question
+from onnxplain.questions import Question, Slice
 from onnxplain.runtime.chunked import Progress
 from onnxplain.sampling import Lines, Noise, Sampled
 
@@ -27,18 +29,22 @@ Array = np.ndarray[Any, Any]
 
 def check(method: Method, feeds: Mapping[str, Array], question: Question) -> None:
     """Raise OptionError where an option does not fit the shape of an explained input."""
-    distribution = method.distribution.references if isinstance(method.distribution, Lines) else method.distribution
-    if isinstance(distribution, Point | Noise):
-        return
-    for part in question.slices:
-        if part.name in feeds:
-            x = feeds[part.name]
-            if isinstance(distribution, References) and distribution.baselines is not None:
-                baseline_like(distribution.get(0), x.take([0], part.axis), part.name)
-            else:
-                baseline_like(distribution.baseline, x, part.name)
-            if isinstance(distribution, Perturbation):
-                distribution.check(np.moveaxis(x, part.axis, 0).shape)
+    for distribution in (method.distribution, method.around.points if method.around else Point()):
+        own = distribution.references if isinstance(distribution, Lines) else distribution
+        if isinstance(own, Point | Noise):
+            continue
+        for part in question.slices:
+            if part.name in feeds:
+                _check_one(own, feeds[part.name], part)
+
+
+def _check_one(distribution: References | Line | Perturbation | Root, x: Array, part: Slice) -> None:
+    if isinstance(distribution, References) and distribution.baselines is not None:
+        baseline_like(distribution.get(0), x.take([0], part.axis), part.name)
+    else:
+        baseline_like(distribution.baseline, x, part.name)
+    if isinstance(distribution, Perturbation):
+        distribution.check(np.moveaxis(x, part.axis, 0).shape)
 
 
 def traced(runner: Runner, lines: Sequence[Assignment], feeds: Mapping[str, Array], target: Array) -> list[Assignment]:
@@ -70,23 +76,38 @@ def run(
     target
         Positions, shape (N,), or (N, K) for weighted sums; labels; None: those that the model gives.
     """
-    axes = runner.main.axes
+    axes, slices = runner.main.axes, runner.program.question.slices
     feeds = {name: np.moveaxis(a, axes[name], 0) if name in axes else a for name, a in feeds.items()}
-    count = next((len(a) for name, a in feeds.items() if name in axes), 1)
-    if isinstance(method.distribution, Perturbation):
-        answer = explain_perturbed(runner, method.distribution, feeds, target, count, progress)
-    elif target is None:
-        raise AssertionError("labels have no gradient")
-    elif isinstance(method.distribution, Line):
-        answer = explain_line(runner, method, method.distribution, feeds, target, progress)
-    elif isinstance(method.distribution, Sampled):
-        answer = explain_sampled(runner, method, method.distribution, feeds, target, progress)
-    elif isinstance(method.distribution, References) and runner.program.baselines:
-        answer = explain_compared(runner, method, method.distribution, feeds, target, progress)
+    if method.around:
+        own = [name for name in feeds if name in axes and name != runner.program.weights]
+        inputs = [part.name for part in slices if part.name in feeds] or own
+        alone = replace(method, around=None)
+        points, moment = method.around.points, method.around.moment
+        answer = explain_averaged(partial(_explain, runner, alone), points, moment, inputs, feeds, target, progress)
     else:
-        answer = _point(runner, method, feeds, target, progress)
-    parts = {p.name: np.moveaxis(answer.attributions[p.name], 0, p.axis) for p in runner.program.question.slices}
-    return replace(answer, attributions=parts)
+        answer = _explain(runner, method, feeds, target, progress)
+    return replace(answer, attributions={p.name: np.moveaxis(answer.attributions[p.name], 0, p.axis) for p in slices})
+
+
+def _explain(
+    runner: Runner,
+    method: Method,
+    feeds: Mapping[str, Array],
+    target: Array | None,
+    progress: Progress | None = None,
+) -> Answer:
+    count = next((len(a) for name, a in feeds.items() if name in runner.main.axes), 1)
+    if isinstance(method.distribution, Perturbation):
+        return explain_perturbed(runner, method.distribution, feeds, target, count, progress)
+    if target is None:
+        raise AssertionError("labels have no gradient")
+    if isinstance(method.distribution, Line):
+        return explain_line(runner, method, method.distribution, feeds, target, progress)
+    if isinstance(method.distribution, Sampled):
+        return explain_sampled(runner, method, method.distribution, feeds, target, progress)
+    if isinstance(method.distribution, References) and runner.program.baselines:
+        return explain_compared(runner, method, method.distribution, feeds, target, progress)
+    return _point(runner, method, feeds, target, progress)
 
 
 def _point(

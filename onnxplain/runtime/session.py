@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+import threading
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 
 SMALL = 16 << 20  # bytes; a session keeps a copy of the bytes it was made of, so larger models go through a file
+
+NOTICEABLE = 0.1  # seconds; for as long, nobody minds that Ctrl-C waits for the end of a run
 
 
 class Session:
@@ -65,6 +69,7 @@ class Session:
                 raise ProviderError(what)
             warnings.warn(f"{what}; running on {self.provider}", RuntimeWarning, stacklevel=2)
         self.outputs = [v.name for v in graph.outputs]
+        self._slow = True  # until a run tells otherwise
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Arrays:
         """Run once; thread-safe.
@@ -82,19 +87,52 @@ class Session:
             ONNX Runtime fails: out of memory, or sizes that the model cannot take.
         """
         names = list(outputs or self.outputs)
+        started = time.perf_counter()
         try:
-            return dict(zip(names, self._run(feeds, names), strict=True))
+            if self._slow and threading.current_thread() is threading.main_thread():
+                results = _interruptible(lambda options: self._run(feeds, names, options))
+            else:
+                results = self._run(feeds, names, None)
+            self._slow = time.perf_counter() - started > NOTICEABLE
+            return dict(zip(names, results, strict=True))
         except Exception as error:  # as above
             hint = "Where memory is short, a smaller memory= splits the work into smaller runs."
             raise RunError(f"ONNX Runtime failed to run the program: {str(error).strip()}", hint) from None
 
-    def _run(self, feeds: Mapping[str, Array], names: Sequence[str]) -> Sequence[Array]:
+    def _run(self, feeds: Mapping[str, Array], names: Sequence[str], options: Any) -> Sequence[Array]:
         if self.provider == CPU:
-            return self._session.run(names, dict(feeds))  # type: ignore[no-any-return]  # it has no types
+            return self._session.run(names, dict(feeds), options)  # type: ignore[no-any-return]  # it has no types
         binding = self._session.io_binding()  # one copy each way, without those `run` makes on the way to a device
         for name, array in feeds.items():
             binding.bind_cpu_input(name, np.asarray(array, order="C"))
         for name in names:
             binding.bind_output(name)
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, options)
         return binding.copy_outputs_to_cpu()  # type: ignore[no-any-return]  # as above
+
+
+def _interruptible(run: Callable[[Any], Sequence[Array]]) -> Sequence[Array]:
+    """Run in a thread of its own: Python handles Ctrl-C in the main thread, and only while that runs Python."""
+    options = onnxruntime().RunOptions()
+    outcome: list[Sequence[Array] | Exception] = []
+    done = threading.Event()
+
+    def work() -> None:
+        try:
+            outcome.append(run(options))
+        except Exception as error:
+            outcome.append(error)
+        finally:
+            done.set()
+
+    threading.Thread(target=work, name="onnxplain-run").start()
+    try:
+        done.wait()  # not join, which forgets a running thread once it has been interrupted (CPython 3.11)
+    except BaseException:
+        options.terminate = True
+        done.wait()
+        raise
+    result = outcome[0]
+    if isinstance(result, Exception):
+        raise result
+    return result
