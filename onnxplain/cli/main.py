@@ -68,6 +68,7 @@ def main(ctx: click.Context) -> None:
 @click.option(
     "--target", help="Class number or name, or index into the output (4,10,12); default: the predicted class."
 )
+@options.quantity()
 @options.labels
 @options.ask()
 @options.out_of_explain
@@ -84,6 +85,8 @@ def explain(
     method: str,
     params: tuple[str, ...],
     target: str | None,
+    versus: str | None,
+    of: str | None,
     labels: Path | None,
     out: Path | None,
     sample: int,
@@ -115,9 +118,11 @@ def explain(
         explainer = _explainer(loaded, method, asked, wanted | running)
         _check_one(out, explainer)
         inputs.check_names(names, loaded, asked["output"])
-        result = explainer(prepared.arrays, options.parse_target(target, names), progress=step)
+        quantity = options.parse_quantity(target, versus, of, names)
+        result = explainer(prepared.arrays, quantity, progress=step)
         _write(result, out, sample, None if plain else prepared.photo, None if asked["at"] else prepared.layout)
-    show.result(result, out, sample, names, explainer, prepared, result.report() if report else None, as_json)
+    what = f"'{of}' at {target}" if of else None
+    show.result(result, out, sample, names, explainer, prepared, result.report() if report else None, as_json, what)
 
 
 def _check_one(out: Path, explainer: ox.Explainer) -> None:
@@ -143,6 +148,7 @@ def _write(result: ox.Attribution, out: Path, sample: int, photo: inputs.Array |
 @options.out_of_convert
 @options.method(required=True)
 @click.option("--target", help="Always explain this class: number, name, index (4,10,12), or 'predicted'.")
+@options.quantity()
 @options.labels
 @options.ask()
 @options.as_json
@@ -152,6 +158,8 @@ def convert(
     method: str,
     params: tuple[str, ...],
     target: str | None,
+    versus: str | None,
+    of: str | None,
     labels: Path | None,
     as_json: bool,
     **asked: Any,
@@ -169,7 +177,8 @@ def convert(
     with show.progress(method):
         explainer = _explainer(loaded, method, asked, inputs.with_bounds(how, method, options.parse(params)))
         inputs.check_names(names, loaded, asked["output"])
-        explainer.export(out, target="input" if target is None else options.parse_target(target, names))
+        plain = (target, versus, of) == (None, None, None)
+        explainer.export(out, target="input" if plain else options.parse_quantity(target, versus, of, names))
     show.converted(ox.load(out), out, method, as_json)
 
 

@@ -102,15 +102,41 @@ def _value(text: str) -> Any:
     return text
 
 
-def parse_target(text: str | None, names: Sequence[str] | None) -> int | tuple[int, ...] | None:
-    """A target from a class number, an index "4,10,12", a class name, or "predicted"."""
+def quantity() -> Decorator:
+    """Options that say what is explained where it is not just a class."""
+    return _together(
+        click.option("--versus", help="Explain why it is the target rather than this class."),
+        click.option("--of", help="Explain a part of this internal tensor; --target is its index, 12,... a channel."),
+    )
+
+
+def parse_quantity(
+    target: str | None, versus: str | None, of: str | None, names: Sequence[str] | None
+) -> int | tuple[Any, ...] | ox.Quantity | None:
+    """What is explained: a class, an element, a difference of two, or an internal neuron or channel."""
+    found = parse_target(target, names if of is None else None)
+    if of is not None and target is None:
+        raise OptionError(
+            "--of needs --target: an index into the tensor without its batch axis", "12,... is a channel."
+        )
+    sliced = isinstance(found, tuple) and not all(isinstance(part, int) for part in found)
+    one = ox.Neuron(of, found) if of is not None else ox.Class(found)
+    if versus is not None:
+        other = parse_target(versus, names if of is None else None)
+        return one - (ox.Class(other) if of is None else ox.Neuron(of, other))
+    return one if of is not None or sliced else found
+
+
+def parse_target(text: str | None, names: Sequence[str] | None) -> int | tuple[Any, ...] | None:
+    """A target from a class number, an index "4,10,12", one with ":" or "...", a class name, or "predicted"."""
     if text is None or text == "predicted":
         return None
+    parts: dict[str, Any] = {":": slice(None), "...": ...}
     try:
-        numbers = tuple(int(part) for part in text.split(","))
+        index = tuple(parts[part] if part in parts else int(part) for part in text.split(","))
     except ValueError:
         return _named(text, names)
-    return numbers[0] if len(numbers) == 1 else numbers
+    return index[0] if len(index) == 1 and isinstance(index[0], int) else index
 
 
 def _named(text: str, names: Sequence[str] | None) -> int:

@@ -66,6 +66,12 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, description=label, completed=done, total=total)
 
 
+def _explained(target: Any, names: Sequence[str] | None) -> str:
+    """A class; or one rather than another, which are the terms of a difference."""
+    classes = target if isinstance(target, list) and len(target) == 2 and names else [target]
+    return "class " + " rather than ".join(f"{c} ({_label(c, names)})" if _label(c, names) else str(c) for c in classes)
+
+
 def _label(target: Any, names: Sequence[str] | None) -> str | None:
     return names[target] if names and isinstance(target, int) and target < len(names) else None
 
@@ -79,8 +85,9 @@ def result(
     prepared: Prepared,
     report: Sequence[Assignment] | None,
     as_json: bool,
+    what: str | None = None,
 ) -> None:
-    """Print what was explained and where it was written."""
+    """Print what was explained (``what``, if it is no class) and where it was written."""
     targets = answer.target.tolist()
     if as_json:
         how = prepared.preprocessing
@@ -88,7 +95,7 @@ def result(
             {
                 "file": str(out),
                 "method": answer.method,
-                "target": targets,
+                "target": what or targets,
                 "label": [_label(target, names) for target in targets],
                 "score": answer.score,
                 "residual": answer.residual,
@@ -104,11 +111,9 @@ def result(
         rules(report, answer.method, as_json=False)
     several = len(targets) > 1
     for position, target in enumerate(targets):
-        label = _label(target, names)
-        named = f"{target} ({label})" if label else str(target)
         gap = "" if answer.residual is None else f", residual {answer.residual[position]:+.3g}"
         prefix = f"sample {position}: " if several else ""
-        click.echo(f"{prefix}class {named}, score {answer.score[position]:.4g}{gap}")
+        click.echo(f"{prefix}{what or _explained(target, names)}, score {answer.score[position]:.4g}{gap}")
     drawn = f" of sample {sample}" if several and out.suffix not in (".npy", ".npz") else ""
     click.echo(f"{out}: {answer.method}{drawn}, on {explainer.provider}")
 
