@@ -274,6 +274,8 @@ class Emitter:
         self._counts: dict[str, int] = outer._counts if outer else {}
         self._written: dict[Any, tuple[Var, ...]] = {}
         self._pool: dict[Any, Var] = {}
+        self._producers: dict[str, Node] = {}
+        self._indexed = 0  # nodes whose outputs are in there
         for node in self.nodes:
             key = (node.domain, node.op, node.inputs, _frozen(node.attrs), len(node.outputs))
             if all(o in self.values for o in node.outputs):
@@ -295,6 +297,13 @@ class Emitter:
             return replace(self._outer.var(name), emitter=self)
         value = self.values[name]
         return Var(self, name, value.dtype, value.shape)
+
+    def producer(self, name: str) -> Node | None:
+        """The node here that computes a value; None for inputs, constants, and what comes from outside."""
+        for node in self.nodes[self._indexed :]:
+            self._producers |= dict.fromkeys(node.outputs, node)
+        self._indexed = len(self.nodes)
+        return self._producers.get(name)
 
     def fresh(self, hint: str) -> str:
         """A name that nothing has yet."""
@@ -391,6 +400,7 @@ class Emitter:
         if not outputs[index]:
             outputs[index] = self.input(node.op, self.var(node.inputs[0]).dtype, known).name
             self.nodes[place] = replace(self.nodes[place], outputs=tuple(outputs))
+            self._producers |= dict.fromkeys(outputs, self.nodes[place])
         return self.var(outputs[index])
 
     def refine(self, var: Var, shape: Shape | None) -> Var:

@@ -101,6 +101,8 @@ class LinearMap:
         More of b, in the layout of the output.
     raw
         See `Around`.
+    rounded
+        Whether y is what rounding has left of W x + b.
     """
 
     call: Call
@@ -109,6 +111,7 @@ class LinearMap:
     y: Var
     shift: Var | None = None
     raw: tuple[Call, ...] = ()
+    rounded: bool = False
 
     @classmethod
     def of(cls, call: Call, around: Around | None = None) -> LinearMap:
@@ -139,7 +142,7 @@ class LinearMap:
         if offset is not None:
             x, constant = x - self._output(offset), whole(self._constant(self._output(offset)))
             b = constant if b is None else b + constant
-        return replace(whole, x=x, y=y, shift=b, raw=around.raw)
+        return replace(whole, x=x, y=y, shift=b, raw=around.raw, rounded=around.rounded is not None)
 
     @property
     def _is_conv(self) -> bool:
@@ -182,6 +185,11 @@ class LinearMap:
             own = 1 if self._is_conv else -1
             y = self.call.emitter.refine(y, x.shape[:own] + y.shape[own:])
         return y if self.shift is None else y + self.shift
+
+    @property
+    def z(self) -> Var:
+        """W x + b at the input: y, unless that is rounded."""
+        return self(self.x) if self.rounded else self.y
 
     def _constant(self, channels: Var) -> Var:
         """One number per channel in the shape of one sample of x; for matrices, of one of its rows."""

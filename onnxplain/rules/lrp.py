@@ -23,7 +23,7 @@ from math import isclose
 
 import numpy as np
 
-from onnxplain.emit import Var
+from onnxplain.emit import Var, where
 from onnxplain.errors import OptionError
 from onnxplain.ops import Call
 from onnxplain.ops.table import Cotangent
@@ -38,7 +38,7 @@ from onnxplain.rules.base import (
     root_mean_square,
     stabilize,
 )
-from onnxplain.rules.signs import is_never_negative
+from onnxplain.rules.signs import is_never_negative, rectified
 
 
 class LinearRule(ABC):
@@ -102,7 +102,8 @@ class Epsilon(LinearRule):
 
     def redistribute(self, f: LinearMap, x: Var, r: Var) -> Var:
         """See the class."""
-        return x * f.vjp(r / stabilize(f.y, self.epsilon))
+        above = rectified(f.y, r) if self.epsilon > 0 else None
+        return x * f.vjp(r / (stabilize(f.y, self.epsilon) if above is None else above + self.epsilon))
 
 
 @dataclass(frozen=True)
@@ -129,15 +130,26 @@ class Gamma(LinearRule):
 
     def redistribute(self, f: LinearMap, x: Var, r: Var) -> Var:
         """See the class."""
-
-        def boosted(part: Callable[[Var], Var]) -> Callable[[Var], Var]:
-            return lambda w: w + self.gamma * part(w)
-
-        z = f.y
-        raised, lowered = f.map(boosted(positive), boosted(positive)), f.map(boosted(negative), boosted(negative))
-        gaining = _share(raised, lowered, x, r.mask(z > 0.0), self.epsilon)
-        losing = _share(lowered, raised, x, r.mask(z < 0.0), self.epsilon)
-        return gaining + losing
+        z, gamma, above = f.z, self.gamma, rectified(f.z, r)
+        signed = not is_never_negative(x)
+        # W+ x+ + W- x- = (W x + |W| |x|) / 2; the denominators are no smaller than z, of which they are made.
+        rising = 0.5 * (z + f.map(abs, abs)(abs(x))) if signed else f.map(positive, positive)(x)
+        if above is not None:
+            s, t = r / (above + gamma * rising + self.epsilon), None
+        else:
+            shares = r / stabilize(z + gamma * where(z > 0.0, rising, z - rising), self.epsilon)
+            s, t = shares.mask(z > 0.0), shares.mask(z < 0.0)
+        plain = f.map(keep)
+        raised, lowered = plain.map(lambda w: w + gamma * positive(w)), plain.map(lambda w: w + gamma * negative(w))
+        if not signed:
+            return x * (raised.vjp(s) if t is None else raised.vjp(s) + lowered.vjp(t))
+        if t is None:
+            return positive(x) * raised.vjp(s) + negative(x) * lowered.vjp(s)
+        # W- = W - W+: three products instead of four.
+        gaining, losing = plain.vjp(s), plain.vjp(t)
+        swapped = gamma * f.map(positive).vjp(s - t)
+        both = x * (gaining + losing)
+        return both + positive(x) * (gamma * losing + swapped) + negative(x) * (gamma * gaining - swapped)
 
 
 @dataclass(frozen=True)
@@ -159,11 +171,21 @@ class AlphaBeta(LinearRule):
 
     def redistribute(self, f: LinearMap, x: Var, r: Var) -> Var:
         """See the class."""
-        rising, falling = f.map(positive, positive), f.map(negative, negative)
-        activating = self.alpha * _share(rising, falling, x, r, self.epsilon)
+        signed = not is_never_negative(x)
+        above, below = (positive(x), negative(x)) if signed else (x, None)
+        rising, falling = f.map(positive), f.map(negative)
+        increase = f.map(positive, positive)(above)  # never negative, so its sign need not be looked at
+        if below is not None:
+            increase = increase + falling(below)
+        s = r * self.alpha / (increase + self.epsilon)
         if self.beta == 0:
-            return activating
-        return activating - self.beta * _share(falling, rising, x, r, self.epsilon)
+            return above * rising.vjp(s) + below * falling.vjp(s) if below is not None else x * rising.vjp(s)
+        decrease = f.z - increase  # what the rest of z is; rounding must not turn its sign
+        t = r * self.beta / (decrease.emitter.op("Min", decrease, decrease.like(0.0)) - self.epsilon)
+        if below is None:
+            return x * (rising.vjp(s) - falling.vjp(t))
+        # Where there is nothing of one sign its quotient is huge: no product that is 0 then may become a difference.
+        return above * (rising.vjp(s) - falling.vjp(t)) + below * (falling.vjp(s) - rising.vjp(t))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Which tensors are never negative: rules that treat the two signs apart have half the work there."""
+"""What is known of signs: rules that treat the two of them apart have half the work there."""
 
 from __future__ import annotations
 
-from onnxplain.emit import Emitter, Var
+from onnxplain.emit import Var
 from onnxplain.ir import Node, is_float
 
 _NEVER = {"Abs", "Exp", "HardSigmoid", "ReduceL1", "ReduceL2", "Relu", "Sigmoid", "Softmax", "Softplus", "Sqrt"}
@@ -16,16 +16,16 @@ _KEEPING = frozenset(
 
 def is_never_negative(x: Var) -> bool:
     """Whether a tensor has no negative elements, whatever the inputs, as far as the nodes before it tell."""
-    producers = {name: node for node in x.emitter.nodes for name in node.outputs}
+    emitter = x.emitter
     known: dict[str, bool] = {}
 
     def holds(name: str) -> bool:
         if name not in known:
             known[name] = False  # for the time being
-            known[name] = _holds(name, producers.get(name), x.emitter)
+            known[name] = _holds(name, emitter.producer(name))
         return known[name]
 
-    def _holds(name: str, node: Node | None, emitter: Emitter) -> bool:
+    def _holds(name: str, node: Node | None) -> bool:
         if node is None:
             value = emitter.constants.get(name)
             return value is not None and bool((value >= 0).all())
@@ -37,3 +37,36 @@ def is_never_negative(x: Var) -> bool:
         return all(holds(i) for i in node.inputs if i and is_float(emitter.var(i).dtype))
 
     return holds(x.name)
+
+
+def rectified(z: Var, r: Var) -> Var | None:
+    """A tensor that is never negative and equals z wherever r is not zero; None if nobody knows of one.
+
+    Relevance that comes from behind a Relu is a product with what the Relu gave, and so is zero where that is.
+    """
+    emitter = z.emitter
+    factors = _factors(r)
+    for factor in factors:
+        node = emitter.producer(factor)
+        if node is not None and node.inputs[:1] == (z.name,) and not node.domain:
+            if node.op == "Relu":
+                return emitter.var(factor)
+            low = emitter.constants.get(node.inputs[1]) if node.op == "Clip" and len(node.inputs) > 1 else None
+            if low is not None and bool((low == 0).all()):
+                return emitter.op("Relu", z)
+    return None
+
+
+def _factors(r: Var) -> set[str]:
+    """Names of tensors that r is a multiple of, element by element."""
+    found, open_names = {r.name}, [r.name]
+    while open_names:
+        node = r.emitter.producer(open_names.pop())
+        if node is not None and node.op == "Mul" and not node.domain:
+            new = {i for i in node.inputs if r.emitter.var(i).shape == r.shape} - found
+            found |= new
+            open_names += new
+        elif node is not None and node.op == "Add" and not node.domain:
+            parts = [_factors(r.emitter.var(i)) for i in node.inputs]
+            found |= parts[0] & parts[1] if all(r.emitter.var(i).shape == r.shape for i in node.inputs) else set()
+    return found
