@@ -13,7 +13,7 @@ from onnxplain.heatmap.draw import bars, overlay, picture, render
 from onnxplain.heatmap.reduce import POOLINGS, heatmap
 from onnxplain.heatmap.signals import projections, waveform
 from onnxplain.heatmap.tables import ranked, ranking, ranking_html
-from onnxplain.heatmap.text import characters, html, page, pieces, terminal
+from onnxplain.heatmap.text import characters, html, page, pieces, terminal, visible
 from onnxplain.heatmap.volumes import montage
 from onnxplain.heatmap.write import save
 
@@ -36,6 +36,7 @@ __all__ = [
     "render",
     "save",
     "terminal",
+    "visible",
     "waveform",
     "with_boxes",
 ]

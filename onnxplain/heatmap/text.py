@@ -99,9 +99,9 @@ def html(values: npt.ArrayLike, tokens: Tokens, *, colors: str = "auto", percent
     """Write tokens as an HTML paragraph; the number of each is its tooltip. Parameters as for `pieces`."""
     spans = []
     for position, piece in enumerate(pieces(values, tokens, colors=colors, percentile=percentile)):
-        style = f"background:{_hex(piece.background)};color:{_hex(piece.letters)}" if piece.background else ""
-        text = escaping.escape(piece.text)
-        spans.append(f'{piece.gap}<span title="{position}: {piece.value:+.4g}" style="{style}">{text}</span>')
+        colored = f"background:{_hex(piece.background)};color:{_hex(piece.letters)}" if piece.background else ""
+        style, text = f' style="{colored}"' if colored else "", escaping.escape(piece.text)
+        spans.append(f'{piece.gap}<span title="{position}: {piece.value:+.4g}"{style}>{text}</span>')
     return f'<p style="{STYLE}">{"".join(spans)}</p>\n'
 
 
@@ -128,6 +128,12 @@ def page(title: str, body: str) -> str:
     )
 
 
+def visible(text: str) -> str:
+    """Letters of a token, its control characters spelt out; a mark for an empty one."""
+    shown = "".join(c if c.isprintable() else VISIBLE.get(c, ascii(c)[1:-1]) for c in text)
+    return shown or "␣"
+
+
 def _joined(tokens: Sequence[str]) -> Iterator[tuple[str, str]]:
     """The gap before each token and what is shown of it."""
     marked = any(token[:1] in (*SPACE_MARKS, " ") for token in tokens if token)
@@ -141,13 +147,8 @@ def _joined(tokens: Sequence[str]) -> Iterator[tuple[str, str]]:
             gap, text = " ", text[1:]
         if marked:
             text = text.replace("Ċ", "\n")  # GPT-2's new line
-        yield start or (gap if place else ""), _visible(text)
+        yield start or (gap if place else ""), visible(text)
         start = "\n" if text.endswith("\n") else ""
-
-
-def _visible(text: str) -> str:
-    shown = "".join(c if c.isprintable() else VISIBLE.get(c, ascii(c)[1:-1]) for c in text)
-    return shown or "␣"
 
 
 def _hex(color: Color) -> str:
