@@ -74,8 +74,7 @@ def plan(out: Path, array: Array | None, sample: int, tokens: str | None, names:
     if names:
         return _table(out, row, _lines(names))
     if row is not None and row.ndim == 1 and row.dtype.kind == "f" and (len(row) <= TABLE or out.suffix == ".html"):
-        columns = [f"column {i}" for i in range(len(row))]
-        return _table(out, row, columns) if out.suffix == ".html" else Drawing(labels=_valued(columns, row))
+        return _table(out, row, [f"column {i}" for i in range(len(row))])
     if out.suffix == ".html":
         hint = "Give --tokens or --names, or let the name end in .png."
         raise OutputError(f"cannot write '{out}': a page shows text or a table's columns", hint)

@@ -90,10 +90,10 @@ def ranking_html(values: npt.ArrayLike, names: Sequence[object], *, top: int = T
         color = "#{:02x}{:02x}{:02x}".format(*_color(value, colors))
         bar = f"margin-left:{left:.2f}%;width:{abs(length):.2f}%;height:1em;background:{color}"
         lines.append(
-            f'<tr><td style="text-align:right;overflow-wrap:anywhere">{escaping.escape(name)}</td>'
-            f'<td style="width:30em"><div style="{bar}"></div></td><td>{value:+.3g}</td></tr>'
+            f'<tr><td style="width:35%;text-align:right;overflow-wrap:anywhere">{escaping.escape(name)}</td>'
+            f'<td><div style="{bar}"></div></td><td style="width:6em">{value:+.3g}</td></tr>'
         )
-    return "<table>\n" + "\n".join(lines) + "\n</table>\n"
+    return '<table style="width:100%;table-layout:fixed">\n' + "\n".join(lines) + "\n</table>\n"
 
 
 def _reach(rows: Sequence[tuple[str, float]], top: int) -> tuple[float, float]:
