@@ -140,11 +140,12 @@ def test_one_of_several_inputs():
     assert "+10" in text
 
 
-def test_an_internal_tensor_has_no_names_of_the_input():
-    path = words()
-    text = run("explain", path, "x.npy", *METHOD, "--at", "warm", "-o", "x.png").stdout
+def test_an_internal_tensor_is_not_drawn_as_the_input():
+    np.save("x.npy", rng().normal(size=(2, 700)).astype(np.float32))
+    path = saved(WAVE, **AXES)
+    text = run("explain", path, "x.npy", *METHOD, "--at", "s", "-o", "x.png").stdout
     assert "│" not in text
-    assert read("x.png").size
+    np.testing.assert_array_equal(read("x.png"), heatmap.bars(expected(path, at="s").values[0]))
 
 
 @pytest.mark.parametrize(

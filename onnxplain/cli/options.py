@@ -58,7 +58,9 @@ def ask() -> Decorator:
 def drawn(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say what the values of an array are called."""
     return _together(
-        click.option("--tokens", metavar="FILE|bytes", help="Tokens of the shown sample, one a line; or it is bytes."),
+        click.option(
+            "--tokens", metavar="FILE|bytes", help="The shown sample's tokens, one a line; 'bytes': it is bytes."
+        ),
         click.option("--names", type=PATH, help="Text file that names the columns of a table, one a line."),
     )(function)
 

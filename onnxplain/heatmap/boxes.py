@@ -39,13 +39,13 @@ def with_boxes(image: Image, boxes: Iterable[Sequence[Any]]) -> Image:
     for corners, _ in places:
         cv2.rectangle(drawn, corners[:2], corners[2:], EDGE, line + 2, cv2.LINE_AA)
         cv2.rectangle(drawn, corners[:2], corners[2:], FRAME, line, cv2.LINE_AA)
-    for (left, top, *_), text in places:  # labels last: no frame crosses them
-        if text:
+    for (left, top, right, bottom), text in places:  # labels last: no frame crosses them
+        seen = left < image.shape[1] and top < image.shape[0] and right > 0 and bottom > 0
+        if text and seen:
             width, height = letters.extent(text, size)
-            left = int(np.clip(left, 0, max(0, image.shape[1] - width - 6)))
-            bottom = int(np.clip(top, height + 7, max(height + 7, image.shape[0])))
-            drawn[max(bottom - height - 7, 0) : bottom, left : left + width + 6] = FRAME
-            letters.write(drawn, text, left + 3, bottom - 4, size)
+            left, base = int(np.clip(left, 0, max(0, image.shape[1] - width - 6))), max(top, height + 7)
+            drawn[base - height - 7 : base, left : left + width + 6] = FRAME
+            letters.write(drawn, text, left + 3, base - 4, size)
     return drawn
 
 

@@ -62,3 +62,8 @@ def test_boxes_need_a_photo():
 
 def test_huge_boxes_are_clipped():
     np.testing.assert_array_equal(with_boxes(GREY, [(-1e12, -1e12, 1e12, 1e12)]), GREY)
+
+
+def test_what_is_outside_is_not_seen():
+    for box in ((-50, 10, -20, 60), (310, 10, 400, 60), (10, 210, 50, 250), (10, -80, 50, -20)):
+        np.testing.assert_array_equal(with_boxes(GREY, [(*box, "cat")]), GREY)
