@@ -59,7 +59,9 @@ def drawn(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say what the values of an array are called."""
     return _together(
         click.option(
-            "--tokens", metavar="FILE|bytes", help="The shown sample's tokens, one a line; 'bytes': it is bytes."
+            "--tokens",
+            metavar="FILE|bytes",
+            help="Text file with the shown sample's tokens, one a line; 'bytes' if it is bytes.",
         ),
         click.option("--names", type=PATH, help="Text file that names the columns of a table, one a line."),
     )(function)
