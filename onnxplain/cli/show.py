@@ -89,7 +89,7 @@ def result(
     as_json: bool,
     what: str | None = None,
 ) -> None:
-    """Print what was explained (``what``, if it is no class), where it was written, and the strongest tokens or columns."""
+    """Print what was explained (``what``, if it is no class), where it was written, and the strongest features."""
     targets = answer.target.tolist()
     listed = len(answer.names) == 1 and answer.values.ndim == 2
     if as_json:
