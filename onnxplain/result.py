@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,31 +91,106 @@ class Attribution:
 
         return heatmap.heatmap(self._sample(sample), **options)
 
-    def save(self, path: str | os.PathLike[str], image: Array | None = None, sample: int = 0, **options: Any) -> None:
-        """Write a picture of one sample (.png, .jpg) or all raw values (.npy).
+    def top(self, names: Sequence[object] | None = None, count: int = 10, sample: int = 0) -> list[tuple[str, float]]:
+        """The features of one sample with the strongest attributions, by name, and what all others come to together.
+
+        Parameters
+        ----------
+        names
+            Names of the columns, tokens ..., one for each value; default: their positions.
+        count
+            How many to name.
+        sample
+            Which sample of the batch.
+        """
+        from onnxplain import heatmap
+
+        values = self._sample(sample)
+        return heatmap.ranked(values, range(values.size) if names is None else names, count)
+
+    def text(self, tokens: Sequence[object] | bytes, sample: int = 0, **options: Any) -> str:
+        """Tokens (or bytes) of one sample with the escape sequences that colour them on a terminal.
+
+        Options are those of `onnxplain.heatmap.terminal`. Print it, or give it to ``rich.text.Text.from_ansi``.
+        """
+        from onnxplain import heatmap
+
+        return heatmap.terminal(self._sample(sample), tokens, **options)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        image: Array | None = None,
+        sample: int = 0,
+        *,
+        signal: Array | None = None,
+        points: Array | None = None,
+        tokens: Sequence[object] | bytes | None = None,
+        names: Sequence[object] | None = None,
+        **options: Any,
+    ) -> None:
+        """Write a drawing of one sample (.png, .jpg; .html for tokens and names) or all raw values (.npy).
 
         Parameters
         ----------
         path
             Where to; written as a whole or not at all.
         image
-            uint8 RGB photo (H, W, 3) to lay the heatmap over.
+            uint8 RGB photo (H, W, 3) to lay the heatmap over; options: `onnxplain.heatmap.picture`, such as ``boxes=``.
         sample
             Which sample of the batch to draw.
-        options
-            Options of `onnxplain.heatmap.picture`.
+        signal
+            The explained input, a batch or the sample: waveforms (T,) or (C, T) are drawn in the colours of their
+            attribution (options: `onnxplain.heatmap.waveform`), and the attribution of volumes is laid over their
+            slices (`onnxplain.heatmap.montage`). Volumes may do without.
+        points
+            The explained input, a batch or the sample: a point set (P, 3) or (3, P) (`onnxplain.heatmap.projections`).
+        tokens
+            The sample's tokens, or bytes, one for each position, for .html (`onnxplain.heatmap.html`).
+        names
+            Names of the columns of a table: bars, strongest first (`onnxplain.heatmap.ranking`).
 
         Raises
         ------
         OutputError
-            The place cannot be written, or the ending is not known.
+            The place cannot be written, or the ending is not known or not for this.
+        InputError
+            What is given does not belong to the attribution.
         """
         from onnxplain import heatmap
 
+        values, page = self.values, Path(path).suffix.lower() == ".html"
         if Path(path).suffix.lower() == ".npy":
-            heatmap.save(path, self.values)
+            heatmap.save(path, values)
             return
-        heatmap.save(path, heatmap.picture(self._sample(sample), image, **options))
+        given = {"image": image, "signal": signal, "points": points, "tokens": tokens, "names": names}
+        chosen = [name for name, value in given.items() if value is not None]
+        if len(chosen) > 1:
+            raise OptionError(f"a drawing has one of {', '.join(chosen)}", "Write several files.")
+        values = self._sample(sample)
+        drawn: Any
+        if tokens is not None:
+            drawn = heatmap.page(self._title(sample), heatmap.html(values, tokens, **options))
+        elif names is not None and page:
+            drawn = heatmap.page(self._title(sample), heatmap.ranking_html(values, names, **options))
+        elif names is not None:
+            drawn = heatmap.ranking(values, names, **options)
+        elif points is not None:
+            drawn = heatmap.projections(values, self._of(points, sample), **options)
+        elif values.ndim == 4 and image is None:
+            drawn = heatmap.montage(values, None if signal is None else self._of(signal, sample), **options)
+        elif signal is not None:
+            drawn = heatmap.waveform(values, self._of(signal, sample), **options)
+        else:
+            drawn = heatmap.picture(values, image, **options)
+        heatmap.save(path, drawn)
+
+    def _of(self, given: Array, sample: int) -> Array:
+        """One sample of a batch; what is none is taken for the sample."""
+        return given[sample] if np.ndim(given) == self.values.ndim and len(given) == len(self.values) else given
+
+    def _title(self, sample: int) -> str:
+        return f"{self.method}: target {self.target[sample].tolist()}, score {self.score[sample]:.4g}"
 
     def _sample(self, sample: int) -> Array:
         if not 0 <= sample < len(self.values):

@@ -14,11 +14,10 @@ import numpy as np
 
 import onnxplain as ox
 from onnxplain import files, methods
-from onnxplain.cli import inputs, options, show
+from onnxplain.cli import drawing, inputs, options, show
 from onnxplain.composites import COMPOSITES, RULES
 from onnxplain.errors import OnnxplainError, OptionError
 
-PICTURES = (".png", ".jpg", ".jpeg")
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 EPILOG = "Errors are one line and perhaps a hint, on standard error. Exit status: 1, or 2 for a wrong command line."
 
@@ -74,6 +73,7 @@ def main(ctx: click.Context) -> None:
 @options.out_of_explain
 @click.option("--sample", default=0, show_default=True, help="Which sample of a batch a picture shows.")
 @click.option("--report", is_flag=True, help="Show which rule each node got, what arrived there and what it gave on.")
+@options.drawn
 @click.option("--plain", is_flag=True, help="Draw the heatmap alone, not over the photo.")
 @options.photos()
 @click.option("--provider", "providers", multiple=True, help="cpu, cuda, or an ONNX Runtime provider; repeatable.")
@@ -91,6 +91,8 @@ def explain(
     out: Path | None,
     sample: int,
     report: bool,
+    tokens: str | None,
+    names: Path | None,
     plain: bool,
     providers: tuple[str, ...],
     memory: str,
@@ -103,26 +105,30 @@ def explain(
     (MODEL.preprocessing.json next to it, or 'onnxplain.preprocessing' in its metadata). Arrays go in as they are.
 
     It prints what was explained, its score, and for methods that promise what the attributions sum to, the residual:
-    their sum minus what it should be.
+    their sum minus what it should be. Where a sample is one number for each token or column, it lists the strongest.
+
+    Pictures show what the input is: photos, bars, waveforms (N, T) or (N, C, T), slices of a volume (N, C, D, H, W).
     """
     asked = {key: given.pop(key) for key in options.ASK}
     out = out or Path(f"{input.stem}_{method}{input.suffix if input.suffix in inputs.ARRAYS else '.png'}")
-    options.check_out(out, {*PICTURES, *inputs.ARRAYS}, input, model)
+    options.check_out(out, {*drawing.PICTURES, ".html", *inputs.ARRAYS}, input, model)
     with show.progress(method) as step:
         loaded = ox.load(model)
         note = inputs.note_of(loaded)
         prepared = inputs.prepare(loaded, note, input, {k: v for k, v in given.items() if v is not None})
-        names = inputs.class_names(labels, note, loaded, asked["output"])
+        classes = inputs.class_names(labels, note, loaded, asked["output"])
         wanted = inputs.with_bounds(prepared.preprocessing, method, options.parse(params))
         running = {"providers": inputs.providers(providers), "memory": memory}
         explainer = _explainer(loaded, method, asked, wanted | running)
         _check_one(out, explainer)
-        inputs.check_names(names, loaded, asked["output"])
-        quantity = options.parse_quantity(target, versus, of, names)
+        drawn = drawing.plan(out, _explained(explainer, prepared, asked["at"]), sample, tokens, names)
+        inputs.check_names(classes, loaded, asked["output"])
+        quantity = options.parse_quantity(target, versus, of, classes)
         result = explainer(prepared.arrays, quantity, progress=step)
-        _write(result, out, sample, None if plain else prepared.photo, None if asked["at"] else prepared.layout)
+        _write(result, out, sample, drawn, None if plain else prepared.photo, None if asked["at"] else prepared.layout)
+    lines = result.report() if report else None
     what = f"'{of}' at {target}" if of else None
-    show.result(result, out, sample, names, explainer, prepared, result.report() if report else None, as_json, what)
+    show.result(result, out, sample, classes, explainer, prepared, lines, drawn, as_json, what)
 
 
 def _check_one(out: Path, explainer: ox.Explainer) -> None:
@@ -134,13 +140,32 @@ def _check_one(out: Path, explainer: ox.Explainer) -> None:
         )
 
 
-def _write(result: ox.Attribution, out: Path, sample: int, photo: inputs.Array | None, layout: str | None) -> None:
+def _explained(explainer: ox.Explainer, prepared: inputs.Prepared, at: str | None) -> inputs.Array | None:
+    """The input that gets the attribution, if it is an input, and only one."""
+    if at:
+        return None
+    if not isinstance(prepared.arrays, dict):
+        return prepared.arrays
+    names = explainer.explained if len(prepared.arrays) > 1 else tuple(prepared.arrays)
+    return prepared.arrays.get(names[0]) if len(names) == 1 else None
+
+
+def _write(
+    result: ox.Attribution,
+    out: Path,
+    sample: int,
+    drawn: drawing.Drawing,
+    photo: inputs.Array | None,
+    layout: str | None,
+) -> None:
     if out.suffix == ".npz":
         with files.replacing(out) as temporary, open(temporary, "wb") as file:
             np.savez(file, allow_pickle=False, **{name: result[name].values for name in result.names})
-        return
-    drawn = photo if result.values.ndim == 4 else None
-    result.save(out, image=drawn, sample=sample, layout={"NHWC": "HWC", "NCHW": "CHW"}.get(layout or "", "auto"))
+    elif drawn.options:
+        result.save(out, sample=sample, **drawn.options)
+    else:
+        image = photo if result.values.ndim == 4 else None
+        result.save(out, image=image, sample=sample, layout={"NHWC": "HWC", "NCHW": "CHW"}.get(layout or "", "auto"))
 
 
 @main.command(short_help="Save a model and a method as one .onnx file that explains.")

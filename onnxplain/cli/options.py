@@ -24,7 +24,8 @@ out_of_explain = click.option(
     "-o",
     "--out",
     type=PATH,
-    help="Picture (.png, .jpg) or raw values (.npy, .npz); default: INPUT_METHOD.png, .npy or .npz in this folder.",
+    help="Picture (.png, .jpg), page of text or a table (.html), or raw values (.npy, .npz); default: INPUT_METHOD.png,"
+    " .npy or .npz in this folder.",
 )
 out_of_convert = click.option("-o", "--out", required=True, type=PATH, help="The explainer's file (.onnx).")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
@@ -52,6 +53,18 @@ def ask() -> Decorator:
         click.option("--at", help="Tensor that gets it instead of an input; see 'onnxplain inspect --tensors'."),
         click.option("--probability", is_flag=True, help="Explain the value after a final softmax, not before it."),
     )
+
+
+def drawn(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say what the values of an array are called."""
+    return _together(
+        click.option(
+            "--tokens",
+            metavar="FILE|bytes",
+            help="Text file with the shown sample's tokens, one a line; 'bytes' if it is bytes.",
+        ),
+        click.option("--names", type=PATH, help="Text file that names the columns of a table, one a line."),
+    )(function)
 
 
 def photos() -> Decorator:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 import onnxplain as ox
+from onnxplain.cli.drawing import Drawing
 from onnxplain.cli.inputs import Prepared
 from onnxplain.ir import Value
 from onnxplain.preprocessing import Note, Preprocessing
@@ -84,11 +85,13 @@ def result(
     explainer: ox.Explainer,
     prepared: Prepared,
     report: Sequence[Assignment] | None,
+    drawn: Drawing,
     as_json: bool,
     what: str | None = None,
 ) -> None:
-    """Print what was explained (``what``, if it is no class) and where it was written."""
+    """Print what was explained (``what``, if it is no class), where it was written, and the strongest features."""
     targets = answer.target.tolist()
+    listed = len(answer.names) == 1 and answer.values.ndim == 2
     if as_json:
         how = prepared.preprocessing
         _dump(
@@ -105,6 +108,8 @@ def result(
                 "provider_reason": str(explainer.providers),
             }
             | ({} if report is None else {"report": _lines(report)})
+            | ({"values": answer.values} if listed else {})
+            | ({} if drawn.names is None else {"names": drawn.names})
         )
         return
     if report is not None:
@@ -114,8 +119,19 @@ def result(
         gap = "" if answer.residual is None else f", residual {answer.residual[position]:+.3g}"
         prefix = f"sample {position}: " if several else ""
         click.echo(f"{prefix}{what or _explained(target, names)}, score {answer.score[position]:.4g}{gap}")
-    drawn = f" of sample {sample}" if several and out.suffix not in (".npy", ".npz") else ""
-    click.echo(f"{out}: {answer.method}{drawn}, on {explainer.provider}")
+    shown = f" of sample {sample}" if several and out.suffix not in (".npy", ".npz") else ""
+    click.echo(f"{out}: {answer.method}{shown}, on {explainer.provider}")
+    if listed and drawn.labels:
+        _features(answer, sample, drawn)
+
+
+def _features(answer: ox.Attribution, sample: int, drawn: Drawing) -> None:
+    """The strongest tokens or columns; on a terminal, tokens are also shown in their colours."""
+    console = _console()
+    if drawn.is_text and drawn.names and console.is_terminal:
+        console.print(Text.from_ansi(answer.text(drawn.names, sample)), soft_wrap=True)
+    rows = [(name, f"{value:+.4g}") for name, value in answer.top(drawn.labels, sample=sample)]
+    _print(("token" if drawn.is_text else "feature", "attribution"), rows)
 
 
 def converted(explainer: ox.Model, out: Path, method: str, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import cv2
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from onnxplain.errors import InputError, OptionError
 from onnxplain.heatmap import kernels
+from onnxplain.heatmap.boxes import with_boxes
 from onnxplain.heatmap.colors import palette
 from onnxplain.heatmap.reduce import channels_first
 from onnxplain.heatmap.reduce import heatmap as heatmap_of
@@ -84,6 +86,7 @@ def picture(
     smooth: float | None = None,
     colors: str = "auto",
     opacity: float = 0.85,
+    boxes: Iterable[Sequence[Any]] = (),
 ) -> Image:
     """Draw any attribution in a size that can be seen: over a photo, as tiles, or a vector as bars.
 
@@ -97,14 +100,19 @@ def picture(
         As for `heatmap`. None: nothing is smoothed, except over a photo, where single pixels could not be seen; there
         the standard deviation is 1 % of the attribution's shorter side. Blurring adds up what neighbours say, so
         opposite signs side by side cancel.
+    boxes
+        (x0, y0, x1, y1, label) each, in the photo's pixels: frames over all (see `with_boxes`).
     """
+    boxes = list(boxes)
+    if boxes and image is None:
+        raise OptionError("boxes are drawn on a photo, and there is none", "Give image=.")
     if np.ndim(values) == 1 and image is None:
         return bars(values, colors=colors)
     if smooth is None:
         smooth = 0.0 if image is None else PHOTO_BLUR * min(channels_first(values, layout).shape[1:])
     values = heatmap_of(values, layout=layout, pooling=pooling, percentile=percentile, smooth=smooth)
     if image is not None:
-        return overlay(values, image, colors=colors, opacity=opacity)
+        return with_boxes(overlay(values, image, colors=colors, opacity=opacity), boxes)
     return _tiles(render(values, colors=colors))
 
 

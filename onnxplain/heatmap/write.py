@@ -15,27 +15,34 @@ from onnxplain.errors import OutputError
 from onnxplain.files import replacing
 
 IMAGES = {".png": [], ".jpg": [cv2.IMWRITE_JPEG_QUALITY, 95], ".jpeg": [cv2.IMWRITE_JPEG_QUALITY, 95]}
+HTML_HINT = "Give tokens= or names=, or let the name end in .png."
 
 
-def save(path: str | os.PathLike[str], array: npt.ArrayLike) -> None:
-    """Write an RGB image as ``.png`` or ``.jpg``, or any array as ``.npy``; a file appears complete or not at all.
+def save(path: str | os.PathLike[str], content: npt.ArrayLike | str) -> None:
+    """Write an RGB image (``.png``, ``.jpg``), any array (``.npy``) or a page (``.html``), complete or not at all.
 
     Parameters
     ----------
     path
         Its ending says the format. An existing file is replaced.
-    array : ndarray of uint8, shape (H, W, 3)
-        For ``.npy`` an array of numbers of any shape.
+    content : ndarray of uint8, shape (H, W, 3)
+        For ``.npy`` an array of numbers of any shape, for ``.html`` a text.
 
     Raises
     ------
     OutputError
-        The ending is unknown, the array is no image, or the place cannot be written.
+        The ending is unknown or of something else, or the place cannot be written.
     """
     path = Path(path)
-    content = _encoded(path, np.asarray(array))
+    encoded = _page(path, content) if isinstance(content, str) else _encoded(path, np.asarray(content))
     with replacing(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(encoded)
+
+
+def _page(path: Path, text: str) -> bytes:
+    if path.suffix.lower() != ".html":
+        raise OutputError(f"cannot write '{path}': text is coloured in an HTML page", "Let the name end in .html.")
+    return text.encode("utf-8", "backslashreplace")  # lone surrogates
 
 
 def _encoded(path: Path, array: npt.NDArray[Any]) -> bytes:
@@ -45,6 +52,8 @@ def _encoded(path: Path, array: npt.NDArray[Any]) -> bytes:
         np.save(buffer, array, allow_pickle=False)
         return buffer.getvalue()
     if ending not in IMAGES:
+        if ending == ".html":
+            raise OutputError(f"cannot write '{path}': a page shows tokens or named features, not a picture", HTML_HINT)
         raise OutputError(f"cannot write '{path}': unknown ending {ending!r}", f"Known: {', '.join(IMAGES)}, .npy.")
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise OutputError(

@@ -1,0 +1,133 @@
+"""How an attribution is drawn and printed, decided and checked before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxplain.cli.inputs import Array
+from onnxplain.errors import InputError, OptionError, OutputError
+
+PICTURES = (".png", ".jpg", ".jpeg")
+CHANNELS = 16  # a float input (N, C, T) with at most so many channels is a signal
+TABLE = 256  # and so is one of (N, T) with more columns than this, if they have no names
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What there is to an attribution besides its values.
+
+    Attributes
+    ----------
+    options
+        Keywords of `Attribution.save`; empty for heatmaps and bars.
+    names
+        What the user or the input calls each value: tokens or columns.
+    labels
+        The same as a table on the terminal has them; None where no table is shown.
+    is_text
+        Whether the names are tokens.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    names: list[str] | None = None
+    labels: list[str] | None = None
+    is_text: bool = False
+
+
+def plan(out: Path, array: Array | None, sample: int, tokens: str | None, names: Path | None) -> Drawing:
+    """Decide how the attribution of an input is shown.
+
+    Parameters
+    ----------
+    out
+        The file to write.
+    array
+        The input that gets the attribution; None if it is another tensor, or one of several.
+    sample
+        Which sample is shown.
+    tokens
+        "bytes", or a text file with a token a line.
+    names
+        A text file with a column's name a line.
+
+    Raises
+    ------
+    OptionError, InputError, OutputError
+        What was asked for does not fit together, or not the input.
+    """
+    if tokens and names:
+        raise OptionError(
+            "--tokens and --names exclude each other", "Tokens are for text, names for a table's columns."
+        )
+    if tokens and out.suffix in PICTURES:
+        raise OutputError(f"cannot write '{out}': text is coloured in an HTML page", "Let the name end in .html.")
+    row = None
+    if array is not None and array.ndim:
+        if not 0 <= sample < len(array):
+            raise OptionError(f"there is no sample {sample}; the batch has {len(array)}, counted from 0")
+        row = array[sample]
+    if tokens or (not names and row is not None and row.ndim == 1 and row.dtype.kind in "iu"):
+        return _text(out, row, tokens)
+    if names:
+        return _table(out, row, _lines(names))
+    if row is not None and row.ndim == 1 and row.dtype.kind == "f" and (len(row) <= TABLE or out.suffix == ".html"):
+        return _table(out, row, [f"column {i}" for i in range(len(row))])
+    if out.suffix == ".html":
+        hint = "Give --tokens or --names, or let the name end in .png."
+        raise OutputError(f"cannot write '{out}': a page shows text or a table's columns", hint)
+    return Drawing({"signal": array}) if row is not None and _is_signal(row) else Drawing()
+
+
+def _is_signal(row: Array) -> bool:
+    return row.dtype.kind == "f" and (
+        row.ndim in (1, 4) or (row.ndim == 2 and row.shape[0] <= CHANNELS < row.shape[1])  # 4: a volume
+    )
+
+
+def _text(out: Path, row: Array | None, given: str | None) -> Drawing:
+    from onnxplain import heatmap
+
+    if given is None and row is not None:
+        tokens = [str(number) for number in row]
+    elif given == "bytes":
+        if row is None or row.ndim != 1 or row.dtype.kind not in "iu":
+            raise OptionError(
+                "--tokens bytes is for an input of integers, (N, L)", "Give a text file, one token a line."
+            )
+        tokens = heatmap.characters(row)
+    else:
+        tokens = _lines(Path(str(given)))
+        _check_count(tokens, row, "--tokens", (1, 2))
+    labels = [f"{place}: {heatmap.visible(token)}" for place, token in enumerate(tokens)]
+    return Drawing({"tokens": tokens} if out.suffix == ".html" else {}, tokens, labels, is_text=given is not None)
+
+
+def _table(out: Path, row: Array | None, names: list[str]) -> Drawing:
+    _check_count(names, row, "--names", (1,))
+    labels = names if row is None else _valued(names, row)
+    return Drawing({"names": labels} if out.suffix in (".html", *PICTURES) else {}, names, labels)
+
+
+def _valued(names: Sequence[str], row: Array) -> list[str]:
+    return [f"{name} = {value:.6g}" for name, value in zip(names, row.tolist(), strict=True)]
+
+
+def _check_count(names: Sequence[str], row: Array | None, option: str, axes: tuple[int, ...]) -> None:
+    if row is None:
+        return
+    if row.ndim not in axes:
+        raise OptionError(f"{option} is for text and tables, and a sample of this input has shape {row.shape}")
+    if len(names) != len(row):
+        hint = "One line for each, paddings and special tokens included."
+        raise InputError(f"{option} has {len(names)} lines, and the input {len(row)} values a sample", hint)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from None
+    return text.removesuffix("\n").split("\n")
