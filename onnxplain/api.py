@@ -217,7 +217,8 @@ class Explainer:
             what is to be explained instead of one class: `Difference`, `Probability`, `Neuron`, `Channel`, `Output`,
             and weighted sums of these.
         progress
-            Called with (done, total) after each run. An exception that it raises ends the work.
+            Called with (done, total) after each run. An exception that it raises ends the work at once. With a
+            tolerance, the total is the most that may be left to do, and sinks when a sample needs less.
 
         Returns
         -------
@@ -243,11 +244,11 @@ class Explainer:
             found, weights = found
             feeds |= {str(runner.program.weights): weights}
         answer = execution.run(runner, self.method, feeds, found, progress)
-        parts = {name: Single(name, values) for name, values in answer.attributions.items()}
+        parts = {name: Single(name, a, answer.errors.get(name)) for name, a in answer.attributions.items()}
         resolved = quantities.unravel(answer.target, value, question.axis)
         residual = None if question.nested else answer.residual
         trace = partial(self._trace, asked, feeds, answer.target)
-        return Attribution(self.method.name, resolved, answer.score, residual, parts, trace)
+        return Attribution(self.method.name, resolved, answer.score, residual, parts, trace, answer.copies)
 
     @property
     def provider(self) -> str | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
 
+from onnxplain import fills
 from onnxplain.errors import OptionError, did_you_mean
 
 Array = np.ndarray[Any, Any]
@@ -172,26 +172,44 @@ class Root:
         check_baseline(self.baseline)
 
 
-class Plan(Protocol):
-    """Which masked copies of one sample are run, and what becomes of their scores.
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """What the scores of a sample's masked copies tell.
 
     Attributes
     ----------
-    count
-        Number of copies.
+    values
+        Name of a tensor -> attribution, float64.
+    errors
+        Their standard errors: 0 where nothing is random, NaN where there are too few copies to know. None: the method
+        knows none.
     """
 
+    values: Mapping[str, Array]
+    errors: Mapping[str, Array] | None = None
+
+    def within(self, tolerance: float) -> bool:
+        """Whether the largest error is at most this part of the largest magnitude of all attributions."""
+        if self.errors is None:
+            return False
+        most = max(float(abs(a).max()) for a in self.values.values())
+        return all(bool((error <= tolerance * most).all()) for error in self.errors.values())
+
+
+class Plan(Protocol):
+    """Which masked copies of one sample are run, and what becomes of their scores."""
+
     @property
-    def count(self) -> int:
-        """Number of copies."""
+    def stages(self) -> Sequence[int]:
+        """Numbers of copies after which there may be an estimate, rising; the last is that of all copies."""
         ...
 
     def hide(self, index: int, copy: Mapping[str, Array]) -> None:
         """Mask one copy of the sample, in place: an array without batch axis by name of a tensor."""
         ...
 
-    def attribute(self, score: float, scores: Array) -> dict[str, Array]:
-        """Attributions, float64, from the score of the sample and those of its copies."""
+    def estimate(self, score: float, scores: Array) -> Estimate:
+        """Attributions from the score of the sample and those of its first copies, as many as a stage has."""
         ...
 
 
@@ -201,10 +219,14 @@ class Perturbation(ABC):
     Attributes
     ----------
     baseline
-        What is put in the place of what is masked: a number, a text, or an array that broadcasts to the input.
+        What is put in the place of what is masked: a number, a text, or an array that broadcasts to the input; "blur"
+        or "inpaint", see `onnxplain.fills`.
+    tolerance
+        A sample is done at the first of its plan's stages at which `Estimate.within` holds for this.
     """
 
     baseline: Baseline = 0.0
+    tolerance: float | None = None
 
     @abstractmethod
     def plans(self, here: Mapping[str, Array], fills: Mapping[str, Array]) -> Sequence[Plan]:
@@ -215,122 +237,28 @@ class Perturbation(ABC):
         here
             The explained tensors by name, the batch axis in front.
         fills
-            The same at the baseline.
+            The same at the baseline; pictures that are not in it are inpainted.
         """
 
     def check(self, shape: tuple[int, ...]) -> None:  # noqa: B027 - most fit every shape
         """Raise OptionError where an option does not fit the shape of an input, the batch axis in front."""
 
 
-def share(axes: int) -> int:
-    """Part of each axis that a window covers which nobody gives a size: a seventh in pictures, a 64th of a sequence."""
-    return 64 if axes == 1 else 7
-
-
-@dataclass(frozen=True, eq=False)
-class Windows(Perturbation):
-    """The input with one window after another replaced by the baseline.
-
-    Windows start every ``stride`` elements, ceil((size - window) / stride) + 1 of them an axis, the last cropped at the
-    border (captum's convention). They span the trailing axes, all channels together.
-
-    Attributes
-    ----------
-    window, stride
-        One number for all spatial axes, or one per axis. A window of None is a seventh of each axis (32 of 224), or
-        a 64th if there is one only; a stride of None half the window. A stride beyond a window so found is that window.
-    baseline
-        A number, or an array that broadcasts to the input.
-    """
-
-    window: int | tuple[int, ...] | None = None
-    stride: int | tuple[int, ...] | None = None
-    baseline: Baseline = 0.0
-
-    def __post_init__(self) -> None:
-        if self.window is not None:
-            _check_sizes("window", self.window)
-        if self.stride is not None:
-            _check_sizes("stride", self.stride)
-            if isinstance(self.window, tuple):
-                self.per_axis(len(self.window))
-            if self.window is not None and any(s > w for s, w in np.broadcast(self.stride, self.window)):
-                why = "some elements would never be covered"
-                raise OptionError(f"stride {self.stride} is larger than window {self.window}: {why}")
-        check_baseline(self.baseline)
-
-    def axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The axes that windows span: those after batch and channels; the features of a table."""
-        if isinstance(self.window, tuple):
-            if len(self.window) >= len(shape):
-                raise OptionError(f"window {self.window} has more axes than the input {shape} besides the batch")
-            return tuple(range(len(shape) - len(self.window), len(shape)))
-        return tuple(range(2, len(shape))) if len(shape) > 2 else tuple(range(1, len(shape)))
-
-    def per_axis(self, axes: int) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
-        """Window and stride of each of the axes that windows span."""
-        window = self.window if isinstance(self.window, tuple) else (self.window,) * axes
-        stride = self.stride if isinstance(self.stride, tuple) else (self.stride,) * axes
-        if len(stride) != axes:
-            raise OptionError(f"stride {self.stride} needs one number per axis of the window ({axes})")
-        return window, stride
-
-    def geometry(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        """Axes, window sizes, strides and numbers of windows for an input shape (batch included)."""
-        axes = self.axes(shape)
-        asked_window, asked = self.per_axis(len(axes))
-        sizes = [shape[axis] for axis in axes]
-        part = share(len(axes))
-        window = tuple(max(1, n // part) if w is None else min(w, n) for w, n in zip(asked_window, sizes, strict=True))
-        stride = tuple(max(1, w // 2) if s is None else min(s, w) for s, w in zip(asked, window, strict=True))
-        counts = tuple(-(-(shape[a] - w) // s) + 1 for a, w, s in zip(axes, window, stride, strict=True))
-        return axes, window, stride, counts
-
-    def slices(self, shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-        """The windows, as indices into an array of ``shape`` without its batch axis."""
-        axes, window, stride, counts = self.geometry(shape)
-        for position in product(*map(range, counts)):
-            index = [slice(None)] * (len(shape) - 1)
-            for axis, w, s, k in zip(axes, window, stride, position, strict=True):
-                index[axis - 1] = slice(k * s, min(k * s + w, shape[axis]))
-            yield tuple(index)
-
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Raise OptionError where windows do not fit an input."""
-        self.geometry(shape)
-
-    def plans(self, here: Mapping[str, Array], fills: Mapping[str, Array]) -> Sequence[Plan]:
-        """One copy per window and tensor."""
-        jobs = [(name, window) for name, x in here.items() for window in self.slices(x.shape)]
-        counts = {name: np.zeros(x.shape[1:]) for name, x in here.items()}
-        for name, window in jobs:
-            counts[name][window] += 1
-        samples = len(next(iter(here.values())))
-        return [_Windowed(jobs, counts, {n: fill[k, ...] for n, fill in fills.items()}) for k in range(samples)]
-
-
-@dataclass(frozen=True, eq=False)
-class _Windowed:
-    jobs: Sequence[tuple[str, tuple[slice, ...]]]
-    counts: Mapping[str, Array]  # how many windows cover an element
-    fill: Mapping[str, Array]
-
-    @property
-    def count(self) -> int:
-        return len(self.jobs)
-
-    def hide(self, index: int, copy: Mapping[str, Array]) -> None:
-        name, window = self.jobs[index]
-        copy[name][window] = self.fill[name][window]
-
-    def attribute(self, score: float, scores: Array) -> dict[str, Array]:
-        losses = {name: np.zeros(count.shape) for name, count in self.counts.items()}
-        for (name, window), masked in zip(self.jobs, scores, strict=True):
-            losses[name][window] += score - float(masked)
-        return {name: loss / self.counts[name] for name, loss in losses.items()}
-
-
 Distribution = Point | References | Line | Perturbation | Root
+
+
+def is_named(baseline: Baseline, dtype: np.dtype[Any]) -> bool:
+    """Whether a baseline is the name of one; for inputs that hold texts, it is a text."""
+    return isinstance(baseline, str) and dtype.kind != "O"
+
+
+def check_named(baseline: Baseline, dtype: np.dtype[Any], name: str) -> None:
+    """Raise OptionError unless there is a baseline of that name, for what the tensor ``name`` holds."""
+    if dtype.kind != "f":
+        hint = f"Give one in the input's own units; {' and '.join(fills.NAMES)} are for floating-point numbers."
+        raise OptionError(f"a baseline of {baseline!r} is nothing that the input '{name}' can hold: {dtype}", hint)
+    if baseline not in fills.NAMES:
+        raise OptionError(f"there is no baseline {baseline!r}", did_you_mean(str(baseline), fills.NAMES))
 
 
 def as_baseline(baseline: Baseline, dtype: np.dtype[Any], name: str) -> Array:
@@ -341,6 +269,10 @@ def as_baseline(baseline: Baseline, dtype: np.dtype[Any], name: str) -> Array:
     OptionError
         It cannot be.
     """
+    if is_named(baseline, dtype):
+        check_named(baseline, dtype, name)
+        what = f"baseline={baseline!r} is made of each sample, outside of the graph, so it cannot be part of one"
+        raise OptionError(what, "Give a number or an array.")
     array = np.asarray(baseline)
     if dtype.kind == "O" and array.shape == () and array.dtype.kind in "iuf" and array == 0:
         array = np.asarray("")
@@ -350,14 +282,22 @@ def as_baseline(baseline: Baseline, dtype: np.dtype[Any], name: str) -> Array:
     return array.astype(dtype)
 
 
-def baseline_like(baseline: Baseline, x: Array, name: str) -> Array:
-    """Bring the baseline into the shape and dtype of ``x``, the input ``name``.
+def baseline_like(baseline: Baseline, x: Array, name: str, axis: int = 0) -> Array:
+    """Bring the baseline into the shape and dtype of ``x``, the input ``name``, whose batch axis is ``axis``.
 
     Raises
     ------
     OptionError
-        It does not broadcast to ``x``, or holds what the input cannot.
+        It does not broadcast to ``x``, holds what the input cannot, or cannot be made of it.
     """
+    if is_named(baseline, x.dtype):
+        check_named(baseline, x.dtype, name)
+        if baseline == "inpaint":
+            what = "baseline='inpaint' fills what methods hide in pictures"
+            raise OptionError(what, "It is for those of forward passes only, such as occlusion, rise or lime.")
+        if x.ndim < 2:
+            raise OptionError(f"baseline='blur' needs an axis to blur along, and '{name}' has the shape {x.shape}")
+        return np.moveaxis(fills.blurred(np.moveaxis(x, axis, 0)), 0, axis)
     array = as_baseline(baseline, x.dtype, name)
     try:
         return np.broadcast_to(array, x.shape)
@@ -369,12 +309,6 @@ def baseline_like(baseline: Baseline, x: Array, name: str) -> Array:
 def is_count(value: Any, least: int) -> bool:
     """Whether it is a whole number of at least ``least``."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= least
-
-
-def _check_sizes(name: str, value: Any) -> None:
-    sizes = value if isinstance(value, tuple) else (value,)
-    if not sizes or not all(is_count(size, 1) for size in sizes):
-        raise OptionError(f"{name} must be a whole number of at least 1, or a tuple of them, not {value!r}")
 
 
 def check_baseline(baseline: Any) -> None:

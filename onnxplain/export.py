@@ -11,12 +11,14 @@ import numpy as np
 
 from onnxplain import quantities
 from onnxplain.averages import average
-from onnxplain.distributions import Line, Perturbation, References, Windows, as_baseline, calibrated, share
+from onnxplain.distributions import Line, Perturbation, References, as_baseline, calibrated
 from onnxplain.emit import Emitter, Var, concat, where
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.inside import Inside, baseline_of, rows_of
 from onnxplain.ir import Graph, Node, Shape, Value, is_float
 from onnxplain.methods import Method
+from onnxplain.perturbation import Windows
+from onnxplain.perturbation.features import share
 from onnxplain.program import Program, gathered
 from onnxplain.questions import Question, batch_axis
 from onnxplain.roots import compile_method
@@ -159,6 +161,8 @@ class _Sampled:
         emitter, count, names = self.emitter, references.count, self.program.attributions
         x = {part.name: emitter.var(part.name) for part in self.program.question.slices}
         if references.baselines is None:
+            for name, v in x.items():
+                as_baseline(references.baseline, v.dtype, name)
             misfit = f"a baseline of shape {np.shape(references.baseline)} does not fit one sample of the input"
             raise OptionError(f"{misfit} {next(iter(x.values()))}")
         tables = {}

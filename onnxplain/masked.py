@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from onnxplain import quantities
 from onnxplain.cams import CHANNELS, Cam, channel_axes, channels_first, resized, spread
-from onnxplain.distributions import Windows
 from onnxplain.emit import Emitter, Var, concat, where
 from onnxplain.errors import UnsupportedModelError
 from onnxplain.inside import Inside
 from onnxplain.ir import Graph
 from onnxplain.methods import Method
+from onnxplain.perturbation import Windows
 from onnxplain.program import Program, compile_program
 from onnxplain.questions import Question, Slice
 

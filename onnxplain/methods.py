@@ -12,9 +12,9 @@ import numpy as np
 from onnxplain import cams, composites, readouts
 from onnxplain import deeplift as deeplift_composites
 from onnxplain.composites import COMPOSITES, RULES, Composite
-from onnxplain.distributions import Baseline, Distribution, Line, Point, References, Root, Windows
+from onnxplain.distributions import Baseline, Distribution, Line, Point, References, Root
 from onnxplain.errors import OptionError, did_you_mean
-from onnxplain.perturbation import Ablation, KernelShap, Lime, Permutation, Rise, ShapleySampling
+from onnxplain.perturbation import Ablation, KernelShap, Lime, Permutation, Rise, ShapleySampling, Windows
 from onnxplain.perturbation.features import Features
 from onnxplain.sampling import Around, Lines, Noise, Sampled, moves_inputs
 
@@ -359,9 +359,10 @@ def rise(
     baseline: Baseline = 0.0,
     center: bool = False,
     seed: int = 0,
+    tolerance: float | None = None,
 ) -> Method:
     """Mean of random masks, weighted by their scores (Petsiuk et al. 2018); center=true: scores less their mean."""
-    return Method("rise", None, Rise(cells, keep, samples, baseline, center, seed))
+    return Method("rise", None, Rise(cells, keep, samples, baseline, center, seed, tolerance))
 
 
 def lime(
@@ -372,19 +373,32 @@ def lime(
     alpha: float | None = None,
     baseline: Baseline = 0.0,
     seed: int = 0,
+    tolerance: float | None = None,
 ) -> Method:
     """Coefficients of a linear model fitted to the scores of random sets of features (Ribeiro et al. 2016)."""
-    return Method("lime", None, Lime(features, samples, kernel_width, surrogate, alpha, baseline, seed))
+    return Method("lime", None, Lime(features, samples, kernel_width, surrogate, alpha, baseline, seed, tolerance))
 
 
-def kernel_shap(features: Features = None, samples: int = 1000, baseline: Baseline = 0.0, seed: int = 0) -> Method:
+def kernel_shap(
+    features: Features = None,
+    samples: int = 1000,
+    baseline: Baseline = 0.0,
+    seed: int = 0,
+    tolerance: float | None = None,
+) -> Method:
     """Shapley values by least squares over sets of features (Lundberg and Lee 2017); exact if samples suffice."""
-    return Method("kernel_shap", None, KernelShap(features, samples, baseline, seed))
+    return Method("kernel_shap", None, KernelShap(features, samples, baseline, seed, tolerance))
 
 
-def shapley_sampling(features: Features = None, samples: int = 25, baseline: Baseline = 0.0, seed: int = 0) -> Method:
+def shapley_sampling(
+    features: Features = None,
+    samples: int = 25,
+    baseline: Baseline = 0.0,
+    seed: int = 0,
+    tolerance: float | None = None,
+) -> Method:
     """Shapley values by adding features in random orders (Castro et al. 2009); exact if samples suffice."""
-    return Method("shapley_sampling", None, ShapleySampling(features, samples, baseline, seed))
+    return Method("shapley_sampling", None, ShapleySampling(features, samples, baseline, seed, tolerance))
 
 
 METHODS: dict[str, Callable[..., Method]] = {

@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxplain.canonize import BATCH
 from onnxplain.control import CONTROL
-from onnxplain.distributions import Baseline, as_baseline
+from onnxplain.distributions import Baseline, as_baseline, is_named
 from onnxplain.emit import Emitter, Var, concat, fits
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.ir import Dim, Graph, Node, Shape, Value
@@ -45,7 +45,7 @@ class Pair:
 
 def is_shared(baseline: Baseline, value: Value, axis: int) -> bool:
     """Whether a baseline is the same for all samples: whether it broadcasts to one."""
-    return fits(np.shape(baseline), _one_row(value.shape, axis))
+    return not is_named(baseline, value.dtype) and fits(np.shape(baseline), _one_row(value.shape, axis))
 
 
 def paired(graph: Graph, question: Question, baseline: Baseline | None) -> Pair:

@@ -26,10 +26,14 @@ class Single:
         The tensor.
     values
         Signed attribution, the tensor's shape.
+    error
+        Its standard error, where the method draws at random and knows it: how far other seeds would be off. 0 where
+        nothing was random after all, NaN where too little was drawn to tell. None: the method is exact, or knows none.
     """
 
     name: str
     values: Array
+    error: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +52,8 @@ class Attribution:
     residual
         Per sample, (N,): sum of the attributions minus what the method promises they sum to (f(x), or
         f(x) - f(baseline)); None where it promises nothing.
+    copies
+        Per sample, (N,): how many masked copies of it were run; None for methods that mask nothing.
     """
 
     method: str
@@ -56,6 +62,7 @@ class Attribution:
     residual: Array | None
     _parts: Mapping[str, Single]
     _trace: Callable[[], list[Assignment]] = list
+    copies: Array | None = None
 
     def report(self) -> list[Assignment]:
         """Which rule each node got, and what arrived there and left: where relevance is lost.
@@ -79,11 +86,19 @@ class Attribution:
     @property
     def values(self) -> Array:
         """Signed attribution of the only explained tensor, in its shape. With several, use ``result[name].values``."""
+        return self._only("values").values
+
+    @property
+    def error(self) -> Array | None:
+        """Its standard error, see `Single`. With several tensors, use ``result[name].error``."""
+        return self._only("error").error
+
+    def _only(self, asked: str) -> Single:
         if len(self._parts) > 1:
             raise InputError(
-                f"several inputs have an attribution: {', '.join(self._parts)}", "Use result[name].values."
+                f"several inputs have an attribution: {', '.join(self._parts)}", f"Use result[name].{asked}."
             )
-        return next(iter(self._parts.values())).values
+        return next(iter(self._parts.values()))
 
     def heatmap(self, sample: int = 0, **options: Any) -> Array:
         """Pooled 2-D map of one sample in [-1, 1]; options are those of `onnxplain.heatmap.heatmap`."""

@@ -56,6 +56,11 @@ class Noise:
             raise OptionError(f"there is no shape {self.shape!r}", did_you_mean(str(self.shape), SHAPES))
 
     @property
+    def random(self) -> bool:
+        """Whether points are drawn."""
+        return True
+
+    @property
     def count(self) -> int:
         """Number of points."""
         return self.samples
@@ -114,6 +119,11 @@ class Lines:
         if self.samples is not None:
             _check_count("samples", self.samples)
         _check_seed(self.seed)
+
+    @property
+    def random(self) -> bool:
+        """Whether points are drawn."""
+        return self.samples is not None
 
     @property
     def count(self) -> int:

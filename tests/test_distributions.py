@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxplain.distributions import QUADRATURES, Line, Windows, baseline_like, calibrated
+from onnxplain.distributions import QUADRATURES, Line, baseline_like, calibrated
 from onnxplain.errors import OptionError
+from onnxplain.perturbation import Windows
 
 
 @pytest.mark.parametrize("quadrature", QUADRATURES)

@@ -34,6 +34,7 @@ LAYERS = [
     "integers",
     "quantities",
     "questions",
+    "fills",
     "distributions",
     "sampling",
     "reference",
@@ -63,7 +64,7 @@ LAYERS = [
 FENCES = {
     "onnx": {"tensors", "reader", "writer", "canonize", "api"},  # api: for the type of what `load` takes
     "onnxruntime": {"runtime", "canonize"},
-    "cv2": {"heatmap", "images"},
+    "cv2": {"heatmap", "images", "fills"},
     "numba": {"heatmap"},
     "click": {"cli"},
     "rich": {"cli"},

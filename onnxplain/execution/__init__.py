@@ -9,11 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.distributions import Line, Perturbation, Point, References, Root, baseline_like
+from onnxplain.distributions import (
+    Baseline,
+    Line,
+    Perturbation,
+    Point,
+    References,
+    Root,
+    baseline_like,
+    check_named,
+    is_named,
+)
+from onnxplain.errors import OptionError
 from onnxplain.execution.averaged import explain_averaged
 from onnxplain.execution.compared import explain_compared
 from onnxplain.execution.lines import explain_line
-from onnxplain.execution.perturbed import explain_perturbed
+from onnxplain.execution.perturbed import explain_perturbed, to_inpaint
 from onnxplain.execution.runner import Answer, Runner, sum_per_sample
 from onnxplain.execution.sampled import explain_sampled
 from onnxplain.methods import Method
@@ -34,17 +45,31 @@ def check(method: Method, feeds: Mapping[str, Array], question: Question) -> Non
         if isinstance(own, Point | Noise):
             continue
         for part in question.slices:
-            if part.name in feeds:
-                _check_one(own, feeds[part.name], part)
+            if part.name not in feeds:
+                _check_internal(method, own.baseline, part.name)
+                continue
+            _check_baseline(own, feeds[part.name], part)
+            if isinstance(own, Perturbation):
+                own.check(np.moveaxis(feeds[part.name], part.axis, 0).shape)
 
 
-def _check_one(distribution: References | Line | Perturbation | Root, x: Array, part: Slice) -> None:
+def _check_internal(method: Method, baseline: Baseline, name: str) -> None:
+    if isinstance(baseline, str):
+        check_named(baseline, np.dtype(np.float32), name)
+        if isinstance(method.distribution, References):
+            what = f"baseline={baseline!r} is made of inputs, and '{name}' is an internal tensor"
+            raise OptionError(what, f"For {method.name}, give a number or an array.")
+
+
+def _check_baseline(distribution: Line | References | Perturbation | Root, x: Array, part: Slice) -> None:
+    if isinstance(distribution, Perturbation) and to_inpaint(distribution, {part.name: np.moveaxis(x, part.axis, 0)}):
+        return
+    one = x.take([0], part.axis)
     if isinstance(distribution, References) and distribution.baselines is not None:
-        baseline_like(distribution.get(0), x.take([0], part.axis), part.name)
+        baseline_like(distribution.get(0), one, part.name, part.axis)
     else:
-        baseline_like(distribution.baseline, x, part.name)
-    if isinstance(distribution, Perturbation):
-        distribution.check(np.moveaxis(x, part.axis, 0).shape)
+        some = one if is_named(distribution.baseline, x.dtype) else x
+        baseline_like(distribution.baseline, some, part.name, part.axis)
 
 
 def traced(runner: Runner, lines: Sequence[Assignment], feeds: Mapping[str, Array], target: Array) -> list[Assignment]:
@@ -86,7 +111,12 @@ def run(
         answer = explain_averaged(partial(_explain, runner, alone), points, moment, inputs, feeds, target, progress)
     else:
         answer = _explain(runner, method, feeds, target, progress)
-    return replace(answer, attributions={p.name: np.moveaxis(answer.attributions[p.name], 0, p.axis) for p in slices})
+    places = {part.name: part.axis for part in slices}
+    values, errors = (
+        {name: np.moveaxis(array, 0, places[name]) for name, array in arrays.items()}
+        for arrays in (answer.attributions, answer.errors)
+    )
+    return replace(answer, attributions=values, errors=errors)
 
 
 def _explain(

@@ -10,6 +10,8 @@ import numpy as np
 from onnxplain.distributions import (
     References,
     as_baseline,
+    baseline_like,
+    is_named,
 )
 from onnxplain.errors import OptionError
 from onnxplain.execution.runner import Answer, Runner, sum_per_sample
@@ -32,7 +34,7 @@ def explain_compared(
 ) -> Answer:
     """Mean over the baselines of a sample, which are inputs of the program."""
     program, samples, count = runner.program, len(target), references.count
-    rows = {program.baselines[p.name]: _rows(program, references, p, samples) for p in program.question.slices}
+    rows = {program.baselines[p.name]: _rows(program, references, p, feeds, samples) for p in program.question.slices}
     total = samples * count
     means: dict[str, Array] = {}
     for part in chunks(total, runner.main.chunk):
@@ -53,8 +55,10 @@ def explain_compared(
     return Answer(attributions, resolved, score.astype(dtypes[program.score]), residual if method.promise else None)
 
 
-def _rows(program: Program, references: References, part: Slice, samples: int) -> Array:
+def _rows(program: Program, references: References, part: Slice, feeds: Mapping[str, Array], samples: int) -> Array:
     """The baselines of a slice: one per sample, or those that all samples share; the batch axis in front."""
+    if part.name in feeds and is_named(references.get(0), feeds[part.name].dtype):
+        return baseline_like(references.get(0), feeds[part.name], part.name)
     value = next(v for v in program.graph.inputs if v.name == program.baselines[part.name])
     arrays = [as_baseline(references.get(k), value.dtype, part.name) for k in range(references.count)]
     rank = len(value.shape or ())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from onnxplain.distributions import (
-    Perturbation,
-)
+from onnxplain.distributions import Estimate, Perturbation, Plan, check_named, is_named
+from onnxplain.errors import OptionError
 from onnxplain.execution.runner import Answer, Runner, baselines_of, resolve
 from onnxplain.ir import is_float
 from onnxplain.runtime.batching import chunks
@@ -26,27 +25,98 @@ def explain_perturbed(
     count: int,
     progress: Progress | None,
 ) -> Answer:
-    """Hand the scores of masked copies to the plans that made them; no target: the labels that the model gives."""
-    program = runner.program
+    """Hand the scores of masked copies to the plans that made them; no target: the labels that the model gives.
+
+    A chunk of copies exists at a time. The copies of all samples up to their plans' first stages are run, then those up
+    to the second of the samples that miss the tolerance, and so on: whether a sample goes on depends on nothing but its
+    own scores.
+    """
     here = runner.tensors(feeds, count)
     feeds = {**feeds, **here}
+    painted = to_inpaint(perturbation, here)
+    baseline = 0.0 if painted else perturbation.baseline  # of other tensors, if there are any
+    fills = {n: a for n, a in baselines_of(runner, baseline, feeds, here, count).items() if n not in painted}
     if target is None:
         target = runner.labels(feeds, count)
     target, score = resolve(runner, feeds, target)
-    plans = perturbation.plans(here, baselines_of(runner, perturbation.baseline, feeds, here, count))
-    ends = np.cumsum([plan.count for plan in plans])
-    starts, total = ends - [plan.count for plan in plans], int(ends[-1])
-    scores = np.zeros(total)
-    for part in chunks(total, runner.main.chunk):
-        jobs = np.arange(part.start, part.stop)
-        samples = np.searchsorted(ends, jobs, side="right")
-        points = {n: a[samples] if n in runner.main.axes else a for n, a in feeds.items()}
-        for row, (sample, job) in enumerate(zip(samples, jobs, strict=True)):
-            plans[sample].hide(int(job - starts[sample]), {name: points[name][row, ...] for name in here})
-        scores[part] = runner.run(points, target[samples], [program.score])[program.score]
-        if progress:
-            progress(part.stop, total)
-    rows = [p.attribute(float(s), scores[a:b]) for p, s, a, b in zip(plans, score, starts, ends, strict=True)]
-    dtypes = {name: x.dtype if is_float(x.dtype) else np.dtype(np.float32) for name, x in here.items()}
-    attributions = {name: np.stack([row[name] for row in rows]).astype(dtype) for name, dtype in dtypes.items()}
-    return Answer(attributions, target, score, None)
+    plans = perturbation.plans(here, fills)
+    scores = [np.zeros(plan.stages[-1]) for plan in plans]
+    found: dict[int, Estimate] = {}
+    copies = np.zeros(count, np.int64)  # that each sample has been run with
+    for stage in range(max(len(plan.stages) for plan in plans)):
+        going = [k for k in range(count) if k not in found]
+        ends = {k: plans[k].stages[stage] for k in going}
+        samples = np.repeat(going, [ends[k] - copies[k] for k in going])
+        jobs = np.stack([samples, np.concatenate([np.arange(copies[k], ends[k]) for k in going])], axis=1)
+        for part in chunks(len(jobs), runner.main.chunk):
+            results = _scores(runner, plans, feeds, list(here), target, jobs[part])
+            for (k, index), result in zip(jobs[part], results, strict=True):
+                scores[k][index] = result
+            np.add.at(copies, jobs[part, 0], 1)
+            if part.stop == len(jobs):
+                found |= _settled(perturbation, plans, score, scores, ends)
+            if progress:
+                progress(int(copies.sum()), sum(copies[k] if k in found else len(scores[k]) for k in range(count)))
+    return _answer(here, found, target, score, copies)
+
+
+def to_inpaint(perturbation: Perturbation, here: Mapping[str, Array]) -> set[str]:
+    """Names of the tensors that are inpainted; the batch axis is in front.
+
+    Raises
+    ------
+    OptionError
+        One of them is no picture.
+    """
+    if not isinstance(perturbation.baseline, str) or perturbation.baseline != "inpaint":
+        return set()
+    names = {name for name, x in here.items() if is_named("inpaint", x.dtype)}
+    for name in names:
+        check_named("inpaint", here[name].dtype, name)
+        if here[name].ndim != 4:
+            what = f"baseline='inpaint' is for pictures, and '{name}' has the shape {here[name].shape}"
+            raise OptionError(what, "Give a number or an array; wrt= chooses among several inputs.")
+    return names
+
+
+def _scores(
+    runner: Runner,
+    plans: Sequence[Plan],
+    feeds: Mapping[str, Array],
+    masked: Sequence[str],
+    target: Array,
+    jobs: Array,
+) -> Array:
+    """Scores of a chunk of copies: pairs of a sample and the number of its copy."""
+    samples = jobs[:, 0]
+    points = {n: a[samples] if n in runner.main.axes else a for n, a in feeds.items()}
+    for row, (sample, index) in enumerate(jobs.tolist()):
+        plans[sample].hide(index, {name: points[name][row, ...] for name in masked})
+    return runner.run(points, target[samples], [runner.program.score])[runner.program.score]
+
+
+def _settled(
+    perturbation: Perturbation, plans: Sequence[Plan], score: Array, scores: Sequence[Array], ends: Mapping[int, int]
+) -> dict[int, Estimate]:
+    """Estimates of the samples that are done: within the tolerance, or all of their copies have been run."""
+    done = {}
+    for k, end in ends.items():
+        last = end == len(scores[k])
+        if last or perturbation.tolerance is not None:
+            estimate = plans[k].estimate(float(score[k]), scores[k][:end])
+            if last or estimate.within(float(perturbation.tolerance or 0)):
+                done[k] = estimate
+    return done
+
+
+def _answer(
+    here: Mapping[str, Array], found: Mapping[int, Estimate], target: Array, score: Array, copies: Array
+) -> Answer:
+    values, errors = {}, {}
+    for name, x in here.items():
+        dtype = x.dtype if is_float(x.dtype) else np.dtype(np.float32)
+        values[name] = np.stack([found[k].values[name] for k in sorted(found)]).astype(dtype)
+        known = [estimate.errors[name] for _, estimate in sorted(found.items()) if estimate.errors is not None]
+        if len(known) == len(found):
+            errors[name] = np.stack(known).astype(dtype)
+    return Answer(values, target, score, None, errors, copies)

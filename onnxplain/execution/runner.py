@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,28 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a run gives: attributions by tensor name, target and score per sample, and the residual if promised."""
+    """What a run gives.
+
+    Attributes
+    ----------
+    attributions
+        By tensor name.
+    target, score
+        Per sample.
+    residual
+        Per sample, if something is promised.
+    errors
+        Standard errors of the attributions, if the method knows them.
+    copies
+        Per sample: number of masked copies that were run, if any are.
+    """
 
     attributions: dict[str, Array]
     target: Array
     score: Array
     residual: Array | None
+    errors: dict[str, Array] = field(default_factory=dict)
+    copies: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +157,7 @@ def baselines_of(
     given = {}
     for part in parts:
         natural = np.moveaxis({**here, **feeds}[part.name], 0, part.axis)
-        given[part.name] = np.moveaxis(baseline_like(baseline, natural, part.name), part.axis, 0)
+        given[part.name] = np.moveaxis(baseline_like(baseline, natural, part.name, part.axis), part.axis, 0)
     if all(part.direct for part in parts):
         return given
     return runner.tensors({**feeds, **given}, count)

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.distributions import Baseline, Perturbation, Plan
+from onnxplain.distributions import Baseline, Estimate, Perturbation, Plan
 from onnxplain.errors import OptionError
 from onnxplain.perturbation.coalitions import Coalitional, Game, check_options
+from onnxplain.perturbation.errors import mean_error
 from onnxplain.perturbation.features import Features, Partition, check_shape, partition
 
 Array = np.ndarray[Any, Any]
@@ -29,7 +30,7 @@ class Ablation(Coalitional):
     def game(self, features: int) -> Game:
         """All features but one."""
         everyone = np.arange(features)
-        return Game(features, lambda index: everyone != index, lambda score, scores: score - scores)
+        return Game((features,), lambda index: everyone != index, lambda score, scores: (score - scores, None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +81,9 @@ class Exchanged:
     donors: Array
 
     @property
-    def count(self) -> int:
-        """Number of copies."""
-        return self.partition.count * len(self.donors)
+    def stages(self) -> Sequence[int]:
+        """All copies."""
+        return (self.partition.count * len(self.donors),)
 
     def hide(self, index: int, copy: Mapping[str, Array]) -> None:
         """Take one feature from a donor."""
@@ -90,6 +91,10 @@ class Exchanged:
         for name, labels in self.partition.labels.items():
             np.copyto(copy[name], self.here[name][self.donors[donor], ...], where=labels == feature)
 
-    def attribute(self, score: float, scores: Array) -> dict[str, Array]:
-        """Mean loss over the donors."""
-        return self.partition.spread(score - scores.reshape(-1, self.partition.count).mean(axis=0))
+    def estimate(self, score: float, scores: Array) -> Estimate:
+        """Mean loss over the donors; of the mean over all others, the standard error, 0 if these are all others."""
+        met = scores.reshape(-1, self.partition.count)
+        others = len(next(iter(self.here.values()))) - 1
+        left = 1 - len(met) / others  # donors are drawn from the others, and none is put back
+        errors = mean_error(met) * left**0.5 if left else np.zeros(self.partition.count)
+        return Estimate(self.partition.spread(score - met.mean(axis=0)), self.partition.spread(errors))

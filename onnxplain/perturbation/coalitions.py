@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.distributions import Baseline, Perturbation, Plan, check_baseline, is_count
+from onnxplain.distributions import Baseline, Estimate, Perturbation, Plan, check_baseline, is_count
 from onnxplain.errors import OptionError
-from onnxplain.perturbation.features import Features, Partition, check_features, check_shape, partition
+from onnxplain.perturbation.features import Features, Partition, check_features, check_shape, hide, partition
 
 Array = np.ndarray[Any, Any]
+FIRST = 16  # samples without which no standard error is good enough to stop at
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,41 +23,42 @@ class Game:
 
     Attributes
     ----------
-    count
-        Number of sets.
+    stages
+        Numbers of sets after which there may be an estimate; the last is that of all sets.
     keep
         Number of a set -> bool for each feature: whether it stays.
     solve
-        (score of the sample, scores of the sets) -> one value per feature.
+        (score of the sample, scores of the first sets) -> one value per feature, and their standard errors, if known.
     """
 
-    count: int
+    stages: Sequence[int]
     keep: Callable[[int], Array]
-    solve: Callable[[float, Array], Array]
+    solve: Callable[[float, Array], tuple[Array, Array | None]]
 
 
 @dataclass(frozen=True, eq=False)
 class Coalitions:
-    """The plan of a game; ``fill`` is what hidden elements become."""
+    """The plan of a game; ``fill``: what hidden elements become, see `onnxplain.perturbation.features.hide`."""
 
     partition: Partition
     game: Game
     fill: Mapping[str, Array]
 
     @property
-    def count(self) -> int:
-        """Number of copies."""
-        return self.game.count
+    def stages(self) -> Sequence[int]:
+        """Those of the game."""
+        return self.game.stages
 
     def hide(self, index: int, copy: Mapping[str, Array]) -> None:
         """Put the fill where the features of one set are not."""
         keep = self.game.keep(index)
         for name, labels in self.partition.labels.items():
-            np.copyto(copy[name], self.fill[name], where=~keep[labels])
+            hide(copy[name], ~keep[labels], self.fill.get(name))
 
-    def attribute(self, score: float, scores: Array) -> dict[str, Array]:
+    def estimate(self, score: float, scores: Array) -> Estimate:
         """The value of a feature at each of its elements."""
-        return self.partition.spread(self.game.solve(score, scores))
+        values, errors = self.game.solve(score, scores)
+        return Estimate(self.partition.spread(values), None if errors is None else self.partition.spread(errors))
 
 
 class Coalitional(Perturbation):
@@ -87,7 +89,13 @@ class Coalitional(Perturbation):
         return plans
 
 
-def check_options(features: Any, baseline: Baseline, samples: Any = 1, seed: Any = 0) -> None:
+def doubling(most: int, tolerance: float | None) -> tuple[int, ...]:
+    """Counts at which a sample may be done: `FIRST`, twice that, ... and ``most``; without a tolerance, only that."""
+    counts = [] if tolerance is None else [FIRST << k for k in range(max(0, most.bit_length()))]
+    return (*(count for count in counts if count < most), most)
+
+
+def check_options(features: Any, baseline: Baseline, samples: Any = 1, seed: Any = 0, tolerance: Any = None) -> None:
     """Raise OptionError for a bad value of an option that several methods have."""
     check_features(features)
     check_baseline(baseline)
@@ -95,3 +103,6 @@ def check_options(features: Any, baseline: Baseline, samples: Any = 1, seed: Any
         raise OptionError(f"samples must be a whole number of at least 1, not {samples!r}")
     if not is_count(seed, 0):
         raise OptionError(f"seed must be a whole number of at least 0, not {seed!r}")
+    number = isinstance(tolerance, int | float | np.number) and not isinstance(tolerance, bool)
+    if tolerance is not None and not (number and tolerance > 0):
+        raise OptionError(f"tolerance must be a number above 0, not {tolerance!r}")

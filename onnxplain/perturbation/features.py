@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.distributions import share
 from onnxplain.errors import OptionError, did_you_mean
+from onnxplain.fills import inpainted, spatial
 
 Array = np.ndarray[Any, Any]
 NAMED = ("grid", "slic")
-CHANNELS = (1, 3, 4)
 SEGMENTS = 50  # superpixels of slic
 # One array; one of NAMED; None: the method's default.
 Features = Array | str | None
@@ -49,12 +48,14 @@ def check_shape(features: Features, shape: tuple[int, ...]) -> None:
             raise OptionError(f"features of shape {np.shape(features)} {why}") from None
 
 
-def spatial(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes of a sample that are no channels; they are last in pictures where only the last axis can hold them."""
-    if len(shape) < 2:
-        return tuple(range(len(shape)))
-    last = len(shape) > 2 and shape[-1] in CHANNELS and shape[0] not in CHANNELS
-    return tuple(range(len(shape) - 1)) if last else tuple(range(1, len(shape)))
+def share(axes: int) -> int:
+    """Part of each axis that a window covers which nobody gives a size: a seventh in pictures, a 64th of a sequence."""
+    return 64 if axes == 1 else 7
+
+
+def hide(x: Array, hole: Array, fill: Array | None) -> None:
+    """Replace what lies in the hole, in place: by the fill, or, where there is none, by what surrounds the hole."""
+    np.copyto(x, inpainted(x, hole) if fill is None else fill, where=hole)
 
 
 def is_picture(x: Array) -> bool:

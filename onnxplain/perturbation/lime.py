@@ -11,7 +11,8 @@ import numpy as np
 
 from onnxplain.distributions import Baseline
 from onnxplain.errors import OptionError, did_you_mean
-from onnxplain.perturbation.coalitions import Coalitional, Game, check_options
+from onnxplain.perturbation.coalitions import Coalitional, Game, check_options, doubling
+from onnxplain.perturbation.errors import regression_errors
 from onnxplain.perturbation.features import Features, Partition, is_picture, library, partition
 
 Array = np.ndarray[Any, Any]
@@ -23,7 +24,8 @@ class Lime(Coalitional):
     """Coefficients of a linear model from sets of features to scores.
 
     Each feature is in a set with probability 1/2; the first set has all of them. A set at cosine distance d from that
-    weighs exp(-d^2 / width^2 / 2).
+    weighs exp(-d^2 / width^2 / 2). The standard errors of a ridge are those of `regression_errors`: the spread of its
+    coefficients over sets drawn anew, without what its penalty pulls them to 0. Those of a lasso are not known.
 
     Attributes
     ----------
@@ -46,9 +48,10 @@ class Lime(Coalitional):
     alpha: float | None = None
     baseline: Baseline = 0.0
     seed: int = 0
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
-        check_options(self.features, self.baseline, self.samples, self.seed)
+        check_options(self.features, self.baseline, self.samples, self.seed, self.tolerance)
         if self.surrogate not in SURROGATES:
             raise OptionError(
                 f"there is no surrogate {self.surrogate!r}", did_you_mean(str(self.surrogate), SURROGATES)
@@ -57,6 +60,8 @@ class Lime(Coalitional):
             number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
             if value is not None and not (number and (value > 0 or (value == 0 and least == "at least"))):
                 raise OptionError(f"{name} must be a number {least} 0, not {value!r}")
+        if self.tolerance is not None and self.surrogate != "ridge":
+            raise OptionError(f"nobody knows the standard errors of a {self.surrogate}: there is no tolerance for them")
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise OptionError where the features do not fit an input, or scikit-learn is missing."""
@@ -73,12 +78,19 @@ class Lime(Coalitional):
         self._model()  # before they are run
         sets = np.random.default_rng(self.seed).random((self.samples, features)) < 0.5
         sets[0] = True
-        return Game(self.samples, sets.__getitem__, partial(self._fit, sets))
+        return Game(doubling(self.samples, self.tolerance), sets.__getitem__, partial(self._fit, sets))
 
-    def _fit(self, sets: Array, score: float, scores: Array) -> Array:
+    def _fit(self, sets: Array, score: float, scores: Array) -> tuple[Array, Array | None]:
+        sets = sets[: len(scores)]
         distance = 1 - np.sqrt(sets.mean(axis=1))  # cosine of a set and the whole: |S| / sqrt(|S| n)
         weights = np.exp(-(distance**2) / self.kernel_width**2 / 2)
-        return np.asarray(self._model().fit(sets, scores, weights).coef_, np.float64)
+        model = self._model().fit(sets, scores, weights)
+        values = np.asarray(model.coef_, np.float64)
+        if self.surrogate != "ridge":
+            return values, None
+        centred = sets - np.average(sets, axis=0, weights=weights)
+        residuals = scores - model.predict(sets)
+        return values, regression_errors(centred, weights, residuals, model.alpha)
 
     def _model(self) -> Any:
         name, alpha = SURROGATES[self.surrogate]

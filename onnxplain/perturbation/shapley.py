@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from onnxplain.distributions import Baseline
-from onnxplain.perturbation.coalitions import Coalitional, Game, check_options
+from onnxplain.perturbation.coalitions import Coalitional, Game, check_options, doubling
+from onnxplain.perturbation.errors import mean_error, regression_errors
 from onnxplain.perturbation.features import Features
 
 Array = np.ndarray[Any, Any]
@@ -25,13 +26,15 @@ class ShapleySampling(Coalitional):
     samples: int = 25
     baseline: Baseline = 0.0
     seed: int = 0
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
-        check_options(self.features, self.baseline, self.samples, self.seed)
+        check_options(self.features, self.baseline, self.samples, self.seed, self.tolerance)
 
     def game(self, features: int) -> Game:
         """No feature at all, and then, order by order, the first one, the first two ..."""
-        if features < 20 and factorial(features) <= self.samples:
+        every = features < 20 and factorial(features) <= self.samples
+        if every:
             orders = np.array(list(permutations(range(features))))
         else:
             rng = np.random.default_rng(self.seed)
@@ -42,15 +45,18 @@ class ShapleySampling(Coalitional):
             order, step = divmod(index - 1, max(1, features - 1))
             return np.asarray(places[order] <= step) if index else np.zeros(features, bool)
 
-        return Game(1 + len(orders) * (features - 1), keep, partial(_steps, orders))
+        counts = doubling(len(orders), None if every else self.tolerance)
+        return Game([1 + n * (features - 1) for n in counts], keep, partial(_steps, orders, every))
 
 
-def _steps(orders: Array, score: float, scores: Array) -> Array:
-    inner = scores[1:].reshape(len(orders), -1)
+def _steps(orders: Array, every: bool, score: float, scores: Array) -> tuple[Array, Array]:
+    features = orders.shape[1]
+    inner = scores[1:].reshape(-1, features - 1) if features > 1 else np.empty((1, 0))
+    orders = orders[: len(inner)]
     way = np.column_stack([np.full(len(orders), scores[0]), inner, np.full(len(orders), score)])
     values = np.empty(orders.shape)
     np.put_along_axis(values, orders, np.diff(way, axis=1), axis=1)
-    return np.asarray(values.mean(axis=0))
+    return values.mean(axis=0), np.zeros(features) if every else mean_error(values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,35 +71,47 @@ class KernelShap(Coalitional):
     samples: int = 1000
     baseline: Baseline = 0.0
     seed: int = 0
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
-        check_options(self.features, self.baseline, self.samples, self.seed)
+        check_options(self.features, self.baseline, self.samples, self.seed, self.tolerance)
 
     def game(self, features: int) -> Game:
-        """No feature at all, and then the sets."""
-        if features < 60 and 2**features <= self.samples:
-            numbers = np.arange(2**features - 1)
+        """No feature at all, and then the sets, each followed by its complement."""
+        every = features < 60 and 2**features <= max(2, self.samples)
+        if every:
+            numbers = np.arange(1, 2 ** (features - 1))  # the complements have the last feature
             sets = (numbers[:, None] >> np.arange(features)) % 2 == 1
-            sizes = sets[1:].sum(axis=1)
+            sizes = sets.sum(axis=1)
             weights = np.array([1 / (comb(features, s) * s * (features - s)) for s in sizes.tolist()])
         else:
             rng = np.random.default_rng(self.seed)
             kernel = 1 / (np.arange(1, features) * np.arange(features - 1, 0, -1))
             sizes = rng.choice(np.arange(1, features), -(-self.samples // 2), p=kernel / kernel.sum())
-            drawn = rng.permuted(np.arange(features) < sizes[:, None], axis=1)
-            sets = np.concatenate([np.zeros((1, features), bool), drawn, ~drawn])
-            weights = np.ones(len(sets) - 1)
-        return Game(len(sets), sets.__getitem__, partial(_regression, sets[1:], np.sqrt(weights)))
+            sets = rng.permuted(np.arange(features) < sizes[:, None], axis=1)
+            weights = np.ones(len(sets))
+
+        def keep(index: int) -> Array:
+            pair, first = divmod(index - 1, 2)
+            return np.asarray(sets[pair] ^ bool(first)) if index else np.zeros(features, bool)
+
+        counts = doubling(len(sets), None if every else self.tolerance)
+        return Game([1 + 2 * n for n in counts], keep, partial(_regression, sets, weights, every))
 
 
-def _regression(sets: Array, roots: Array, score: float, scores: Array) -> Array:
+def _regression(sets: Array, weights: Array, every: bool, score: float, scores: Array) -> tuple[Array, Array]:
     """Values that sum to the change: an equal share each, and a least-squares fit of the rest that sums to 0.
 
-    The columns are centred, so the shortest solution, which lstsq gives, sums to 0 by itself.
+    A set and its complement have opposite rows and the same weight, so half their difference is all that counts. The
+    rows sum to 0, so the shortest solution, which lstsq gives, does, too.
     """
     change = score - scores[0]
-    features = sets.shape[1]
+    pairs = scores[1:].reshape(-1, 2)
+    sets, weights, features = sets[: len(pairs)], weights[: len(pairs)], sets.shape[1]
     share = sets.mean(axis=1)
-    centred = roots[:, None] * (sets - share[:, None])
-    rest = np.linalg.lstsq(centred, roots * (scores[1:] - scores[0] - change * share))[0]
-    return np.asarray(change / features + rest)
+    centred = sets - share[:, None]
+    wanted = (pairs[:, 0] - pairs[:, 1] - change * (2 * share - 1)) / 2
+    roots = np.sqrt(weights)
+    rest = np.linalg.lstsq(roots[:, None] * centred, roots * wanted)[0]
+    errors = np.zeros(features) if every else regression_errors(centred, weights, wanted - centred @ rest)
+    return change / features + rest, errors

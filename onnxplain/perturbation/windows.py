@@ -1,0 +1,132 @@
+"""Occlusion: one window of the input after another replaced by the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from onnxplain.distributions import Baseline, Estimate, Perturbation, Plan, check_baseline, is_count
+from onnxplain.errors import OptionError
+from onnxplain.perturbation.features import hide, share
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Windows(Perturbation):
+    """The input with one window after another replaced by the baseline.
+
+    Windows start every ``stride`` elements, ceil((size - window) / stride) + 1 of them an axis, the last cropped at the
+    border (captum's convention). They span the trailing axes, all channels together.
+
+    Attributes
+    ----------
+    window, stride
+        One number for all spatial axes, or one per axis. A window of None is a seventh of each axis (32 of 224), or
+        a 64th if there is one only; a stride of None half the window. A stride beyond a window so found is that window.
+    baseline
+        See `Perturbation`.
+    """
+
+    window: int | tuple[int, ...] | None = None
+    stride: int | tuple[int, ...] | None = None
+    baseline: Baseline = 0.0
+
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            _check_sizes("window", self.window)
+        if self.stride is not None:
+            _check_sizes("stride", self.stride)
+            if isinstance(self.window, tuple):
+                self.per_axis(len(self.window))
+            if self.window is not None and any(s > w for s, w in np.broadcast(self.stride, self.window)):
+                why = "some elements would never be covered"
+                raise OptionError(f"stride {self.stride} is larger than window {self.window}: {why}")
+        check_baseline(self.baseline)
+
+    def axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The axes that windows span: those after batch and channels; the features of a table."""
+        if isinstance(self.window, tuple):
+            if len(self.window) >= len(shape):
+                raise OptionError(f"window {self.window} has more axes than the input {shape} besides the batch")
+            return tuple(range(len(shape) - len(self.window), len(shape)))
+        return tuple(range(2, len(shape))) if len(shape) > 2 else tuple(range(1, len(shape)))
+
+    def per_axis(self, axes: int) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
+        """Window and stride of each of the axes that windows span."""
+        window = self.window if isinstance(self.window, tuple) else (self.window,) * axes
+        stride = self.stride if isinstance(self.stride, tuple) else (self.stride,) * axes
+        if len(stride) != axes:
+            raise OptionError(f"stride {self.stride} needs one number per axis of the window ({axes})")
+        return window, stride
+
+    def geometry(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """Axes, window sizes, strides and numbers of windows for an input shape (batch included)."""
+        axes = self.axes(shape)
+        asked_window, asked = self.per_axis(len(axes))
+        sizes = [shape[axis] for axis in axes]
+        part = share(len(axes))
+        window = tuple(max(1, n // part) if w is None else min(w, n) for w, n in zip(asked_window, sizes, strict=True))
+        stride = tuple(max(1, w // 2) if s is None else min(s, w) for s, w in zip(asked, window, strict=True))
+        counts = tuple(-(-(shape[a] - w) // s) + 1 for a, w, s in zip(axes, window, stride, strict=True))
+        return axes, window, stride, counts
+
+    def slices(self, shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+        """The windows, as indices into an array of ``shape`` without its batch axis."""
+        axes, window, stride, counts = self.geometry(shape)
+        for position in product(*map(range, counts)):
+            index = [slice(None)] * (len(shape) - 1)
+            for axis, w, s, k in zip(axes, window, stride, position, strict=True):
+                index[axis - 1] = slice(k * s, min(k * s + w, shape[axis]))
+            yield tuple(index)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise OptionError where windows do not fit an input."""
+        self.geometry(shape)
+
+    def plans(self, here: Mapping[str, Array], fills: Mapping[str, Array]) -> Sequence[Plan]:
+        """One copy per window and tensor."""
+        jobs = [(name, window) for name, x in here.items() for window in self.slices(x.shape)]
+        counts = {name: np.zeros(x.shape[1:]) for name, x in here.items()}
+        for name, window in jobs:
+            counts[name][window] += 1
+        samples = len(next(iter(here.values())))
+        return [Windowed(jobs, counts, {n: fill[k, ...] for n, fill in fills.items()}) for k in range(samples)]
+
+
+@dataclass(frozen=True, eq=False)
+class Windowed:
+    """The plan of `Windows`: one copy per tensor and window; ``counts``: how many windows cover an element."""
+
+    jobs: Sequence[tuple[str, tuple[slice, ...]]]
+    counts: Mapping[str, Array]
+    fill: Mapping[str, Array]
+
+    @property
+    def stages(self) -> Sequence[int]:
+        """All copies."""
+        return (len(self.jobs),)
+
+    def hide(self, index: int, copy: Mapping[str, Array]) -> None:
+        """Fill one window."""
+        name, window = self.jobs[index]
+        hole = np.zeros(copy[name].shape, bool)
+        hole[window] = True
+        hide(copy[name], hole, self.fill.get(name))
+
+    def estimate(self, score: float, scores: Array) -> Estimate:
+        """Mean loss over the windows that cover an element."""
+        losses = {name: np.zeros(count.shape) for name, count in self.counts.items()}
+        for (name, window), masked in zip(self.jobs, scores, strict=True):
+            losses[name][window] += score - float(masked)
+        return Estimate({name: loss / self.counts[name] for name, loss in losses.items()})
+
+
+def _check_sizes(name: str, value: Any) -> None:
+    sizes = value if isinstance(value, tuple) else (value,)
+    if not sizes or not all(is_count(size, 1) for size in sizes):
+        raise OptionError(f"{name} must be a whole number of at least 1, or a tuple of them, not {value!r}")
