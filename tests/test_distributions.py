@@ -7,7 +7,6 @@ import pytest
 
 from onnxplain.distributions import QUADRATURES, Line, baseline_like, calibrated
 from onnxplain.errors import OptionError
-from onnxplain.perturbation import Windows
 
 
 @pytest.mark.parametrize("quadrature", QUADRATURES)
@@ -62,84 +61,6 @@ LINES: list[tuple[dict[str, Any], str]] = [
 def test_bad_lines(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         Line(**options)
-
-
-WINDOWS: list[tuple[dict[str, Any], str]] = [
-    ({"window": 0}, "window must be a whole number of at least 1"),
-    ({"window": (3, 0)}, r"not \(3, 0\)"),
-    ({"window": ()}, r"not \(\)"),
-    ({"window": 2.0}, "not 2.0"),
-    ({"window": [3, 3]}, "a tuple of them"),
-    ({"window": "a"}, "not 'a'"),
-    ({"window": True}, "not True"),
-    ({"stride": 0}, "stride must be a whole number"),
-    ({"stride": (1, None)}, "stride must be a whole number"),
-    ({"window": 3, "stride": 4}, "stride 4 is larger than window 3"),
-    ({"window": (5, 3), "stride": 4}, "never be covered"),
-    ({"window": (3, 5), "stride": (2, 6)}, "never be covered"),
-    ({"window": (3, 3), "stride": (1, 1, 1)}, r"one number per axis of the window \(2\)"),
-    ({"baseline": np.nan}, "NaN"),
-]
-
-
-@pytest.mark.parametrize(("options", "message"), WINDOWS, ids=str)
-def test_bad_windows(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(OptionError, match=message):
-        Windows(**options)
-
-
-def test_strides_are_compared_axis_by_axis() -> None:
-    Windows((2, 8), (2, 8))
-    Windows(8, (2, 8))
-
-
-def starts(windows: Windows, shape: tuple[int, ...]) -> list[list[tuple[int, int]]]:
-    """Per axis that windows span: start and stop of each."""
-    axes = windows.axes(shape)
-    return [sorted({(index[a - 1].start, index[a - 1].stop) for index in windows.slices(shape)}) for a in axes]
-
-
-def test_windows_of_an_image() -> None:
-    assert starts(Windows(3, 2), (1, 4, 7, 6)) == [[(0, 3), (2, 5), (4, 7)], [(0, 3), (2, 5), (4, 6)]]
-    assert all(index[0] == slice(None) for index in Windows(3, 2).slices((1, 4, 7, 6)))
-    assert len(list(Windows(3, 2).slices((1, 4, 7, 6)))) == 9
-
-
-@pytest.mark.parametrize(
-    ("shape", "axes"),
-    [((2, 3, 8, 9), (2, 3)), ((2, 3, 9), (2,)), ((2, 9), (1,)), ((2,), ()), ((2, 3, 4, 5, 6), (2, 3, 4))],
-)
-def test_axes(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
-    assert Windows(3).axes(shape) == axes
-
-
-def test_default_stride_and_windows_beyond_the_border() -> None:
-    assert starts(Windows(4), (1, 1, 8)) == [[(0, 4), (2, 6), (4, 8)]]
-    assert starts(Windows(1), (1, 1, 2)) == [[(0, 1), (1, 2)]]
-    assert starts(Windows(9), (1, 1, 5)) == [[(0, 5)]]
-    assert starts(Windows((2, 9)), (1, 1, 3, 5)) == [[(0, 2), (1, 3)], [(0, 5)]]
-
-
-def test_a_window_that_nobody_gives_a_size_is_a_seventh_of_each_axis() -> None:
-    assert Windows().geometry((1, 3, 224, 8))[1:3] == ((32, 1), (16, 1))
-    assert Windows(stride=4).geometry((1, 3, 224, 8))[1:3] == ((32, 1), (4, 1))
-
-
-@pytest.mark.parametrize(("window", "stride"), [(w, s) for w in (1, 2, 3, 5, 8) for s in range(1, w + 1)])
-def test_every_element_is_covered_and_no_window_lies_outside(window: int, stride: int) -> None:
-    for size in range(1, 12):
-        covered = np.zeros(size, int)
-        for _, piece in Windows(window, stride).slices((1, 1, size)):
-            assert piece.start < piece.stop <= size
-            covered[piece] += 1
-        assert covered.min() >= 1
-
-
-def test_windows_that_do_not_fit_the_input() -> None:
-    with pytest.raises(OptionError, match="more axes than the input"):
-        Windows((1, 2, 3)).geometry((1, 5, 5))
-    with pytest.raises(OptionError, match=r"one number per axis of the window \(2\)"):
-        Windows(3, (1, 1, 1)).geometry((1, 1, 5, 5))
 
 
 def test_baseline_like() -> None:

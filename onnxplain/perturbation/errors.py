@@ -35,10 +35,10 @@ def regression_errors(design: Array, weights: Array, residuals: Array, penalty: 
     Returns
     -------
     Array
-        Shape (coefficients,); NaN if there are no more rows than coefficients and an intercept.
+        Shape (coefficients,); NaN for less than two rows a coefficient, with which the fit just follows the rows.
     """
     rows, coefficients = design.shape
-    if rows <= coefficients + 1:
+    if rows < 2 * coefficients:
         return np.full(coefficients, np.nan)
     weighted = design * weights[:, None]
     inverse = np.linalg.pinv(design.T @ weighted + penalty * np.eye(coefficients), hermitian=True)

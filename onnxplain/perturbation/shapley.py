@@ -112,6 +112,11 @@ def _regression(sets: Array, weights: Array, every: bool, score: float, scores: 
     centred = sets - share[:, None]
     wanted = (pairs[:, 0] - pairs[:, 1] - change * (2 * share - 1)) / 2
     roots = np.sqrt(weights)
-    rest = np.linalg.lstsq(roots[:, None] * centred, roots * wanted)[0]
-    errors = np.zeros(features) if every else regression_errors(centred, weights, wanted - centred @ rest)
+    rest, _, rank, _ = np.linalg.lstsq(roots[:, None] * centred, roots * wanted)
+    if every:
+        errors = np.zeros(features)
+    elif rank < features - 1:  # the sets leave values open
+        errors = np.full(features, np.nan)
+    else:
+        errors = regression_errors(centred, weights, wanted - centred @ rest)
     return change / features + rest, errors
