@@ -43,8 +43,8 @@ def explain_perturbed(
     scores = [np.zeros(plan.stages[-1]) for plan in plans]
     found: dict[int, Estimate] = {}
     copies = np.zeros(count, np.int64)  # that each sample has been run with
-    for stage in range(max(len(plan.stages) for plan in plans)):
-        going = [k for k in range(count) if k not in found]
+    stage = 0
+    while going := [k for k in range(count) if k not in found]:
         ends = {k: plans[k].stages[stage] for k in going}
         samples = np.repeat(going, [ends[k] - copies[k] for k in going])
         jobs = np.stack([samples, np.concatenate([np.arange(copies[k], ends[k]) for k in going])], axis=1)
@@ -56,7 +56,8 @@ def explain_perturbed(
             if part.stop == len(jobs):
                 found |= _settled(perturbation, plans, score, scores, ends)
             if progress:
-                progress(int(copies.sum()), sum(copies[k] if k in found else len(scores[k]) for k in range(count)))
+                progress(int(copies.sum()), sum(int(copies[k]) if k in found else len(scores[k]) for k in range(count)))
+        stage += 1
     return _answer(here, found, target, score, copies)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from onnxplain.distributions import Baseline, Estimate, Perturbation, Plan, check_baseline, is_count
 from onnxplain.errors import OptionError
-from onnxplain.perturbation.features import Features, Partition, check_features, check_shape, hide, partition
+from onnxplain.fills import inpainted
+from onnxplain.perturbation.features import Features, Partition, check_features, check_shape, partition
 
 Array = np.ndarray[Any, Any]
 FIRST = 16  # samples without which no standard error is good enough to stop at
@@ -38,7 +39,7 @@ class Game:
 
 @dataclass(frozen=True, eq=False)
 class Coalitions:
-    """The plan of a game; ``fill``: what hidden elements become, see `onnxplain.perturbation.features.hide`."""
+    """The plan of a game; ``fill`` is what hidden elements become, and what is not in it is inpainted."""
 
     partition: Partition
     game: Game
@@ -53,7 +54,8 @@ class Coalitions:
         """Put the fill where the features of one set are not."""
         keep = self.game.keep(index)
         for name, labels in self.partition.labels.items():
-            hide(copy[name], ~keep[labels], self.fill.get(name))
+            x, hole = copy[name], ~keep[labels]
+            np.copyto(x, self.fill[name] if name in self.fill else inpainted(x, hole), where=hole)
 
     def estimate(self, score: float, scores: Array) -> Estimate:
         """The value of a feature at each of its elements."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain.errors import OptionError, did_you_mean
-from onnxplain.fills import inpainted, spatial
+from onnxplain.fills import spatial
 
 Array = np.ndarray[Any, Any]
 NAMED = ("grid", "slic")
@@ -51,11 +51,6 @@ def check_shape(features: Features, shape: tuple[int, ...]) -> None:
 def share(axes: int) -> int:
     """Part of each axis that a window covers which nobody gives a size: a seventh in pictures, a 64th of a sequence."""
     return 64 if axes == 1 else 7
-
-
-def hide(x: Array, hole: Array, fill: Array | None) -> None:
-    """Replace what lies in the hole, in place: by the fill, or, where there is none, by what surrounds the hole."""
-    np.copyto(x, inpainted(x, hole) if fill is None else fill, where=hole)
 
 
 def is_picture(x: Array) -> bool:

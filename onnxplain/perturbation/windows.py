@@ -11,7 +11,8 @@ import numpy as np
 
 from onnxplain.distributions import Baseline, Estimate, Perturbation, Plan, check_baseline, is_count
 from onnxplain.errors import OptionError
-from onnxplain.perturbation.features import hide, share
+from onnxplain.fills import inpainted
+from onnxplain.perturbation.features import share
 
 Array = np.ndarray[Any, Any]
 
@@ -114,9 +115,13 @@ class Windowed:
     def hide(self, index: int, copy: Mapping[str, Array]) -> None:
         """Fill one window."""
         name, window = self.jobs[index]
-        hole = np.zeros(copy[name].shape, bool)
-        hole[window] = True
-        hide(copy[name], hole, self.fill.get(name))
+        x = copy[name]
+        if name in self.fill:
+            x[window] = self.fill[name][window]
+        else:
+            hole = np.zeros(x.shape, bool)
+            hole[window] = True
+            x[...] = inpainted(x, hole)
 
     def estimate(self, score: float, scores: Array) -> Estimate:
         """Mean loss over the windows that cover an element."""

@@ -8,7 +8,8 @@ import pytest
 import onnxplain as ox
 from onnxplain.fills import spatial
 from onnxplain.perturbation.features import partition
-from tests.models import IMAGES, TWO_INPUTS
+from tests.models import IMAGES, MLP, TOKENS, TWO_INPUTS
+from tests.reference import relative_error
 
 
 def test_default_features() -> None:
@@ -48,3 +49,19 @@ def test_superpixels_follow_the_picture() -> None:
     assert set(last[:, :13].flat).isdisjoint(last[:, 13:].flat)
     values = ox.explain(IMAGES.proto(), IMAGES.x(1), "lime", target=1, samples=30).values
     np.testing.assert_array_equal(values[:, 0], values[:, 1])
+
+
+def test_tokens_and_columns_that_go_together() -> None:
+    """Against a loop: all elements of a number at once, whatever it is called."""
+    tokens = np.array([[1, 2, 3, 4, 5], [6, 1, 0, 2, 3]])
+    for tiny, x, labels, baseline in (
+        (TOKENS, tokens, np.array([7, 7, 0, 7, -2]), 6),
+        (MLP, MLP.x(2), np.array([1, 1, 0, 5, 5, 5]), 0.5),
+    ):
+        expected = np.zeros(x.shape)
+        for number in set(labels.tolist()):
+            copies = np.where(labels == number, np.asarray(baseline, x.dtype), x)
+            lost = (tiny.evaluate({"x": x}) - tiny.evaluate({"x": copies}))[:, 1]
+            expected[:, labels == number] = lost[:, None]
+        found = ox.explain(tiny.proto(), x, "feature_ablation", target=1, features=labels, baseline=baseline).values
+        assert relative_error(found, expected) < 1e-4
