@@ -30,7 +30,7 @@ class References:
     Attributes
     ----------
     baseline
-        A number, or an array: one for all samples, or one each.
+        A number, or an array: one for all samples, or one each; "blur", see `onnxplain.fills`.
     baselines
         An array of shape (K, ...): K baselines instead, each for all samples, that count alike.
     """
@@ -64,7 +64,7 @@ class Line:
     steps
         Number of points.
     baseline
-        A number, or an array: one for all samples, or one each.
+        A number, or an array: one for all samples, or one each; "blur", see `onnxplain.fills`.
     quadrature
         ``gauss_legendre``, ``midpoint``, ``trapezoid``, ``left`` or ``right``; weights of all of them sum to 1
         (captum's trapezoid does not).

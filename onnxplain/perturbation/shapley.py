@@ -20,7 +20,10 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, eq=False)
 class ShapleySampling(Coalitional):
-    """Mean over random orders (Castro et al. 2009); over all of them, if there are no more than ``samples``."""
+    """Mean over random orders (Castro et al. 2009); over all of them, if there are no more than ``samples``.
+
+    Standard errors are those of a mean over orders; 0 if these are all.
+    """
 
     features: Features = None
     samples: int = 25
@@ -64,7 +67,8 @@ class KernelShap(Coalitional):
     """Weighted least squares over sets of features (Lundberg and Lee 2017), the sum held to the change of score.
 
     All sets, if there are no more than ``samples``: then the result is exact. Else sets drawn by the Shapley kernel,
-    each with its complement.
+    each with its complement, and standard errors are those of a fit to random pairs (see `regression_errors`); NaN
+    while the sets leave some values open.
     """
 
     features: Features = None
