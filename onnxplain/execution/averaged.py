@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxplain.distributions import baseline_like
 from onnxplain.errors import OptionError
-from onnxplain.execution.runner import Answer
+from onnxplain.execution.runner import Answer, errors_of_means
 from onnxplain.ir import is_float
 from onnxplain.runtime.chunked import Progress
 from onnxplain.sampling import Noise, Sampled
@@ -63,7 +63,9 @@ def explain_averaged(
         result = {name: np.maximum(squares[name] - mean**2, 0) for name, mean in sums.items()}
     dtypes = {name: a.dtype for name, a in here.attributions.items()}
     attributions = {name: values.astype(dtypes[name]) for name, values in result.items()}
-    return replace(here, attributions=attributions, residual=None)
+    errors = errors_of_means(sums, squares, sampled.count) if sampled.random and moment == "mean" else {}
+    errors = {name: values.astype(dtypes[name]) for name, values in errors.items()}
+    return replace(here, attributions=attributions, residual=None, errors=errors, copies=None)
 
 
 def _point(sampled: Sampled, index: int, place: int, name: str, x: Array) -> Array:

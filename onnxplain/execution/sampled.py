@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.execution.runner import Answer, Runner, baselines_of, resolve, sum_per_sample
+from onnxplain.execution.runner import Answer, Runner, baselines_of, errors_of_means, resolve, sum_per_sample
 from onnxplain.methods import Method
 from onnxplain.runtime.batching import chunks
 from onnxplain.runtime.chunked import Progress
@@ -70,7 +70,7 @@ def explain_sampled(
     if method.moment == "variance":
         found = {name: np.maximum(squares[name] - mean**2, 0) for name, mean in sums.items()}
     attributions = {name: values.astype(score.dtype) for name, values in found.items()}
-    errors = _errors(sums, squares, sampled.count) if sampled.random and method.moment == "mean" else {}
+    errors = errors_of_means(sums, squares, sampled.count) if sampled.random and method.moment == "mean" else {}
     errors = {name: values.astype(score.dtype) for name, values in errors.items()}
     if not method.promise:
         return Answer(attributions, target, score, None, errors)
@@ -78,16 +78,6 @@ def explain_sampled(
     share = np.bincount(sampled.lines, sampled.weights, len(there)) if isinstance(sampled, Lines) else np.zeros(0)
     change = score - np.tensordot(share, np.asarray(there), axes=1)
     return Answer(attributions, target, score, sum_per_sample(attributions, samples) - change, errors)
-
-
-def _errors(means: Mapping[str, Array], squares: Mapping[str, Array], count: int) -> dict[str, Array]:
-    """Standard errors of means over points drawn at random; NaN for a single point.
-
-    Where points are spread evenly (see `Lines`), they are upper bounds: n such points are at least as good as n - 1
-    independent ones (Owen 1997), and the more the method's findings are sums of what place and baseline do, the better.
-    """
-    free = count - 1 if count > 1 else np.nan
-    return {name: np.sqrt(np.maximum(squares[name] - mean**2, 0) / free) for name, mean in means.items()}
 
 
 def _noisy(noise: Noise, place: int, x: Array, index: Array, sample: Array) -> Array:

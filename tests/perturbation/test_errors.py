@@ -164,3 +164,14 @@ def test_errors_of_several_inputs() -> None:
         _ = result.error
     last = ox.explain(IMAGES.proto(), IMAGES.x(2), "smoothgrad", samples=5)
     assert last.error.shape == last.values.shape
+
+
+def test_methods_of_masked_copies_over_noise() -> None:
+    """The error is that over the noise, not that of the method at the input itself."""
+    runs = [
+        ox.explain(MLP.proto(), MLP.x(1), "smoothgrad", target=1, base="occlusion", samples=n, seed=2, noise=0.3)
+        for n in (1, 5)
+    ]
+    assert np.isnan(runs[0].error).all()
+    assert (runs[1].error > 0).all()
+    assert runs[1].copies is None
