@@ -55,6 +55,7 @@ LAYERS = [
     "result",
     "checks",
     "api",
+    "influences",
     "__init__",
     "cli",
     "__main__",
