@@ -188,7 +188,7 @@ def test_top_units_and_signs():
     assert best.tensor == "h"
     lines = str(found).splitlines()
     assert lines[0] == "gradient at h: mean of 3 samples, the strongest of 8 units"
-    assert lines[1].startswith(f"  {best.index}: {best.influence:+.4g} ± ")
+    assert lines[1].startswith(f"  {best.index}: {best.influence:+.3g} ± ")
     assert "nan" not in str(ox.influence(MLP.proto(), MLP.x(1), "h", AB))
 
 

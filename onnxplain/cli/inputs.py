@@ -50,17 +50,17 @@ def note_of(model: ox.Model) -> Note | None:
     return find_note(model.source.path, model.source.metadata)
 
 
-def load_array(path: Path) -> Array:
-    """One array from a .npy file."""
-    array = _load(path)
+def load_array(path: Path, mapped: bool = False) -> Array:
+    """One array from a .npy file; ``mapped`` reads what is used of it, when it is."""
+    array = _load(path, mapped)
     if not isinstance(array, np.ndarray):
         raise InputError(f"'{path}' holds several arrays, not one", "Name it .npz.")
     return array
 
 
-def _load(path: Path) -> Array | dict[str, Array]:
+def _load(path: Path, mapped: bool = False) -> Array | dict[str, Array]:
     try:
-        loaded = np.load(path, allow_pickle=False)
+        loaded = np.load(path, "r" if mapped else None, allow_pickle=False)
         return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else np.asarray(loaded)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from None

@@ -18,6 +18,7 @@ from rich.text import Text
 import onnxplain as ox
 from onnxplain.cli.drawing import Drawing
 from onnxplain.cli.inputs import Prepared
+from onnxplain.influences import Carried
 from onnxplain.ir import Value
 from onnxplain.preprocessing import Note, Preprocessing
 from onnxplain.program import Assignment
@@ -58,8 +59,8 @@ def warning(message: str) -> None:
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, nothing elsewhere; it pulses until the first step is done."""
+def progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar on a terminal, nothing elsewhere; it pulses until the total is known."""
     console = _console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -146,6 +147,34 @@ def converted(explainer: ox.Model, out: Path, method: str, as_json: bool) -> Non
     for value in explainer.inputs:
         click.echo(f"  input  {value}")
     click.echo(f"  outputs {', '.join(outputs)}")
+
+
+def influence(found: ox.Influence, explained: str, top: int, sign: str, carried: Carried | None, as_json: bool) -> None:
+    """Print the top units of a tensor, and what they carry."""
+    units = found.top(top, sign)
+    if as_json:
+        known = {"at": found.at, "method": found.method, "target": explained, "samples": found.samples}
+        rows = [{"index": u.index, "influence": u.influence, "error": _finite(u.error)} for u in units]
+        _dump(
+            {**known, "units": found.units.size, "top": rows}
+            | ({} if carried is None else {"carried": _columns(carried)})
+        )
+        return
+    click.echo(f"{explained}: {found.method} at {found.at}, mean of {found.samples} samples")
+    click.echo(f"the strongest of {found.units.size} units:")
+    for unit in units:
+        click.echo(f"  {unit}")
+    if carried is not None:
+        click.echo(str(carried))
+
+
+def _columns(carried: Carried) -> dict[str, Any]:
+    columns = {name: getattr(carried, name) for name in ("score", "error", "share", "share_error")}
+    return {"k": carried.ks} | {name: [_finite(v) for v in values] for name, values in columns.items()}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def rules(report: Sequence[Assignment], method: str, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from onnxplain.distributions import Baseline, baseline_like, check_baseline, is_
 from onnxplain.errors import OptionError
 from onnxplain.execution.runner import resolve
 from onnxplain.influences.data import Data, Progress, walk
-from onnxplain.influences.moments import Moments
+from onnxplain.influences.moments import Moments, with_error
 
 Array = np.ndarray[Any, Any]
 
@@ -49,15 +49,12 @@ class Carried:
     def __str__(self) -> str:
         lines = [f"mean of {self.samples} samples; score with the top k units alone, share of the way to all units"]
         for row, k in enumerate(self.ks):
-            line = f"  {k}: {self.score[row]:.4g} ± {self.error[row]:.2g}, {_share(self.share, self.share_error, row)}"
+            score = with_error(self.score[row], self.error[row], ".3g")
+            line = f"  {k}: {score}, {with_error(self.share[row], self.share_error[row], '.1%')}"
             if self.control is not None and self.control_error is not None:
-                line += f" (random units: {_share(self.control, self.control_error, row)})"
+                line += f" (random units: {with_error(self.control[row], self.control_error[row], '.1%')})"
             lines.append(line)
         return "\n".join(lines)
-
-
-def _share(share: Array, error: Array, row: int) -> str:
-    return f"{share[row]:.1%} ± {error[row]:.1%}"
 
 
 def carried(

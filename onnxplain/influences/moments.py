@@ -58,3 +58,8 @@ class Moments:
     def error(self) -> Array:
         """Standard error of the mean; NaN where one row does not tell. Of squared deviations only."""
         return np.sqrt(self.covariance)
+
+
+def with_error(value: float, error: float, form: str) -> str:
+    """A mean and its standard error, where there is one, to read."""
+    return f"{value:{form}}" if np.isnan(error) else f"{value:{form}} ± {error:{form.removeprefix('+')}}"

@@ -13,6 +13,7 @@ from onnxplain.distributions import Baseline, is_count
 from onnxplain.errors import OptionError, did_you_mean
 from onnxplain.influences.carried import Carried, carried
 from onnxplain.influences.data import Data, Progress
+from onnxplain.influences.moments import with_error
 from onnxplain.quantities import Neuron, Quantity
 
 Array = np.ndarray[Any, Any]
@@ -41,8 +42,7 @@ class Unit:
     quantity: Quantity
 
     def __str__(self) -> str:
-        error = "" if np.isnan(self.error) else f" ± {self.error:.2g}"
-        return f"{self.index}: {self.influence:+.4g}{error}"
+        return f"{self.index}: {with_error(self.influence, self.error, '+.3g')}"
 
 
 @dataclass(frozen=True)
