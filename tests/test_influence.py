@@ -163,6 +163,10 @@ def test_pieces_fit_the_memory_bound():
     steps.clear()
     ox.influence(IMAGES.proto(), batches(IMAGES.x(4)), "r2", 1, progress=lambda *step: steps.append(step))
     assert steps == [(1, None), (3, None), (4, None)]
+    steps.clear()
+    found = ox.influence(IMAGES.proto(), IMAGES.x(5), "r2", 1, memory=5000)
+    found.carried(IMAGES.x(5), progress=lambda *step: steps.append(step))
+    assert steps == [(1, 5), (3, 5), (5, 5)]
 
 
 def test_an_exception_in_progress_ends_the_work():

@@ -103,7 +103,8 @@ def influence(
 def _called(target: Any, names: Sequence[str] | None) -> str:
     if target is None:
         return "predicted class"
-    return f"class {target} ({names[target]})" if names and isinstance(target, int) else f"class {target}"
+    known = names and isinstance(target, int) and 0 <= target < len(names)
+    return f"class {target} ({names[target]})" if names and known else f"class {target}"
 
 
 def _files(path: Path) -> list[Path]:
@@ -119,6 +120,7 @@ def _files(path: Path) -> list[Path]:
 def _read(model: ox.Model, note: Note | None, files: Sequence[Path], photos: Mapping[str, Any]) -> Any:
     """One array as it is, so that its size is known; else batches."""
     if len(files) == 1 and files[0].suffix == ".npy":
+        inputs.check_unprepared(files[0], photos)
         return inputs.load_array(files[0], mapped=True)
     return _batches(model, note, files, photos)
 

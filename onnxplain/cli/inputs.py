@@ -77,8 +77,7 @@ def prepare(model: ox.Model, note: Note | None, path: Path, options: Mapping[str
         Nothing says how a photo is to be prepared.
     """
     if path.suffix in ARRAYS:
-        if options:
-            raise OptionError(f"--{next(iter(options))} is for photos; '{path}' goes in as it is")
+        check_unprepared(path, options)
         return Prepared(_load(path) if path.suffix == ".npz" else load_array(path))
     inputs = model.inputs
     if len(inputs) != 1 or len(inputs[0].shape or ()) != 4:
@@ -90,6 +89,12 @@ def prepare(model: ox.Model, note: Note | None, path: Path, options: Mapping[str
     how = replace(_how(note, path, options), dtype=str(inputs[0].dtype)).for_shape(shape)
     image = read_image(path)
     return Prepared(preprocess(image, how, shape), view(image, how, shape), how)
+
+
+def check_unprepared(path: Path, options: Mapping[str, Any]) -> None:
+    """Raise OptionError if ``options`` say how an array is to be prepared."""
+    if options:
+        raise OptionError(f"--{next(iter(options))} is for photos; '{path}' goes in as it is")
 
 
 def _how(note: Note | None, path: Path, options: Mapping[str, Any]) -> Preprocessing:

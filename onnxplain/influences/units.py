@@ -32,7 +32,9 @@ class Unit:
     influence, error
         Mean over the data, and its standard error (NaN for one sample).
     quantity
-        The unit's own activation, summed up, as something to explain: ``target=`` of `onnxplain.explain`.
+        The unit's own activation, summed up, as something to explain: ``target=`` of `onnxplain.explain`. Methods that
+        keep positive parts only (guided_backprop, lrp with z_plus) draw nearly the same picture for every unit of a
+        deep layer; layer_cam, grad_cam and smoothgrad tell units apart.
     """
 
     tensor: str
