@@ -33,7 +33,7 @@ def as_json(*args):
 
 
 def test_an_array_gives_the_units_of_the_api():
-    done = as_json("x.npy", "--target", "3", "--against", "8", "-m", "gradient_x_input", "--top", "3", "--carried")
+    done = as_json("x.npy", "--target", "3", "--versus", "8", "-m", "gradient_x_input", "--top", "3", "--carried")
     found = ox.influence(DIGITS, np.load("x.npy"), AT, ox.Difference(3, 8), "gradient_x_input")
     assert (done["samples"], done["units"], done["at"]) == (5, found.units.size, AT)
     assert done["target"] == "class 3 (3) rather than class 8 (8)"
@@ -76,6 +76,14 @@ def test_signs_and_axes():
     assert all(u["influence"] < 0 and len(u["index"]) == 2 for u in done["top"])
 
 
+def test_a_unit_in_terms_of_an_earlier_layer():
+    late = ox.load(DIGITS).tensors[4].name
+    done = as_json("x.npy", "--of", late, "--target", "2,...")
+    found = ox.influence(DIGITS, np.load("x.npy"), AT, ox.Channel(late, 2))
+    assert done["target"] == f"'{late}' at 2,..."
+    assert [u["index"] for u in done["top"]] == [u.index for u in found.top()]
+
+
 def test_arrays_are_mapped():
     assert isinstance(inputs.load_array(inputs.Path("x.npy"), mapped=True).base, np.memmap)
 
@@ -89,8 +97,8 @@ def test_refusals(folder):
     assert "--top" in refused("x.npy", "--top", "0", status=2)[0]
     assert "occlusion does not walk back" in refused("x.npy", "-m", "occlusion")[0]
     assert "cannot read 'y.npy'" in refused("y.npy")[0]
-    assert "no class called 'cat'" in refused("x.npy", "--target", "1", "--against", "cat")[0]
-    assert "target 10 is out of range" in refused("x.npy", "--against", "10")[0]
+    assert "no class called 'cat'" in refused("x.npy", "--target", "1", "--versus", "cat")[0]
+    assert "target 10 is out of range" in refused("x.npy", "--versus", "10")[0]
     assert "--mean is for photos" in refused("x.npy", "--mean", "1")[0]
     (folder / "empty").mkdir()
     assert "no photo and no array in 'empty'" in refused("empty")[0]

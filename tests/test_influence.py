@@ -105,6 +105,17 @@ def test_predicted_class_is_each_samples_own():
     close(ox.influence(MLP.proto(), x, "z").mean, ox.influence(MLP.proto(), x, "z", each).mean)
 
 
+def test_log_probabilities_and_what_carries_them():
+    x, w2 = MLP.x(6), MLP.weights["w2"].astype(np.float64)
+    h, y = MLP.evaluate({"x": x}, "h"), MLP.evaluate({"x": x})
+    softmax = np.exp(y) / np.exp(y).sum(1, keepdims=True)
+    found = ox.influence(MLP.proto(), x, "h", ox.LogProbability(1))
+    close(found.mean, (w2[:, 1] - softmax @ w2.T).mean(0))
+    kept = found.top(1)[0].index
+    left = h[:, [kept]] * w2[kept] + MLP.weights["b2"]
+    close(found.carried(x, ks=(1,)).score[1], (left[:, 1] - np.log(np.exp(left).sum(1))).mean())
+
+
 def test_several_inputs_and_a_fixed_batch():
     feeds = TWO_INPUTS.feeds(7)
     at = ox.load(TWO_INPUTS.proto()).tensors[0].name
@@ -314,6 +325,7 @@ def test_bad_questions_are_refused_before_any_work():
     refused(ox.OptionError, "occlusion does not walk back", MLP.proto(), data(), "h", method="occlusion")
     refused(ox.OptionError, "grad_cam does not walk back", IMAGES.proto(), data(), "r2", method="grad_cam")
     refused(ox.OptionError, "no option 'steps'", MLP.proto(), data(), "h", steps=3)
+    refused(ox.OptionError, "units are those of one tensor", IMAGES.proto(), data(), "r?")
     for axis in (0, 2, -2, 1.0, True, (1, 2)):
         refused(ox.OptionError, "does not tell units apart", MLP.proto(), data(), "h", axis=axis)
 

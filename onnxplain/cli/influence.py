@@ -27,7 +27,7 @@ BATCH = 8  # photos that are read at once
 @click.option("--at", required=True, help="Tensor whose units are looked at; see 'onnxplain inspect --tensors'.")
 @options.method(required=True, default="gradient")
 @click.option("--target", help="Class number or name, or index into the output; default: the predicted class of each.")
-@click.option("--against", help="Class in contrast to it: what makes it the target rather than that.")
+@options.quantity()
 @options.labels
 @click.option("--output", help="Model output to explain; default: the first floating-point one.")
 @click.option("--probability", is_flag=True, help="Explain the value after a final softmax, not before it.")
@@ -45,7 +45,8 @@ def influence(
     method: str,
     params: tuple[str, ...],
     target: str | None,
-    against: str | None,
+    versus: str | None,
+    of: str | None,
     labels: Path | None,
     output: str | None,
     probability: bool,
@@ -68,11 +69,7 @@ def influence(
         note = inputs.note_of(loaded)
         names = inputs.class_names(labels, note, loaded, output)
         inputs.check_names(names, loaded, output)
-        asked: Any = options.parse_target(target, names)
-        explained = _called(asked, names)
-        if against is not None:
-            other = options.parse_target(against, names)
-            asked, explained = ox.Difference(asked, other), f"{explained} rather than {_called(other, names)}"
+        asked = options.parse_quantity(target, versus, of, names)
         wanted = inputs.with_bounds(inputs.noted_preprocessing(loaded, note), method, options.parse(params))
         files = _files(data)
         photos = {key: value for key, value in given.items() if value is not None}
@@ -97,14 +94,20 @@ def influence(
         )
         again = _read(loaded, note, files, photos)
         what = found.carried(again, sign=sign, progress=progress) if carried else None
-    show.influence(found, explained, top, sign, what, as_json)
+    show.influence(found, _called(target, versus, of, names), top, sign, what, as_json)
 
 
-def _called(target: Any, names: Sequence[str] | None) -> str:
-    if target is None:
-        return "predicted class"
-    known = names and isinstance(target, int) and 0 <= target < len(names)
-    return f"class {target} ({names[target]})" if names and known else f"class {target}"
+def _called(target: str | None, versus: str | None, of: str | None, names: Sequence[str] | None) -> str:
+    """What is explained, with the names of classes."""
+
+    def one(text: str | None) -> str:
+        if of:
+            return f"'{of}' at {text}"
+        number = options.parse_target(text, names)
+        name = show.label(number, names)
+        return "predicted class" if number is None else f"class {number} ({name})" if name else f"class {text}"
+
+    return one(target) if versus is None else f"{one(target)} rather than {one(versus)}"
 
 
 def _files(path: Path) -> list[Path]:

@@ -71,10 +71,11 @@ def progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
 def _explained(target: Any, names: Sequence[str] | None) -> str:
     """A class; or one rather than another, which are the terms of a difference."""
     classes = target if isinstance(target, list) and len(target) == 2 and names else [target]
-    return "class " + " rather than ".join(f"{c} ({_label(c, names)})" if _label(c, names) else str(c) for c in classes)
+    return "class " + " rather than ".join(f"{c} ({label(c, names)})" if label(c, names) else str(c) for c in classes)
 
 
-def _label(target: Any, names: Sequence[str] | None) -> str | None:
+def label(target: Any, names: Sequence[str] | None) -> str | None:
+    """The name of a class, if it has one."""
     return names[target] if names and isinstance(target, int) and target < len(names) else None
 
 
@@ -100,7 +101,7 @@ def result(
                 "file": str(out),
                 "method": answer.method,
                 "target": what or targets,
-                "label": [_label(target, names) for target in targets],
+                "label": [label(target, names) for target in targets],
                 "score": answer.score,
                 "residual": answer.residual,
                 "shape": {name: answer[name].values.shape for name in answer.names},

@@ -56,7 +56,7 @@ def influence(
         once, and nothing of it is kept. A tuple in place of a batch is the batch and its target. Arrays may be mapped
         from a file. To stop early and keep what there is, let the iterable end.
     at
-        Name of the tensor.
+        Name of the tensor, or a pattern that one name matches.
     target
         See `onnxplain.Explainer.__call__`; one per sample for arrays, or for each batch in a tuple with it.
     method
@@ -91,6 +91,9 @@ def influence(
     explainer = make(method, **options)
     if explainer.method.composite is None or explainer.method.cam is not None:
         raise OptionError(f"{method} does not walk back to a tensor", "For example, gradient, lrp or conductance do.")
+    if len(explainer.explained) > 1:
+        raise OptionError(f"units are those of one tensor, and {at!r} names {', '.join(explainer.explained)}")
+    (at,) = explainer.explained
     value, axes = _units(explainer.model.canonical().graph, at, axis)
     collected = _Collected(explainer, at, axes)
     walk(explainer, data, target, collected.add, progress)
