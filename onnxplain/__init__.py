@@ -24,6 +24,7 @@ from onnxplain.errors import (  # noqa: E402
     UnsupportedModelError,
     UnsupportedOperatorError,
 )
+from onnxplain.influences import Influence, influence  # noqa: E402
 from onnxplain.methods import METHODS  # noqa: E402
 from onnxplain.ops.table import Kind  # noqa: E402
 from onnxplain.quantities import (  # noqa: E402
@@ -52,6 +53,7 @@ __all__ = [
     "Difference",
     "Explainer",
     "Expression",
+    "Influence",
     "InputError",
     "Kind",
     "LogProbability",
@@ -72,6 +74,7 @@ __all__ = [
     "UnsupportedModelError",
     "UnsupportedOperatorError",
     "explain",
+    "influence",
     "load",
     "op",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -103,6 +103,9 @@ class Model:
         return "\n".join(lines)
 
 
+Loadable = Model | str | os.PathLike[str] | bytes | onnx.ModelProto
+
+
 def _asked(sizes: Mapping[str, int] | None = None, target: Target | Quantity = None) -> Asked:
     return tuple(sorted((sizes or {}).items())), target.place if isinstance(target, Quantity) else None
 
@@ -119,7 +122,7 @@ def _counted(operators: Iterable[str]) -> str:
     return ", ".join(f"{count} {op}" for op, count in counts)
 
 
-def load(model: Model | str | os.PathLike[str] | bytes | onnx.ModelProto) -> Model:
+def load(model: Loadable) -> Model:
     """Load a model.
 
     Parameters
@@ -138,6 +141,16 @@ def load(model: Model | str | os.PathLike[str] | bytes | onnx.ModelProto) -> Mod
         Not a usable ONNX model.
     """
     return model if isinstance(model, Model) else Model(read(model))
+
+
+@dataclass(frozen=True)
+class Call:
+    """A checked batch: what was asked for, the runner that answers it, and what it takes (see `execution.run`)."""
+
+    asked: Asked
+    runner: execution.Runner
+    feeds: dict[str, Array]
+    target: Array | None
 
 
 class Explainer:
@@ -175,7 +188,7 @@ class Explainer:
 
     def __init__(
         self,
-        model: Model | str | os.PathLike[str] | bytes | onnx.ModelProto,
+        model: Loadable,
         method: str,
         *,
         output: str | None = None,
@@ -214,8 +227,8 @@ class Explainer:
             an index into the output without its batch axis (of all of the output, if it has none); an array of N such
             indices. Where the model names its classes (``model.labels``), a name or an array of N names. For an output
             that holds labels, which methods of forward passes only can explain: a label, or an array of N labels. Or
-            what is to be explained instead of one class: `Difference`, `Probability`, `Neuron`, `Channel`, `Output`,
-            and weighted sums of these.
+            what is to be explained instead of one class: `Difference`, `Probability`, `LogProbability`, `Neuron`,
+            `Channel`, `Output`, `Expression`, and weighted sums of these.
         progress
             Called with (done, total) after each run. An exception that it raises ends the work at once. With a
             tolerance, the total is the most that may be left to do, and sinks when a sample needs less.
@@ -233,22 +246,33 @@ class Explainer:
         OptionError
             A baseline or a window that does not fit the input.
         """
+        call = self.prepare(x, target)
+        answer = execution.run(call.runner, self.method, call.feeds, call.target, progress)
+        parts = {name: Single(name, a, answer.errors.get(name)) for name, a in answer.attributions.items()}
+        canonical, question = self._question(call.asked)
+        resolved = quantities.unravel(answer.target, canonical.graph.value(question.explained), question.axis)
+        residual = None if question.nested else answer.residual
+        trace = partial(self._trace, call.asked, call.feeds, answer.target)
+        return Attribution(self.method.name, resolved, answer.score, residual, parts, trace, answer.copies)
+
+    def prepare(self, x: Inputs, target: Target | Quantity = None) -> Call:
+        """Check a batch and compile what it needs, short of running it; for what runs a method in its own way.
+
+        Parameters
+        ----------
+        x, target
+            As in a call, which says, too, what may be wrong with them.
+        """
         feeds, samples, sizes = checks.check_inputs(x, self.model.inputs, self._axes, self.model.takes_nan)
         asked = _asked(sizes, target)
         canonical, question = self._question(asked)
-        value = canonical.graph.value(question.explained)
         found = _resolved(target, canonical, question, samples)
         execution.check(self.method, feeds, question)
         runner = self._runner(asked)
         if isinstance(found, tuple):
             found, weights = found
             feeds |= {str(runner.program.weights): weights}
-        answer = execution.run(runner, self.method, feeds, found, progress)
-        parts = {name: Single(name, a, answer.errors.get(name)) for name, a in answer.attributions.items()}
-        resolved = quantities.unravel(answer.target, value, question.axis)
-        residual = None if question.nested else answer.residual
-        trace = partial(self._trace, asked, feeds, answer.target)
-        return Attribution(self.method.name, resolved, answer.score, residual, parts, trace, answer.copies)
+        return Call(asked, runner, feeds, found)
 
     @property
     def provider(self) -> str | None:
@@ -330,7 +354,7 @@ class Explainer:
 
 
 def explain(
-    model: Model | str | os.PathLike[str] | bytes | onnx.ModelProto,
+    model: Loadable,
     x: Inputs,
     method: str = "gradient",
     *,

@@ -56,6 +56,7 @@ LAYERS = [
     "result",
     "checks",
     "api",
+    "influences",
     "__init__",
     "cli",
     "__main__",

@@ -50,17 +50,17 @@ def note_of(model: ox.Model) -> Note | None:
     return find_note(model.source.path, model.source.metadata)
 
 
-def load_array(path: Path) -> Array:
-    """One array from a .npy file."""
-    array = _load(path)
+def load_array(path: Path, mapped: bool = False) -> Array:
+    """One array from a .npy file; ``mapped`` reads what is used of it, when it is."""
+    array = _load(path, mapped)
     if not isinstance(array, np.ndarray):
         raise InputError(f"'{path}' holds several arrays, not one", "Name it .npz.")
     return array
 
 
-def _load(path: Path) -> Array | dict[str, Array]:
+def _load(path: Path, mapped: bool = False) -> Array | dict[str, Array]:
     try:
-        loaded = np.load(path, allow_pickle=False)
+        loaded = np.load(path, "r" if mapped else None, allow_pickle=False)
         return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else np.asarray(loaded)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from None
@@ -77,8 +77,7 @@ def prepare(model: ox.Model, note: Note | None, path: Path, options: Mapping[str
         Nothing says how a photo is to be prepared.
     """
     if path.suffix in ARRAYS:
-        if options:
-            raise OptionError(f"--{next(iter(options))} is for photos; '{path}' goes in as it is")
+        check_unprepared(path, options)
         return Prepared(_load(path) if path.suffix == ".npz" else load_array(path))
     inputs = model.inputs
     if len(inputs) != 1 or len(inputs[0].shape or ()) != 4:
@@ -90,6 +89,12 @@ def prepare(model: ox.Model, note: Note | None, path: Path, options: Mapping[str
     how = replace(_how(note, path, options), dtype=str(inputs[0].dtype)).for_shape(shape)
     image = read_image(path)
     return Prepared(preprocess(image, how, shape), view(image, how, shape), how)
+
+
+def check_unprepared(path: Path, options: Mapping[str, Any]) -> None:
+    """Raise OptionError if ``options`` say how an array is to be prepared."""
+    if options:
+        raise OptionError(f"--{next(iter(options))} is for photos; '{path}' goes in as it is")
 
 
 def _how(note: Note | None, path: Path, options: Mapping[str, Any]) -> Preprocessing:

@@ -1,4 +1,4 @@
-"""The commands: explain, convert, inspect, methods."""
+"""The commands: explain, convert, inspect, methods; influence is in its own file."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 import onnxplain as ox
 from onnxplain import files, methods
 from onnxplain.cli import drawing, inputs, options, show
+from onnxplain.cli.influence import influence
 from onnxplain.composites import COMPOSITES, RULES
 from onnxplain.errors import OnnxplainError, OptionError
 
@@ -76,8 +77,7 @@ def main(ctx: click.Context) -> None:
 @options.drawn
 @click.option("--plain", is_flag=True, help="Draw the heatmap alone, not over the photo.")
 @options.photos()
-@click.option("--provider", "providers", multiple=True, help="cpu, cuda, or an ONNX Runtime provider; repeatable.")
-@click.option("--memory", default="1 GiB", show_default=True, help="Bound on the memory of one run's activations.")
+@options.running()
 @options.as_json
 def explain(
     model: Path,
@@ -262,3 +262,6 @@ def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
     parameters = list(signatures.signature(function).parameters.values())
     names = [f"**{p.name}" if p.kind is p.VAR_KEYWORD else p.name for p in parameters]
     return {name: None if p.default is p.empty else p.default for name, p in zip(names, parameters, strict=True)}
+
+
+main.add_command(influence)

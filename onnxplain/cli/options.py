@@ -36,10 +36,10 @@ _params = click.option(
 )
 
 
-def method(required: bool) -> Decorator:
+def method(required: bool, default: str = "lrp") -> Decorator:
     """Options that choose a method and its options."""
     if required:
-        chosen = click.option("-m", "--method", default="lrp", show_default=True, help="See 'onnxplain methods'.")
+        chosen = click.option("-m", "--method", default=default, show_default=True, help="See 'onnxplain methods'.")
     else:
         chosen = click.option("-m", "--method", help="Show node -> kind -> rule for this method.")
     return _together(chosen, _params)
@@ -78,6 +78,16 @@ def photos() -> Decorator:
         click.option("--color", type=click.Choice(["RGB", "BGR", "GRAY"]), help="Order of the channels."),
         click.option("--size", help="Height and width, 224 or 224,224; default: from the model."),
         click.option("--resize", type=click.Choice(["stretch", "crop", "pad"]), help="How a photo is made to fit."),
+    )
+
+
+def running() -> Decorator:
+    """Options that say what runs the model."""
+    provider = "cpu, cuda, or an ONNX Runtime provider; repeatable."
+    memory = "Bound on the memory of one run's activations."
+    return _together(
+        click.option("--provider", "providers", multiple=True, help=provider),
+        click.option("--memory", default="1 GiB", show_default=True, help=memory),
     )
 
 

@@ -18,6 +18,7 @@ from rich.text import Text
 import onnxplain as ox
 from onnxplain.cli.drawing import Drawing
 from onnxplain.cli.inputs import Prepared
+from onnxplain.influences import Carried
 from onnxplain.ir import Value
 from onnxplain.preprocessing import Note, Preprocessing
 from onnxplain.program import Assignment
@@ -58,8 +59,8 @@ def warning(message: str) -> None:
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, nothing elsewhere; it pulses until the first step is done."""
+def progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar on a terminal, nothing elsewhere; it pulses until the total is known."""
     console = _console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -70,10 +71,11 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
 def _explained(target: Any, names: Sequence[str] | None) -> str:
     """A class; or one rather than another, which are the terms of a difference."""
     classes = target if isinstance(target, list) and len(target) == 2 and names else [target]
-    return "class " + " rather than ".join(f"{c} ({_label(c, names)})" if _label(c, names) else str(c) for c in classes)
+    return "class " + " rather than ".join(f"{c} ({label(c, names)})" if label(c, names) else str(c) for c in classes)
 
 
-def _label(target: Any, names: Sequence[str] | None) -> str | None:
+def label(target: Any, names: Sequence[str] | None) -> str | None:
+    """The name of a class, if it has one."""
     return names[target] if names and isinstance(target, int) and target < len(names) else None
 
 
@@ -99,7 +101,7 @@ def result(
                 "file": str(out),
                 "method": answer.method,
                 "target": what or targets,
-                "label": [_label(target, names) for target in targets],
+                "label": [label(target, names) for target in targets],
                 "score": answer.score,
                 "residual": answer.residual,
                 "shape": {name: answer[name].values.shape for name in answer.names},
@@ -146,6 +148,34 @@ def converted(explainer: ox.Model, out: Path, method: str, as_json: bool) -> Non
     for value in explainer.inputs:
         click.echo(f"  input  {value}")
     click.echo(f"  outputs {', '.join(outputs)}")
+
+
+def influence(found: ox.Influence, explained: str, top: int, sign: str, carried: Carried | None, as_json: bool) -> None:
+    """Print the top units of a tensor, and what they carry."""
+    units = found.top(top, sign)
+    if as_json:
+        known = {"at": found.at, "method": found.method, "target": explained, "samples": found.samples}
+        rows = [{"index": u.index, "influence": u.influence, "error": _finite(u.error)} for u in units]
+        _dump(
+            {**known, "units": found.units.size, "top": rows}
+            | ({} if carried is None else {"carried": _columns(carried)})
+        )
+        return
+    click.echo(f"{explained}: {found.method} at {found.at}, mean of {found.samples} samples")
+    click.echo(f"the strongest of {found.units.size} units:")
+    for unit in units:
+        click.echo(f"  {unit}")
+    if carried is not None:
+        click.echo(str(carried))
+
+
+def _columns(carried: Carried) -> dict[str, Any]:
+    columns = {name: getattr(carried, name) for name in ("score", "error", "share", "share_error")}
+    return {"k": carried.ks} | {name: [_finite(v) for v in values] for name, values in columns.items()}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def rules(report: Sequence[Assignment], method: str, as_json: bool) -> None:

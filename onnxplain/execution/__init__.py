@@ -77,8 +77,7 @@ def traced(runner: Runner, lines: Sequence[Assignment], feeds: Mapping[str, Arra
     names = runner.program.trace
     if not names or runner.program.baselines:
         return list(lines)
-    axes = runner.main.axes
-    feeds = {name: np.moveaxis(a, axes[name], 0) if name in axes else a for name, a in feeds.items()}
+    feeds = runner.in_front(feeds)
     results = runner.run(feeds, target, [name for pair in names.values() for name in pair])
     found = {node: (results[arrived], results[given]) for node, (arrived, given) in names.items()}
 
@@ -102,7 +101,7 @@ def run(
         Positions, shape (N,), or (N, K) for weighted sums; labels; None: those that the model gives.
     """
     axes, slices = runner.main.axes, runner.program.question.slices
-    feeds = {name: np.moveaxis(a, axes[name], 0) if name in axes else a for name, a in feeds.items()}
+    feeds = runner.in_front(feeds)
     if method.around:
         own = [name for name in feeds if name in axes and name != runner.program.weights]
         inputs = [part.name for part in slices if part.name in feeds] or own

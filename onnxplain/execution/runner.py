@@ -87,10 +87,9 @@ class Runner:
         if question.axis is None and fixed_batch not in (None, 1):
             raise UnsupportedModelError(f"the model is bound to {fixed_batch} samples, which share one output")
         fixed = fixed_batch or (1 if alone else None)
-        chunk = fixed or chunk_size(program.graph, BATCH, memory)
 
         def chunked(part: Graph) -> Chunked:
-            return Chunked(Session(part, choice), axes, chunk, fixed is not None)
+            return Chunked(Session(part, choice), axes, fixed or chunk_size(part, BATCH, memory), fixed is not None)
 
         front, back = (chunked(part) if part else None for part in (program.front, program.back))
         return cls(program, chunked(program.graph), front, back)
@@ -107,6 +106,11 @@ class Runner:
                 f"{len(target)} samples give {len(score)} scores: the output has no batch axis in front"
             )
         return results
+
+    def in_front(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The inputs, as the user gave them, with the batch axis in front."""
+        axes = self.main.axes
+        return {name: np.moveaxis(a, axes[name], 0) if name in axes else a for name, a in feeds.items()}
 
     def labels(self, feeds: Mapping[str, Array], count: int) -> Array:
         """The labels that the model gives, for outputs that hold no floats."""

@@ -1,0 +1,145 @@
+"""The influence command: which units of a layer decide, over a folder or an array of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+import onnxplain as ox
+from onnxplain.cli import inputs, options, show
+from onnxplain.errors import InputError
+from onnxplain.influences.units import SIGNS
+from onnxplain.preprocessing import Note
+
+Array = np.ndarray[Any, Any]
+
+PHOTOS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+BATCH = 8  # photos that are read at once
+
+
+@click.command(short_help="Find the units of a layer that decide, over a data set.")
+@click.argument("model", type=options.PATH)
+@click.argument("data", type=options.PATH)
+@click.option("--at", required=True, help="Tensor whose units are looked at; see 'onnxplain inspect --tensors'.")
+@options.method(required=True, default="gradient")
+@click.option("--target", help="Class number or name, or index into the output; default: the predicted class of each.")
+@options.quantity()
+@options.labels
+@click.option("--output", help="Model output to explain; default: the first floating-point one.")
+@click.option("--probability", is_flag=True, help="Explain the value after a final softmax, not before it.")
+@click.option("--axis", type=int, multiple=True, help="Axis that tells units apart; repeatable; default: the channels.")
+@click.option("--top", default=10, show_default=True, type=click.IntRange(min=1), help="How many units to show.")
+@click.option("--sign", default="both", show_default=True, type=click.Choice(list(SIGNS)), help="Which are strong.")
+@click.option("--carried", is_flag=True, help="Also: how much of the score the top units carry. Reads DATA once more.")
+@options.photos()
+@options.running()
+@options.as_json
+def influence(
+    model: Path,
+    data: Path,
+    at: str,
+    method: str,
+    params: tuple[str, ...],
+    target: str | None,
+    versus: str | None,
+    of: str | None,
+    labels: Path | None,
+    output: str | None,
+    probability: bool,
+    axis: tuple[int, ...],
+    top: int,
+    sign: str,
+    carried: bool,
+    providers: tuple[str, ...],
+    memory: str,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Find the units of an internal tensor of MODEL that decide, in the mean over DATA.
+
+    DATA is a folder of photos, .npy and .npz files, or one such file. Arrays are batches; those of .npy are read piece
+    by piece, so they need not fit in memory. Photos are prepared as for 'explain'.
+    """
+    with show.progress(method) as step:
+        loaded = ox.load(model)
+        note = inputs.note_of(loaded)
+        names = inputs.class_names(labels, note, loaded, output)
+        inputs.check_names(names, loaded, output)
+        asked = options.parse_quantity(target, versus, of, names)
+        wanted = inputs.with_bounds(inputs.noted_preprocessing(loaded, note), method, options.parse(params))
+        files = _files(data)
+        photos = {key: value for key, value in given.items() if value is not None}
+        count = len(files) if all(file.suffix.lower() in PHOTOS for file in files) else None
+
+        def progress(done: int, total: int | None) -> None:
+            step(done, total or count)
+
+        found = ox.influence(
+            loaded,
+            _read(loaded, note, files, photos),
+            at,
+            asked,
+            method,
+            axis=axis or None,
+            output=output,
+            probability=probability,
+            providers=inputs.providers(providers),
+            memory=memory,
+            progress=progress,
+            **wanted,
+        )
+        again = _read(loaded, note, files, photos)
+        what = found.carried(again, sign=sign, progress=progress) if carried else None
+    show.influence(found, _called(target, versus, of, names), top, sign, what, as_json)
+
+
+def _called(target: str | None, versus: str | None, of: str | None, names: Sequence[str] | None) -> str:
+    """What is explained, with the names of classes."""
+
+    def one(text: str | None) -> str:
+        if of:
+            return f"'{of}' at {text}"
+        number = options.parse_target(text, names)
+        name = show.label(number, names)
+        return "predicted class" if number is None else f"class {number} ({name})" if name else f"class {text}"
+
+    return one(target) if versus is None else f"{one(target)} rather than {one(versus)}"
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, or those in the folder that can be inputs, by name."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(f for f in path.iterdir() if f.suffix.lower() in PHOTOS or f.suffix in inputs.ARRAYS)
+    if not files:
+        raise InputError(f"there is no photo and no array in '{path}'", f"It takes {', '.join(PHOTOS)}, .npy and .npz.")
+    return files
+
+
+def _read(model: ox.Model, note: Note | None, files: Sequence[Path], photos: Mapping[str, Any]) -> Any:
+    """One array as it is, so that its size is known; else batches."""
+    if len(files) == 1 and files[0].suffix == ".npy":
+        inputs.check_unprepared(files[0], photos)
+        return inputs.load_array(files[0], mapped=True)
+    return _batches(model, note, files, photos)
+
+
+def _batches(model: ox.Model, note: Note | None, files: Sequence[Path], photos: Mapping[str, Any]) -> Iterator[Any]:
+    waiting: list[Array] = []
+    for file in files:
+        if file.suffix == ".npy":
+            yield inputs.load_array(file, mapped=True)
+        elif file.suffix == ".npz":
+            yield inputs.prepare(model, note, file, {}).arrays
+        else:
+            one = np.asarray(inputs.prepare(model, note, file, photos).arrays)
+            if waiting and (len(waiting) == BATCH or one.shape != waiting[0].shape):
+                yield np.concatenate(waiting)
+                waiting = []
+            waiting.append(one)
+    if waiting:
+        yield np.concatenate(waiting)

@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Peak memory of long runs over that of a plain forward pass, by the bound that was asked for; and what Ctrl-C does.
+
+Each run is a process of its own: 1,000 RISE masks of a photo, and the influence of a late layer over 1,000 pictures of
+noise that a generator makes, in batches of 8. The last two columns say how long a process takes to end after SIGINT in
+the middle of its work, and what it leaves in its folder for temporary files that a plain ONNX Runtime session does not
+(that leaves the number of its telemetry session). Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+MODELS = Path(__file__).parent.parent / "models"
+MODEL = MODELS / "efficientnet_lite0.onnx"
+LAYER = "/_blocks.15/_project_conv/Conv_output_0"
+BATCH = 8
+
+
+def pictures(count: int) -> Iterator[object]:
+    """Batches of noise."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    for start in range(0, count, BATCH):
+        shape = (min(BATCH, count - start), 3, 224, 224)
+        yield random.standard_normal(shape, np.float32)
+
+
+def peak() -> int:
+    """Most memory that this process has had resident so far, in bytes (VmHWM)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) << 10
+
+
+def work(task: str, memory: str, count: int) -> None:
+    """Run one task; print a line when its first piece is done, and its peak memory at the end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+    import onnxplain as ox  # here, so that the parent stays small
+
+    def progress(done: int, total: int | None) -> None:
+        print("piece", done, flush=True)
+
+    if task == "forward":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(MODEL), providers=["CPUExecutionProvider"])
+        session.run(None, {"image": next(iter(pictures(1)))})
+    elif task == "rise":
+        x = next(iter(pictures(1)))
+        ox.explain(MODEL, x, "rise", target=285, samples=count, memory=memory, progress=progress)
+    else:
+        ox.influence(MODEL, pictures(count), LAYER, ox.Difference(285, 281), memory=memory, progress=progress)
+    print("peak", peak(), flush=True)
+
+
+def start(task: str, memory: str, count: int, scratch: str) -> subprocess.Popen[str]:
+    """Start a task in a process of its own."""
+    command = [sys.executable, __file__, "--work", task, "--memory", memory, "--count", str(count)]
+    environment = {**os.environ, "TMPDIR": scratch}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+
+
+def measure(task: str, memory: str, count: int) -> tuple[int, float]:
+    """Peak memory in bytes, and seconds."""
+    with tempfile.TemporaryDirectory() as scratch:
+        began = time.perf_counter()
+        output, _ = start(task, memory, count, scratch).communicate()
+    return int(output.split()[-1]), time.perf_counter() - began
+
+
+def interrupt(task: str, memory: str, count: int) -> tuple[float, str]:
+    """Seconds from SIGINT, sent after the third piece, to the end of the process; and what it leaves behind."""
+    with tempfile.TemporaryDirectory() as scratch:
+        process = start(task, memory, count, scratch)
+        assert process.stdout is not None
+        for _ in range(3):
+            assert process.stdout.readline().startswith("piece")
+        began = time.perf_counter()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        took = time.perf_counter() - began
+        assert process.returncode == -signal.SIGINT, process.returncode  # it neither finished nor swallowed the signal
+        left = sorted(path.name for path in Path(scratch).iterdir() if path.name != ".ses")
+        try:
+            os.killpg(process.pid, 0)
+            left.append("a process")
+        except ProcessLookupError:
+            pass
+    return took, ", ".join(left) or "nothing"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1000, help="masks, and pictures")
+    parser.add_argument("--memory", help="one bound instead of 64, 256 and 1024 MiB")
+    parser.add_argument("--work", choices=["forward", "rise", "influence"], help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.work:
+        work(given.work, given.memory, given.count)
+        return
+    plain, _ = measure("forward", "1 GiB", 1)
+    print(f"A forward pass of one picture in ONNX Runtime alone: {plain / 2**20:.0f} MiB.\n")
+    print("| run | bound | peak memory | over the forward pass | time | ends after Ctrl-C | leaves behind |")
+    print("|---|---|---|---|---|---|---|")
+    for task in ("rise", "influence"):
+        for memory in [given.memory] if given.memory else ["64 MiB", "256 MiB", "1024 MiB"]:
+            bytes_, seconds = measure(task, memory, given.count)
+            took, left = interrupt(task, memory, given.count)
+            over = f"{(bytes_ - plain) / 2**20:+.0f} MiB"
+            figures = [f"{bytes_ / 2**20:.0f} MiB", over, f"{seconds:.0f} s", f"{took:.2f} s", left]
+            print(f"| {task}, {given.count} | {memory} | {' | '.join(figures)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
