@@ -198,7 +198,7 @@ class _Sampled:
         x = emitter.var(name)
         if x.shape is None:
             raise UnsupportedModelError(f"the model does not say how many axes its input has: {x}")
-        axes = windows.axes(tuple(1 for _ in range(x.rank)))
+        axes = windows.axes(tuple(d if isinstance(d, int) else 0 for d in x.shape))
         baseline = baseline_of(x, windows.baseline)
         one = emitter.const(np.array(1))
         sizes = [_scalar(x.size(axis)) for axis in axes]

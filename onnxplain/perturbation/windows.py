@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxplain.distributions import Baseline, Estimate, Perturbation, Plan, check_baseline, is_count
 from onnxplain.errors import OptionError
-from onnxplain.fills import inpainted
+from onnxplain.fills import inpainted, spatial
 from onnxplain.perturbation.features import share
 
 Array = np.ndarray[Any, Any]
@@ -22,7 +22,8 @@ class Windows(Perturbation):
     """The input with one window after another replaced by the baseline.
 
     Windows start every ``stride`` elements, ceil((size - window) / stride) + 1 of them an axis, the last cropped at the
-    border (captum's convention). They span the trailing axes, all channels together.
+    border (captum's convention). They span the spatial axes, all channels together: those that come after the
+    channels, or before them in pictures whose last axis is 1, 3 or 4 long. A tuple spans the trailing axes.
 
     Attributes
     ----------
@@ -55,7 +56,7 @@ class Windows(Perturbation):
             if len(self.window) >= len(shape):
                 raise OptionError(f"window {self.window} has more axes than the input {shape} besides the batch")
             return tuple(range(len(shape) - len(self.window), len(shape)))
-        return tuple(range(2, len(shape))) if len(shape) > 2 else tuple(range(1, len(shape)))
+        return tuple(axis + 1 for axis in spatial(shape[1:]))
 
     def per_axis(self, axes: int) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
         """Window and stride of each of the axes that windows span."""

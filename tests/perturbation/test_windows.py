@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from captum.attr import Occlusion
 import onnxplain as ox
 from onnxplain.errors import OptionError
 from onnxplain.perturbation import Windows
-from tests.models import IMAGES, MLP, SIGNAL, TWO_INPUTS, VOLUME, Array, Tiny
-from tests.reference import relative_error
+from tests.models import IMAGES, MLP, SIGNAL, TWO_INPUTS, VOLUME, Array, Tiny, model, weights
+from tests.reference import relative_error, rng
+from tests.test_export import bare
 
 WINDOWS: list[tuple[dict[str, Any], str]] = [
     ({"window": 0}, "window must be a whole number of at least 1"),
@@ -142,3 +144,25 @@ def test_occlusion_of_several_inputs() -> None:
         assert relative_error(found[name].values, by_loop(TWO_INPUTS, feeds, name, 2, 1, 0.3, 1)) < 1e-4
     assert found["a"].error is None
     assert found.copies.tolist() == [3 + 1] * 3  # windows in 4 columns, and in 2 places of each of 3 channels
+
+
+def test_windows_leave_the_channels_whole_wherever_they_are(tmp_path: Path) -> None:
+    first = model(
+        "m (float[N,3,6,8] x) => (float[N,2] y) { c = Conv(x, w) r = Relu(c) p = GlobalAveragePool(r) y = Flatten(p) }",
+        **(kernel := weights(w=(2, 3, 3, 3))),
+    )
+    last = model(
+        """m (float[N,6,8,3] x) => (float[N,2] y) {
+            t = Transpose<perm=[0,3,1,2]>(x) c = Conv(t, w) r = Relu(c) p = GlobalAveragePool(r) y = Flatten(p)
+        }""",
+        **kernel,
+    )
+    x = rng(4).normal(size=(2, 3, 6, 8)).astype(np.float32)
+    options = {"window": 3, "stride": 2}
+    expected = ox.explain(first, x, "occlusion", target=1, **options).values.transpose(0, 2, 3, 1)
+    assert (expected == expected[..., :1]).all()
+    explainer = ox.Explainer(last, "occlusion", **options)
+    turned = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+    assert relative_error(explainer(turned, 1).values, expected) < 1e-5
+    explainer.export(tmp_path / "e.onnx", target=1)
+    assert relative_error(bare(tmp_path / "e.onnx", {"x": turned})["attribution"], expected) < 1e-5
