@@ -36,8 +36,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "shapley_sampling": {"samples": 60},
     "lime": {"samples": 400, "alpha": 1e-3},
 }
-COLUMNS = ("model", "method", "in the 3 known columns", "off exact Shapley values", "score", "2 most relevant hidden")
-COLUMNS = (*COLUMNS, "2 at random", "2 least relevant")
+COLUMNS = (
+    "model",
+    "method",
+    "in the 3 known columns",
+    "off exact Shapley values",
+    "score",
+    "2 most relevant hidden",
+    "2 at random",
+    "2 least relevant",
+)
 
 
 def models() -> Iterator[tuple[str, Any, Callable[[Array], Array], dict[str, Any]]]:
@@ -86,14 +94,14 @@ def table(out: Path) -> Table:
         options = {"zipmap": False} if hasattr(fitted, "predict_proba") else {}
         model = ox.load(to_onnx(fitted, x[:1], options=options))
         shapley = exact(score, x, baseline)
-        by_chance = [hidden(score, x, baseline, random.permuted(np.tile(np.arange(8), (ROWS, 1)), axis=1))]
+        by_chance = hidden(score, x, baseline, random.permuted(np.tile(np.arange(len(NAMES)), (ROWS, 1)), axis=1))
         for method, how in METHODS.items():
             values = ox.explain(model, x, method, probability=True, **asked, **how).values
             size = np.abs(values).mean(axis=0)
             off = np.linalg.norm(values - shapley) / np.linalg.norm(shapley)
             order = values.argsort(axis=1)
             left = [hidden(score, x, baseline, o) for o in (order[:, ::-1], order)]
-            numbers = [f"{v:.3f}" for v in (score(x).mean(), left[0], by_chance[0], left[1])]
+            numbers = [f"{v:.3f}" for v in (score(x).mean(), left[0], by_chance, left[1])]
             found.add_row(name, method, f"{size[:KNOWN].sum() / size.sum():.1%}", f"{off:.1%}", *numbers)
             heatmap.save(out / f"columns_{name}_{method}.png", heatmap.ranking(size, NAMES))
     return found
