@@ -96,7 +96,8 @@ def compared(title: str, photo: Array, quantity: ox.quantities.Quantity) -> Arra
 def units(photo: Array, target: int, count: int) -> Array:
     """The channels of a layer through which most of the score comes, and what each looks at.
 
-    Conductance and not influence: of the five units with the largest mean gradient, two are silent here.
+    Conductance and not influence: of the five units with the largest mean gradient, two are silent here. A picture can
+    still be empty: that of a unit that raised the score by falling silent on the way from the baseline.
     """
     carried = explained(photo, "conductance", target, at=LAYER, steps=16).sum(axis=(1, 2))
     pictures = [titled("units that carry it most", photo)]
