@@ -203,7 +203,7 @@ def by_sample(explainer: Any, x: torch.Tensor, targets: torch.Tensor, **options:
 def test_kernel_shap_on_the_same_sets(case: Case) -> None:
     """captum holds the values to their sum by a weight of a million, and we by construction."""
     game = KernelShap(CELLS, samples=40, seed=2).game(6)
-    drawn = np.array([game.keep(k) for k in range(game.count)])
+    drawn = np.array([game.keep(k) for k in range(game.stages[-1])])
     assert len(drawn) < 2**6
 
     def peer(net: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -253,6 +253,6 @@ def test_shapley_sampling_in_the_same_orders(case: Case) -> None:
 def _orders(method: ShapleySampling, features: int) -> Array:
     """The orders that were drawn, from the sets that grow along them."""
     game = method.game(features)
-    sets = np.array([game.keep(k) for k in range(1, game.count)]).reshape(-1, features - 1, features)
+    sets = np.array([game.keep(k) for k in range(1, game.stages[-1])]).reshape(-1, features - 1, features)
     empty, full = np.zeros((len(sets), 1, features)), np.ones((len(sets), 1, features))
     return np.asarray(np.diff(np.concatenate([empty, sets, full], axis=1), axis=1).argmax(axis=2))
