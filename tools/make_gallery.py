@@ -1,10 +1,17 @@
 #!/usr/bin/env python3
-"""Draw docs/gallery.jpg, the picture of the README: two photos, each explained by four methods."""
+"""Draw the pictures in docs/: photos explained by several methods, and answers to questions.
+
+``gallery``: a cat and a cup, each explained by four methods. ``gallery_questions``: why Egyptian cat rather than tiger
+cat; why cat rather than espresso, where both are in the picture, each in its half (how much of what spoke for the cat
+lies in the cat's half, and against it in the other, is printed); and what the units of a late layer look at that carry
+most of the score of the cat.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,15 +20,28 @@ import onnxplain as ox
 from onnxplain import heatmap
 from onnxplain.images import find_note, preprocess, read_image, view
 
+Array = np.ndarray[Any, Any]
+
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "models" / "efficientnet_lite0.onnx"
-PHOTOS = ("cat.png", "coffee.png")
+MODEL = ox.load(ROOT / "models" / "efficientnet_lite0.onnx")
+PREPROCESSING = find_note(ROOT / "models" / "efficientnet_lite0.onnx", {}).preprocessing
+SHAPE = MODEL.inputs[0].shape
 METHODS = {
     "lrp": ("lrp", {}),
     "guided backprop": ("guided_backprop", {"clip": True}),
     "integrated gradients": ("integrated_gradients", {}),
     "occlusion": ("occlusion", {"stride": 8}),
 }
+QUESTION_METHODS = {
+    "lrp": ("lrp", {}),
+    "Grad-CAM": ("grad_cam", {"relu": False}),
+    "RISE": ("rise", {"center": True, "samples": 1000}),
+    "LIME": ("lime", {}),
+    "occlusion": ("occlusion", {"stride": 8}),
+}
+EGYPTIAN_CAT, TIGER_CAT, ESPRESSO = 285, 282, 967
+HALVES = "cat or espresso?"
+LAYER = "/_blocks.15/_swish_1/Clip_output_0"
 GAP, CAPTION = 8, 28  # pixels
 
 
@@ -38,22 +58,80 @@ def stacked(parts: list[np.ndarray], axis: int) -> np.ndarray:
     return np.concatenate([piece for part in parts for piece in (part, white)][:-1], axis)
 
 
+def explained(photo: Array, method: str, target: Any, **options: Any) -> Array:
+    """The attribution of what the model sees of a photo."""
+    return ox.explain(MODEL, preprocess(photo, PREPROCESSING, SHAPE), method, target=target, **options).values[0]
+
+
+def titled(title: str, picture: Array) -> Array:
+    """A picture below its caption."""
+    return np.concatenate([caption(title, picture.shape[1]), picture])
+
+
+def gallery(cat: Array, cup: Array) -> Array:
+    """Two photos by four methods."""
+    rows = []
+    for photo in (cat, cup):
+        drawn = [heatmap.picture(explained(photo, m, None, **options), photo) for m, options in METHODS.values()]
+        rows.append([photo, *drawn])
+    columns = zip(("photo", *METHODS), *rows, strict=True)
+    return stacked([titled(title, stacked(pictures, 0)) for title, *pictures in columns], 1)
+
+
+def compared(title: str, photo: Array, quantity: ox.quantities.Quantity) -> Array:
+    """A comparison of two classes by several methods."""
+    pictures = [titled(title, photo)]
+    for name, (method, options) in QUESTION_METHODS.items():
+        values = explained(photo, method, quantity, **options)
+        pictures.append(titled(name, heatmap.picture(values, photo)))
+        if title != HALVES:
+            continue
+        middle = values.shape[-1] // 2
+        left = np.maximum(values, 0)[..., :middle].sum() / np.maximum(values, 0).sum()
+        right = np.minimum(values, 0)[..., middle:].sum() / min(np.minimum(values, 0).sum(), -1e-9)
+        print(f"{title} {name}: {left:.0%} of what speaks for it is left, {right:.0%} of what speaks against it right")
+    return stacked(pictures, 1)
+
+
+def units(photo: Array, target: int, count: int) -> Array:
+    """The channels of a layer through which most of the score comes, and what each looks at.
+
+    Conductance and not influence: of the five units with the largest mean gradient, two are silent here. A picture can
+    still be empty: that of a unit that raised the score by falling silent on the way from the baseline.
+    """
+    carried = explained(photo, "conductance", target, at=LAYER, steps=16).sum(axis=(1, 2))
+    pictures = [titled("units that carry it most", photo)]
+    for unit in carried.argsort()[::-1][:count]:
+        values = explained(photo, "lrp", ox.Channel(LAYER, int(unit)))
+        pictures.append(titled(f"unit {unit}: {carried[unit]:+.1f}", heatmap.picture(values, photo)))
+    return stacked(pictures, 1)
+
+
+def questions(cat: Array, cup: Array) -> Array:
+    """Three rows of answers."""
+    middle = slice(cat.shape[1] // 4, cat.shape[1] // 4 + cat.shape[1] // 2)
+    both = np.concatenate([cat[:, middle], cup[:, middle]], axis=1)
+    rows = [
+        compared("Egyptian or tiger cat?", cat, ox.Difference(EGYPTIAN_CAT, TIGER_CAT)),
+        compared(HALVES, both, ox.Difference(EGYPTIAN_CAT, ESPRESSO)),
+        units(cat, EGYPTIAN_CAT, len(QUESTION_METHODS)),
+    ]
+    return stacked(rows, 0)
+
+
+PICTURES = {"gallery": gallery, "gallery_questions": questions}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "gallery.jpg", help="default: %(default)s")
-    output = parser.parse_args().output
-    model, note = ox.load(MODEL), find_note(MODEL, {})
-    shape = model.inputs[0].shape
-    photos = [read_image(MODEL.parent / name) for name in PHOTOS]
-    x = np.concatenate([preprocess(photo, note.preprocessing, shape) for photo in photos])
-    seen = [view(photo, note.preprocessing, shape) for photo in photos]
-    columns = {"photo": seen}
-    for title, (method, options) in METHODS.items():
-        values = ox.explain(model, x, method, **options).values
-        columns[title] = [heatmap.picture(v, photo) for v, photo in zip(values, seen, strict=True)]
-    drawn = [np.concatenate([caption(title, len(seen[0][0])), stacked(rows, 0)]) for title, rows in columns.items()]
-    heatmap.save(output, stacked(drawn, 1))
-    print(output)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(PICTURES)}; default: all")
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs", help="folder; default: %(default)s")
+    arguments = parser.parse_args()
+    photos = [view(read_image(ROOT / "models" / name), PREPROCESSING, SHAPE) for name in ("cat.png", "coffee.png")]
+    for name in arguments.names or PICTURES:
+        path = arguments.output / f"{name}.jpg"
+        heatmap.save(path, PICTURES[name](*photos))
+        print(path)
 
 
 if __name__ == "__main__":
