@@ -41,7 +41,8 @@ QUESTION_METHODS = {
 }
 EGYPTIAN_CAT, TIGER_CAT, ESPRESSO = 285, 282, 967
 HALVES = "cat or espresso?"
-LAYER = "/_blocks.15/_swish_1/Clip_output_0"
+LAYER = "/_swish_1/Clip_output_0"
+BEFORE = "/_blocks.15/_project_conv/Conv_output_0"
 GAP, CAPTION = 8, 28  # pixels
 
 
@@ -94,16 +95,15 @@ def compared(title: str, photo: Array, quantity: ox.quantities.Quantity) -> Arra
 
 
 def units(photo: Array, target: int, count: int) -> Array:
-    """The channels of a layer through which most of the score comes, and what each looks at.
+    """The channels of the last feature map that speak most for a class, and where each looks.
 
-    Conductance and not influence: of the five units with the largest mean gradient, two are silent here. A picture can
-    still be empty: that of a unit that raised the score by falling silent on the way from the baseline.
+    By LayerCAM at the layer before it: methods that keep positive parts only, such as lrp, draw all units alike.
     """
-    carried = explained(photo, "conductance", target, at=LAYER, steps=16).sum(axis=(1, 2))
-    pictures = [titled("units that carry it most", photo)]
-    for unit in carried.argsort()[::-1][:count]:
-        values = explained(photo, "lrp", ox.Channel(LAYER, int(unit)))
-        pictures.append(titled(f"unit {unit}: {carried[unit]:+.1f}", heatmap.picture(values, photo)))
+    found = ox.influence(MODEL, preprocess(photo, PREPROCESSING, SHAPE), LAYER, target, "gradient_x_input")
+    pictures = [titled("units that speak for it", photo)]
+    for unit in found.top(count, sign="positive"):
+        values = explained(photo, "layer_cam", unit.quantity, at=BEFORE)
+        pictures.append(titled(f"unit {unit.index}: {unit.influence:+.2f}", heatmap.picture(values, photo)))
     return stacked(pictures, 1)
 
 
