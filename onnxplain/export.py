@@ -191,6 +191,8 @@ class _Sampled:
 
     def windows(self, windows: Windows) -> Graph:
         """Mean loss of score over the windows that cover an element."""
+        if windows.reach is not None:
+            raise OptionError("a stand-alone explainer takes no reach: it computes all of what a window changes")
         return self.finish({name: self._occluded(name, windows) for name in self.program.question.tensors})
 
     def _occluded(self, name: str, windows: Windows) -> Var:

@@ -285,10 +285,13 @@ def _check_flag(name: str, value: Any) -> None:
 
 
 def occlusion(
-    window: int | tuple[int, ...] | None = None, stride: int | tuple[int, ...] | None = None, baseline: Baseline = 0.0
+    window: int | tuple[int, ...] | None = None,
+    stride: int | tuple[int, ...] | None = None,
+    baseline: Baseline = 0.0,
+    reach: float | None = None,
 ) -> Method:
-    """Loss of score when a window is replaced by a baseline (Zeiler and Fergus 2014); mean where windows overlap."""
-    return Method("occlusion", None, Windows(window, stride, baseline))
+    """Loss of score when a window is replaced by a baseline (Zeiler and Fergus 2014); reach= approximates, faster."""
+    return Method("occlusion", None, Windows(window, stride, baseline, reach))
 
 
 def cam(relu: bool = False, upsample: str = "linear") -> Method:

@@ -44,6 +44,7 @@ LAYERS = [
     "methods",
     "trace",
     "program",
+    "incremental",
     "inside",
     "masked",
     "roots",

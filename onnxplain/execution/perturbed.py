@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from onnxplain.distributions import Estimate, Perturbation, Plan, check_named, is_named
 from onnxplain.errors import OptionError
+from onnxplain.execution.patched import Asked
 from onnxplain.execution.runner import Answer, Runner, baselines_of, resolve
 from onnxplain.ir import is_float
+from onnxplain.perturbation import Windows
 from onnxplain.runtime.batching import chunks
 from onnxplain.runtime.chunked import Progress
 
@@ -48,12 +50,11 @@ def explain_perturbed(
         ends = {k: plans[k].stages[stage] for k in going}
         samples = np.repeat(going, [ends[k] - copies[k] for k in going])
         jobs = np.stack([samples, np.concatenate([np.arange(copies[k], ends[k]) for k in going])], axis=1)
-        for part in chunks(len(jobs), runner.main.chunk):
-            results = _scores(runner, plans, feeds, list(here), target, jobs[part])
-            for (k, index), result in zip(jobs[part], results, strict=True):
+        for part, results in _runs(runner, perturbation, plans, feeds, here, fills, target, jobs):
+            for (k, index), result in zip(part, results, strict=True):
                 scores[k][index] = result
-            np.add.at(copies, jobs[part, 0], 1)
-            if part.stop == len(jobs):
+            np.add.at(copies, part[:, 0], 1)
+            if all(copies[k] == end for k, end in ends.items()):
                 found |= _settled(perturbation, plans, score, scores, ends)
             if progress:
                 progress(int(copies.sum()), sum(int(copies[k]) if k in found else len(scores[k]) for k in range(count)))
@@ -78,6 +79,52 @@ def to_inpaint(perturbation: Perturbation, here: Mapping[str, Array]) -> set[str
             what = f"baseline='inpaint' is for pictures, and '{name}' has the shape {here[name].shape}"
             raise OptionError(what, "Give a number or an array; wrt= chooses among several inputs.")
     return names
+
+
+def _runs(
+    runner: Runner,
+    perturbation: Perturbation,
+    plans: Sequence[Plan],
+    feeds: Mapping[str, Array],
+    here: Mapping[str, Array],
+    fills: Mapping[str, Array],
+    target: Array,
+    jobs: Array,
+) -> Iterator[tuple[Array, Array]]:
+    """Run copies: pairs of a sample and the number of its copy, some at a time, and their scores."""
+    if isinstance(perturbation, Windows):
+        left = np.ones(len(jobs), bool)
+        numbers = {(k, index): job for job, (k, index) in enumerate(jobs.tolist())}
+        for rows, index, scores in _patched(runner, perturbation, feeds, here, fills, target):
+            part = [numbers[k, index] for k in range(len(target))[rows]]
+            left[part] = False
+            yield jobs[part], scores
+        jobs = jobs[left]
+    for some in chunks(len(jobs), runner.main.chunk):
+        yield jobs[some], _scores(runner, plans, feeds, list(here), target, jobs[some])
+
+
+def _patched(
+    runner: Runner,
+    windows: Windows,
+    feeds: Mapping[str, Array],
+    here: Mapping[str, Array],
+    fills: Mapping[str, Array],
+    target: Array,
+) -> Iterator[tuple[slice, int, Array]]:
+    """Samples, the number of one of their copies, and the scores, as far as incremental occlusion finds them."""
+    axes, offset = runner.main.axes, 0
+    for name, x in here.items():
+        fit = runner.patched is not None and name in fills and axes[name] == 0
+        patched = runner.patched(Asked(windows, name, x.shape[1:])) if fit and runner.patched else None
+        for rows in chunks(len(target), runner.main.chunk):
+            if patched is None:
+                break
+            some = {n: np.moveaxis(a[rows], 0, axes[n]) if n in axes else a for n, a in feeds.items()}
+            some[runner.program.target] = target[rows]
+            for place, scores in enumerate(patched.scores(some, np.ascontiguousarray(fills[name][rows]))):
+                yield rows, offset + place, scores
+        offset += sum(1 for _ in windows.slices(x.shape))
 
 
 def _scores(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ from onnxplain.distributions import (
     baseline_like,
 )
 from onnxplain.errors import UnsupportedModelError
+from onnxplain.execution.patched import Asked, Patched
 from onnxplain.ir import Graph
 from onnxplain.program import Program
 from onnxplain.questions import batch_axes, batch_axis, rows
 from onnxplain.runtime.batching import chunk_size
 from onnxplain.runtime.chunked import Chunked, Progress
-from onnxplain.runtime.providers import Choice
+from onnxplain.runtime.providers import CPU, Choice
+from onnxplain.runtime.recent import Recent
 from onnxplain.runtime.session import Session
 
 Array = np.ndarray[Any, Any]
@@ -53,12 +56,19 @@ class Answer:
 
 @dataclass(frozen=True)
 class Runner:
-    """A program, ready to run, with its front and back (see `Program`) where it has them."""
+    """A program, ready to run, with its front and back (see `Program`) where it has them.
+
+    Attributes
+    ----------
+    patched
+        Makes the sessions of incremental occlusion, where these are of use.
+    """
 
     program: Program
     main: Chunked
     front: Chunked | None
     back: Chunked | None
+    patched: Recent[Asked, Patched | None] | None = None
 
     @classmethod
     def load(cls, program: Program, choice: Choice, graph: Graph, fixed_batch: int | None, memory: int) -> Runner:
@@ -92,7 +102,10 @@ class Runner:
             return Chunked(Session(part, choice), axes, fixed or chunk_size(part, BATCH, memory), fixed is not None)
 
         front, back = (chunked(part) if part else None for part in (program.front, program.back))
-        return cls(program, chunked(program.graph), front, back)
+        main = chunked(program.graph)
+        alike = main.session.provider == CPU and fixed in (None, 1)
+        patched = Recent(partial(Patched.load, program, choice)) if alike else None
+        return cls(program, main, front, back, patched)
 
     def run(
         self, feeds: Mapping[str, Array], target: Array, outputs: Sequence[str], progress: Progress | None = None

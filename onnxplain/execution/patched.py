@@ -1,0 +1,81 @@
+"""Scores behind windows by incremental occlusion, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxplain.incremental import Incremental, incremental
+from onnxplain.perturbation import Windows
+from onnxplain.program import Program
+from onnxplain.runtime.providers import Choice
+from onnxplain.runtime.session import Session
+
+Array = np.ndarray[Any, Any]
+
+LEAST = 64  # windows; with fewer, loading two sessions takes longer than they save
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Windows over one tensor.
+
+    Attributes
+    ----------
+    windows
+        The windows.
+    name
+        Of the tensor.
+    sizes
+        Its shape without the batch axis.
+    """
+
+    windows: Windows
+    name: str
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Patched:
+    """Two sessions: what is kept of a sample, and the score behind one window."""
+
+    graphs: Incremental
+    keep: Session
+    score: Session
+    count: int
+
+    @classmethod
+    def load(cls, program: Program, choice: Choice, asked: Asked) -> Patched | None:
+        """Make the sessions; None where the plain way is as good."""
+        shape = (1, *asked.sizes)
+        value = next(v for v in program.graph.inputs if v.name == asked.name)
+        if asked.windows.axes(shape) != tuple(range(2, len(shape))) or (value.shape or ())[1:] != asked.sizes:
+            return None
+        windows = [[(part.start, part.stop) for part in index[1:]] for index in asked.windows.slices(shape)]
+        if len(windows) < LEAST:
+            return None
+        graphs = incremental(program.graph, asked.name, program.score, np.array(windows), asked.windows.reach)
+        if graphs is None:
+            return None
+        return cls(graphs, Session(graphs.keep, choice), Session(graphs.score, choice), len(windows))
+
+    def scores(self, feeds: Mapping[str, Array], fill: Array) -> Iterator[Array]:
+        """The scores of some samples, window by window.
+
+        Parameters
+        ----------
+        feeds
+            The program's inputs.
+        fill
+            The tensor at the baseline.
+        """
+        graphs = self.graphs
+        kept = self.keep.run({v.name: feeds[v.name] for v in graphs.keep.inputs}) if self.keep.outputs else {}
+        given = {**feeds, **kept, graphs.fill: fill}
+        fixed = {v.name: given[v.name] for v in graphs.score.inputs if v.name in given}
+        (output,) = self.score.outputs
+        for index in range(self.count):
+            yield self.score.run({**fixed, graphs.index: np.array(index)})[output]
