@@ -369,7 +369,7 @@ def test_bad_options_of_units_are_refused():
     with pytest.raises(ox.OptionError, match="control is a seed"):
         found.carried(x, control=-1)
     for bad, match in (
-        ("mean", "nothing that the input 'h' can hold"),
+        ("mean", "no baseline 'mean'"),
         (np.nan, "NaN"),
         (np.ones(3, np.float32), "does not fit the input"),
     ):
