@@ -1,0 +1,77 @@
+"""What is measured: method families, our method in each, who else does it, and what the arithmetic needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tools.bench.nets import Net
+
+WINDOW, WINDOWS = 32, 49  # of occlusion, side by side in a picture of 224 x 224
+POINTS = 8  # of methods that sample
+BOX = {"low": -3.0, "high": 3.0}
+
+
+def _any(_: Net) -> bool:
+    return True
+
+
+def _image(net: Net) -> bool:
+    return net.kind == "image"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of methods.
+
+    Attributes
+    ----------
+    method, options
+        Ours.
+    bound
+        Forward passes that the arithmetic needs, per point.
+    peers
+        Name -> the function of `tools.bench.peers` that makes it, and its arguments.
+    points
+        Points at which the method looks; costs are per point.
+    applies
+        Whether a network has this.
+    random
+        Whether everyone draws other numbers, so that values cannot be compared.
+    """
+
+    method: str
+    bound: float
+    peers: dict[str, tuple[str, tuple[Any, ...]]]
+    options: dict[str, Any] = field(default_factory=dict)
+    points: int = 1
+    applies: Callable[[Net], bool] = _any
+    random: bool = False
+
+
+def _lrp(composite: str, bound: float, theirs: str, **options: Any) -> Family:
+    peers = {"zennit": ("zennit", (theirs, *options.items()))}
+    return Family("lrp", bound, peers, {"composite": composite, **options})
+
+
+FAMILIES = {
+    "gradient": Family("gradient", 2.0, {"torch": ("autograd", ()), "captum": ("captum", ("Saliency",))}),
+    "guided_backprop": Family(
+        "guided_backprop", 2.0, {"captum": ("captum", ("GuidedBackprop",))}, applies=lambda net: net.relu
+    ),
+    "integrated_gradients": Family(
+        "integrated_gradients", 2.0, {"captum": ("integrated_gradients", ())}, {"steps": POINTS}, POINTS
+    ),
+    "smoothgrad": Family("smoothgrad", 2.0, {"captum": ("smoothgrad", ())}, {"samples": POINTS}, POINTS, random=True),
+    "lrp epsilon": Family("lrp", 2.0, {"captum": ("captum_lrp", ())}, {"rule": "epsilon"}),
+    "lrp epsilon_plus_flat": _lrp("epsilon_plus_flat", 3.0, "EpsilonPlusFlat"),
+    "lrp epsilon_alpha2_beta1": _lrp("epsilon_alpha2_beta1", 4.0, "EpsilonAlpha2Beta1"),
+    "lrp epsilon_gamma_box": _lrp("epsilon_gamma_box", 3.0, "EpsilonGammaBox", **BOX),
+    "deeplift": Family("deeplift", 2.0, {"captum": ("deeplift", ())}),
+    "grad_cam": Family("grad_cam", 1.0, {"captum": ("grad_cam", ())}, applies=lambda net: net.layer is not None),
+    "occlusion": Family(
+        "occlusion", 1.0, {"captum": ("occlusion", ())}, {"window": WINDOW, "stride": WINDOW}, WINDOWS, _image
+    ),
+    "rise": Family("rise", 1.0, {"torch": ("rise", ())}, {"samples": POINTS}, POINTS, _image, random=True),
+}

@@ -1,0 +1,227 @@
+"""Runs in a process of its own: `python -m tools.bench.worker JSON` measures and prints what it finds, a line each."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tools.bench.families import FAMILIES
+from tools.bench.nets import NETS, Array, feeds, model_path
+
+if TYPE_CHECKING:  # neither is imported before it is needed: cold starts and memory are measured here
+    import onnxruntime
+
+    from tools.bench.peers import Case
+
+MARK = "bench: "  # in front of what the parent reads; libraries print, too
+SPAN = 0.05  # seconds that a measurement takes at least: short calls are repeated
+PAUSE = 0.02  # seconds, in which threads that spin after a run fall asleep: they would slow down whoever comes next
+PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure: "time", "memory" or "cold", of whom ("forward", "ours" or a peer's name; time: of all)."""
+
+    what: str
+    net: str
+    batch: int
+    methods: list[str]
+    who: str
+    repeat: int
+    budget: float
+    threads: int
+    provider: str
+    folder: str
+
+    def dumps(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self))
+
+
+def forward(job: Job) -> Callable[[], list[Array]]:
+    """The model in a plain session."""
+    import onnxruntime
+
+    path = model_path(job.net, Path(job.folder))
+    session = onnxruntime.InferenceSession(path, onnxruntime.SessionOptions(), providers=PROVIDERS[job.provider])
+    arrays = feeds(job.net, job.batch)
+    names = {value.name for value in session.get_inputs()}
+    return lambda: session.run(None, {key: array for key, array in arrays.items() if key in names})
+
+
+def ours(job: Job, method: str, target: Array) -> Callable[[], Array]:
+    """Our method, loaded and compiled; values of the first input that has any."""
+    import onnxplain as ox
+
+    family = FAMILIES[method]
+    path = model_path(job.net, Path(job.folder))
+    explainer = ox.Explainer(path, family.method, providers=PROVIDERS[job.provider], **family.options)
+    arrays = feeds(job.net, job.batch)
+
+    def call() -> Array:
+        result = explainer(arrays, target)
+        return result[result.names[0]].values
+
+    return call
+
+
+def case_of(job: Job, method: str, target: Array) -> Case:
+    """What the peers get."""
+    import torch
+
+    from tools.bench import modules, peers
+
+    torch.set_num_threads(job.threads)
+    device = "cuda" if job.provider == "cuda" else "cpu"
+    module = modules.load(job.net, Path(job.folder))
+    part, x, extra = modules.at_first_floats(job.net, module, feeds(job.net, job.batch))
+    rest = tuple(tensor.to(device) for tensor in extra)
+    targets = torch.from_numpy(target).to(device)
+    return peers.Case(NETS[job.net], part.to(device), x.to(device), rest, targets, FAMILIES[method].points)
+
+
+def peer(job: Job, method: str, name: str, target: Array) -> Callable[[], Array]:
+    """A peer's method, ready to be called."""
+    from tools.bench import peers
+
+    function, arguments = FAMILIES[method].peers[name]
+    made: Callable[[], Array] = getattr(peers, function)(case_of(job, method, target), *arguments)
+    return made
+
+
+def times(calls: dict[str, Call], estimates: dict[str, float], repeat: int, budget: float) -> dict[str, list[float]]:
+    """Seconds per call, in rounds in which everyone has a turn, until the budget is spent."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    inner = {name: max(1, round(SPAN / estimates[name])) for name in calls}
+    start = time.perf_counter()
+    for _ in range(repeat):
+        for name, call in calls.items():
+            time.sleep(PAUSE)
+            before = time.perf_counter()
+            for _ in range(inner[name]):
+                call()
+            found[name].append((time.perf_counter() - before) / inner[name])
+        if time.perf_counter() - start > budget:
+            break
+    return found
+
+
+def similarity(a: Array, b: Array) -> float:
+    """Cosine; of tokens, ours has sums over the embedding."""
+    if b.ndim == a.ndim + 1:
+        b = b.sum(-1)
+    a, b = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-300))
+
+
+def measure_times(job: Job) -> Iterator[dict[str, Any]]:
+    """Time of every method, ours and the peers'."""
+    run = forward(job)
+    target = run()[0].argmax(1)
+    for method in job.methods:
+        yield {"begins": method}
+        makers: dict[str, Callable[[], Call]] = {"ours": lambda method=method: ours(job, method, target)}
+        for name in FAMILIES[method].peers:
+            makers[name] = lambda method=method, name=name: peer(job, method, name, target)
+        calls: dict[str, Call] = {"forward": run}
+        estimates, values, refusals = {"forward": _timed(run)[0]}, {}, {}
+        for name, make in makers.items():
+            try:
+                calls[name] = make()
+                estimates[name], values[name] = _timed(calls[name])
+            except Exception as error:  # whatever a library raises where it cannot do something
+                calls.pop(name, None)
+                refusals[name] = _words(error)
+        comparable = "ours" in values and not FAMILIES[method].random
+        similar = {n: similarity(values["ours"], v) for n, v in values.items() if n != "ours" and comparable}
+        measured = times(calls, estimates, job.repeat, job.budget)
+        yield {"method": method, "seconds": measured, "refusals": refusals, "similarity": similar}
+
+
+def measure_memory(job: Job) -> Iterator[dict[str, Any]]:
+    """Peak of resident bytes; of others than ours, also those of the loaded model before."""
+    (method,), target = job.methods, np.zeros(job.batch, np.int64)
+    try:
+        if job.who == "ours":
+            ours(job, method, target)()
+            yield {"peak": _status("VmHWM")}
+            return
+        if job.who == "forward":
+            importlib.import_module("onnxplain")  # whose modules are no part of what explaining takes
+            call: Call = forward(job)
+        else:
+            call = peer(job, method, job.who, target)
+        loaded = _status("VmRSS")
+        call()
+        yield {"loaded": loaded, "peak": _status("VmHWM")}
+    except Exception as error:
+        yield {"refusal": _words(error)}
+
+
+def measure_cold(job: Job) -> Iterator[dict[str, Any]]:
+    """A first result; the parent looks at the clock."""
+    (method,), target = job.methods, np.zeros(job.batch, np.int64)
+    try:
+        (ours(job, method, target) if job.who == "ours" else peer(job, method, job.who, target))()
+        yield {"done": True}
+    except Exception as error:
+        yield {"refusal": _words(error)}
+
+
+def _timed(call: Call) -> tuple[float, Any]:
+    """Seconds of the second call where the first is short, which warms up."""
+    for _ in range(2):
+        before = time.perf_counter()
+        value = call()
+        seconds = time.perf_counter() - before
+        if seconds > 1:
+            break
+    return seconds, value
+
+
+def _words(error: Exception) -> str:
+    words = " ".join(str(error).split())[:160]
+    return f"refuses: {words or type(error).__name__}"
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) * 1024
+
+
+def limit_threads(threads: int) -> None:
+    """Every session has as many threads as torch gets: onnxplain leaves that to ONNX Runtime, which takes them all."""
+    import onnxruntime
+
+    make = onnxruntime.SessionOptions
+
+    def limited() -> onnxruntime.SessionOptions:
+        options = make()
+        options.intra_op_num_threads = threads
+        return options
+
+    onnxruntime.SessionOptions = limited
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    job = Job(**json.loads(sys.argv[1]))
+    if job.who in ("", "forward", "ours"):
+        limit_threads(job.threads)
+    measure = {"time": measure_times, "memory": measure_memory, "cold": measure_cold}[job.what]
+    for found in measure(job):
+        print(MARK + json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
