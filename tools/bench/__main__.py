@@ -27,7 +27,7 @@ from rich.console import Console
 from tools.bench import report, sizes
 from tools.bench.families import FAMILIES
 from tools.bench.nets import NETS
-from tools.bench.worker import MARK, Job
+from tools.bench.worker import CLOCKS, MARK, Job
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("time", "memory", "cold", "size")
@@ -49,6 +49,8 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=15, help="rounds (default: 15)")
     parser.add_argument("--budget", type=float, default=60, help="seconds after which a method's rounds end")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all")
+    clock = "cpu: processor time, the better measure where a machine is busy with other things; with --threads 1"
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help=clock)
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--models-dir", type=Path, help="where exported networks are kept (default: nowhere)")
     parser.add_argument("--output", "-o", type=Path, metavar="PREFIX", help="writes PREFIX.json and PREFIX.md")
@@ -81,7 +83,7 @@ def ask(job: Job) -> Iterator[dict[str, Any]]:
 
 def job_of(options: argparse.Namespace, what: str, net: str, batch: int, methods: list[str], who: str = "") -> Job:
     """A job for a worker."""
-    rest = (options.repeat, options.budget, options.threads, options.provider, str(options.models_dir))
+    rest = (options.repeat, options.budget, options.clock, options.threads, options.provider, str(options.models_dir))
     return Job(what, net, batch, methods, who, *rest)
 
 
@@ -145,7 +147,8 @@ def machine(options: argparse.Namespace) -> str:
     load = os.getloadavg()[0]
     busy = f", which were busy with other things (load {load:.0f})" if load > 2 else ""
     processor = next(iter(names), platform.machine())
-    return f"{options.threads} threads of {processor}{busy}; {options.provider}; {', '.join(packages)}"
+    how = f"{options.clock} time, {options.provider}"
+    return f"{options.threads} threads of {processor}{busy}; {how}; {', '.join(packages)}"
 
 
 def _lines(path: str) -> list[str]:
