@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,8 @@ def cold_starts(options: argparse.Namespace) -> list[dict[str, Any]]:
 def machine(options: argparse.Namespace) -> str:
     """The machine and the versions, in words."""
     names = {line.partition(": ")[2] for line in _lines("/proc/cpuinfo") if line.startswith("model name")}
-    packages = [f"{name} {version(name)}" for name in ("onnxruntime", "torch", "captum", "zennit")]
+    installed = {found.name: found.version for found in distributions()}
+    packages = [f"{n} {installed[n]}" for n in ("onnxruntime", "torch", "captum", "zennit") if n in installed]
     load = os.getloadavg()[0]
     busy = f", which were busy with other things (load {load:.0f})" if load > 2 else ""
     processor = next(iter(names), platform.machine())

@@ -28,19 +28,22 @@ class Net:
         The module with the last feature map, which Grad-CAM looks at; "<" in front: the module's input.
     relu
         Whether it has a ReLU, without which guided backprop is the gradient.
+    canonizer
+        Of zennit, the one that knows its order of layers; in DenseNet, normalisation comes before convolution.
     """
 
     title: str
     kind: str = "image"
     layer: str | None = None
     relu: bool = False
+    canonizer: str | None = "SequentialMergeBatchNorm"
 
 
 NETS = {
-    "resnet50": Net("ResNet-50", layer="layer4", relu=True),
+    "resnet50": Net("ResNet-50", layer="layer4", relu=True, canonizer="ResNetCanonizer"),
     "mobilenet_v2": Net("MobileNetV2", layer="features"),
     "efficientnet_lite0": Net("EfficientNet-Lite0", layer="<net._avg_pooling"),
-    "densenet121": Net("DenseNet-121", layer="features", relu=True),
+    "densenet121": Net("DenseNet-121", layer="features", relu=True, canonizer=None),
     "convnext_tiny": Net("ConvNeXt-T", layer="<avgpool"),
     "swin_t": Net("Swin-T"),
     "vit_b_16": Net("ViT-B/16"),

@@ -137,16 +137,16 @@ def rise(case: Case) -> Call:
 
 def zennit(case: Case, composite: str, *bounds: tuple[str, float]) -> Call:
     """Composites of zennit; relevance starts from the score."""
-    from zennit import canonizers, composites, types
-    from zennit.torchvision import ResNetCanonizer
+    from zennit import canonizers, composites, torchvision, types
 
     known = (types.Linear, types.BatchNorm, types.AvgPool, types.MaxPool)
     activations = tuple(kind for kind in types.Activation.__subclass__ if kind is not nn.MultiheadAttention)
     _refuse_unknown(case.module, (*known, *activations))
     module = copy.deepcopy(case.module)
     options: dict[str, Any] = {key: torch.full_like(case.x[:1], value) for key, value in bounds}
-    resnet = case.net.title.startswith("ResNet")
-    options["canonizers"] = [ResNetCanonizer() if resnet else canonizers.SequentialMergeBatchNorm()]
+    if case.net.canonizer:
+        home = canonizers if hasattr(canonizers, case.net.canonizer) else torchvision
+        options["canonizers"] = [getattr(home, case.net.canonizer)()]
     getattr(composites, composite)(**options).register(module)
 
     def call() -> Array:
