@@ -96,10 +96,16 @@ def load(name: str, folder: Path) -> nn.Module:
     return module
 
 
-def at_first_floats(name: str, module: nn.Module, arrays: dict[str, Array]) -> tuple[nn.Module, Any, tuple[Any, ...]]:
-    """What torch differentiates: a module, the tensor that it is asked about, and the module's other arguments."""
+def at_first_floats(
+    name: str, module: nn.Module, arrays: dict[str, Array]
+) -> tuple[nn.Module, Any, Any, tuple[Any, ...]]:
+    """What torch differentiates: a module, its first argument, a baseline for that, and the other arguments.
+
+    The baseline of tokens is, as ours, that of token 0.
+    """
     tensors = [torch.from_numpy(array) for array in arrays.values()]
     if NETS[name].kind == "tokens":
         assert isinstance(module, minilm.Sentences)
-        return module.encoder, nn.functional.embedding(tensors[0], module.table), (tensors[1],)
-    return module, tensors[0], ()
+        embedded = [nn.functional.embedding(ids, module.table) for ids in (tensors[0], torch.zeros_like(tensors[0]))]
+        return module.encoder, *embedded, (tensors[1],)
+    return module, tensors[0], torch.zeros_like(tensors[0]), ()

@@ -31,11 +31,12 @@ class RefusalError(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """What a peer is asked: a module at an input and the module's other arguments, the classes explained."""
+    """What a peer is asked: a module at an input, from a baseline, with other arguments; the classes explained."""
 
     net: Net
     module: nn.Module
     x: torch.Tensor
+    baseline: torch.Tensor
     extra: tuple[torch.Tensor, ...]
     target: torch.Tensor
     points: int
@@ -65,8 +66,8 @@ def captum(case: Case, name: str) -> Call:
 
 def integrated_gradients(case: Case) -> Call:
     """captum; in batches."""
-    batch = max(TOGETHER, len(case.x))
-    return _attribute(_attr("IntegratedGradients")(case.module), case, n_steps=case.points, internal_batch_size=batch)
+    options = {"n_steps": case.points, "internal_batch_size": max(TOGETHER, len(case.x))}
+    return _attribute(_attr("IntegratedGradients")(case.module), case, baselines=case.baseline, **options)
 
 
 def smoothgrad(case: Case) -> Call:
@@ -93,7 +94,7 @@ def deeplift(case: Case) -> Call:
 
     linear = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
     _refuse_unknown(case.module, (*SUPPORTED_NON_LINEAR, *linear))
-    return _attribute(_attr("DeepLift")(_taken_apart(case.module)), case)
+    return _attribute(_attr("DeepLift")(_taken_apart(case.module)), case, baselines=case.baseline)
 
 
 def grad_cam(case: Case) -> Call:

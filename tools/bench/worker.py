@@ -86,10 +86,9 @@ def case_of(job: Job, method: str, target: Array) -> Case:
     torch.set_num_threads(job.threads)
     device = "cuda" if job.provider == "cuda" else "cpu"
     module = modules.load(job.net, Path(job.folder))
-    part, x, extra = modules.at_first_floats(job.net, module, feeds(job.net, job.batch))
-    rest = tuple(tensor.to(device) for tensor in extra)
-    targets = torch.from_numpy(target).to(device)
-    return peers.Case(NETS[job.net], part.to(device), x.to(device), rest, targets, FAMILIES[method].points)
+    part, x, baseline, extra = modules.at_first_floats(job.net, module, feeds(job.net, job.batch))
+    x, baseline, targets, *rest = (t.to(device) for t in (x, baseline, torch.from_numpy(target), *extra))
+    return peers.Case(NETS[job.net], part.to(device), x, baseline, tuple(rest), targets, FAMILIES[method].points)
 
 
 def peer(job: Job, method: str, name: str, target: Array) -> Callable[[], Array]:
