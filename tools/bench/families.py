@@ -9,7 +9,8 @@ from typing import Any
 from tools.bench.nets import Net
 
 WINDOW, WINDOWS = 32, 49  # of occlusion, side by side in a picture of 224 x 224
-POINTS = 8  # of methods that sample
+SAMPLES = 32  # points of methods that sample, times samples, and `FEWEST` at least
+FEWEST = 8
 BOX = {"low": -3.0, "high": 3.0}
 
 
@@ -33,8 +34,10 @@ class Family:
         Forward passes that the arithmetic needs, per point.
     peers
         Name -> the function of `tools.bench.peers` that makes it, and its arguments.
-    points
-        Points at which the method looks; costs are per point.
+    windows
+        At how many points the method looks, if that does not depend on `sampled`; costs are per point.
+    sampled
+        Our option that says at how many.
     applies
         Whether a network has this.
     random
@@ -45,9 +48,18 @@ class Family:
     bound: float
     peers: dict[str, tuple[str, tuple[Any, ...]]]
     options: dict[str, Any] = field(default_factory=dict)
-    points: int = 1
+    windows: int = 1
+    sampled: str | None = None
     applies: Callable[[Net], bool] = _any
     random: bool = False
+
+    def points(self, batch: int) -> int:
+        """Points at which the method looks."""
+        return max(FEWEST, SAMPLES // batch) if self.sampled else self.windows
+
+    def options_at(self, batch: int) -> dict[str, Any]:
+        """Ours, with the points."""
+        return {**self.options, **({self.sampled: self.points(batch)} if self.sampled else {})}
 
 
 def _lrp(composite: str, bound: float, theirs: str, **options: Any) -> Family:
@@ -61,9 +73,9 @@ FAMILIES = {
         "guided_backprop", 2.0, {"captum": ("captum", ("GuidedBackprop",))}, applies=lambda net: net.relu
     ),
     "integrated_gradients": Family(
-        "integrated_gradients", 2.0, {"captum": ("integrated_gradients", ())}, {"steps": POINTS}, POINTS
+        "integrated_gradients", 2.0, {"captum": ("integrated_gradients", ())}, sampled="steps"
     ),
-    "smoothgrad": Family("smoothgrad", 2.0, {"captum": ("smoothgrad", ())}, {"samples": POINTS}, POINTS, random=True),
+    "smoothgrad": Family("smoothgrad", 2.0, {"captum": ("smoothgrad", ())}, sampled="samples", random=True),
     "lrp epsilon": Family("lrp", 2.0, {"captum": ("captum_lrp", ())}, {"rule": "epsilon"}),
     "lrp epsilon_plus_flat": _lrp("epsilon_plus_flat", 3.0, "EpsilonPlusFlat"),
     "lrp epsilon_alpha2_beta1": _lrp("epsilon_alpha2_beta1", 4.0, "EpsilonAlpha2Beta1"),
@@ -71,7 +83,12 @@ FAMILIES = {
     "deeplift": Family("deeplift", 2.0, {"captum": ("deeplift", ())}),
     "grad_cam": Family("grad_cam", 1.0, {"captum": ("grad_cam", ())}, applies=lambda net: net.layer is not None),
     "occlusion": Family(
-        "occlusion", 1.0, {"captum": ("occlusion", ())}, {"window": WINDOW, "stride": WINDOW}, WINDOWS, _image
+        "occlusion",
+        1.0,
+        {"captum": ("occlusion", ())},
+        {"window": WINDOW, "stride": WINDOW},
+        windows=WINDOWS,
+        applies=_image,
     ),
-    "rise": Family("rise", 1.0, {"torch": ("rise", ())}, {"samples": POINTS}, POINTS, _image, random=True),
+    "rise": Family("rise", 1.0, {"torch": ("rise", ())}, sampled="samples", applies=_image, random=True),
 }

@@ -36,9 +36,18 @@ def row_of(net: str, batch: int, found: dict[str, Any]) -> Row:
     """One row of what a worker measured: quartiles of ratios, round by round; costs are per point."""
     family, seconds = FAMILIES[found["method"]], found["seconds"]
     forward = np.array(seconds["forward"])
-    row: Row = {"net": net, "batch": batch, "bound": family.bound, "points": family.points, "memory": {}, **found}
+    row: Row = {
+        "net": net,
+        "batch": batch,
+        "bound": family.bound,
+        "points": family.points(batch),
+        "memory": {},
+        **found,
+    }
     row["forward"] = float(np.median(forward)) if len(forward) else math.nan
-    row["passes"] = {n: _quartiles(np.array(s) / forward / family.points) for n, s in seconds.items() if n != "forward"}
+    row["passes"] = {
+        n: _quartiles(np.array(s) / forward / family.points(batch)) for n, s in seconds.items() if n != "forward"
+    }
     if "ours" in seconds:
         peers = {name: np.array(s) / np.array(seconds["ours"]) for name, s in seconds.items()}
         row["ratios"] = {name: _quartiles(r) for name, r in peers.items() if name not in ("forward", "ours")}

@@ -67,7 +67,7 @@ def ours(job: Job, method: str, target: Array) -> Callable[[], Array]:
 
     family = FAMILIES[method]
     path = model_path(job.net, Path(job.folder))
-    explainer = ox.Explainer(path, family.method, providers=PROVIDERS[job.provider], **family.options)
+    explainer = ox.Explainer(path, family.method, providers=PROVIDERS[job.provider], **family.options_at(job.batch))
     arrays = feeds(job.net, job.batch)
 
     def call() -> Array:
@@ -88,7 +88,9 @@ def case_of(job: Job, method: str, target: Array) -> Case:
     module = modules.load(job.net, Path(job.folder))
     part, x, baseline, extra = modules.at_first_floats(job.net, module, feeds(job.net, job.batch))
     x, baseline, targets, *rest = (t.to(device) for t in (x, baseline, torch.from_numpy(target), *extra))
-    return peers.Case(NETS[job.net], part.to(device), x, baseline, tuple(rest), targets, FAMILIES[method].points)
+    return peers.Case(
+        NETS[job.net], part.to(device), x, baseline, tuple(rest), targets, FAMILIES[method].points(job.batch)
+    )
 
 
 def peer(job: Job, method: str, name: str, target: Array) -> Callable[[], Array]:
