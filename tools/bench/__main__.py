@@ -52,7 +52,9 @@ def options_of() -> argparse.Namespace:
     clock = "cpu: processor time, the better measure where a machine is busy with other things; with --threads 1"
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help=clock)
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--models-dir", type=Path, help="where exported networks are kept (default: nowhere)")
+    parser.add_argument(
+        "--models-dir", type=Path, help="where exported networks are kept (default: a temporary folder)"
+    )
     parser.add_argument("--output", "-o", type=Path, metavar="PREFIX", help="writes PREFIX.json and PREFIX.md")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="writes the tables that the README shows")
     parser.add_argument("--quick", action="store_true", help="batch 1, time only, three rounds, five seconds a method")
