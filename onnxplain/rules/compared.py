@@ -96,9 +96,13 @@ def tanhc(x: Var) -> Var:
 
 def ramp(a: Var, b: Var, at_zero: float = 0.0) -> Var:
     """(max(a, 0) - max(b, 0)) / (a - b); where a = b the derivative, which is ``at_zero`` at 0."""
-    tiny = 4 * float(np.finfo(a.dtype).tiny)
-    high = a.emitter.op("Max", a, b)
+    tiny, high = _tiny(a), a.emitter.op("Max", a, b)
     return fn("Clip", (high + at_zero * tiny if at_zero else high) / (abs(a - b) + tiny), 0, 1)
+
+
+def _tiny(x: Var) -> float:
+    """Changes nothing but 0, and can be divided by."""
+    return 4 * float(np.finfo(x.dtype).tiny)
 
 
 def secant(call: Call, ct: Var, a: Var, b: Var) -> Var:
@@ -131,8 +135,19 @@ def _sqrt(call: Call, a: Var, b: Var, fa: Var, fb: Var) -> Var:
     return where((fa + fb) > 0.0, 1.0 / (fa + fb), 0.0)
 
 
+def _clip(call: Call, a: Var, b: Var, fa: Var, fb: Var) -> Cotangent:
+    """The part of the way above the lower bound, plus that below the upper one, less the whole way; see `ramp`."""
+    low, high = (call.input(i) for i in (1, 2))
+    if low is None or high is None or low.value is None or high.value is None or not (low.value < high.value).all():
+        return None
+    most, least, way = call.op("Max", a, b), call.op("Min", a, b), abs(a - b) + _tiny(a)
+    above = most if (low.value == 0).all() else most - low
+    return fn("Clip", above / way, 0, 1) + fn("Clip", (high - least) / way, 0, 1) - 1.0
+
+
 # Operator -> the slope of f from b to a, given a, b, f(a), f(b): without cancellation, and the derivative where a = b.
 SECANTS: dict[str, Callable[[Call, Var, Var, Var, Var], Cotangent]] = {
+    "Clip": _clip,
     "Exp": lambda call, a, b, fa, fb: mean(fa, fb) * tanhc((a - b) * 0.5),
     "LeakyRelu": lambda call, a, b, fa, fb: ramp(a, b) * (1 - call.attrs["alpha"]) + call.attrs["alpha"],
     "Pow": _power,

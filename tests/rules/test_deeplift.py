@@ -419,3 +419,26 @@ def test_bad_baselines() -> None:
         ox.Explainer(IMAGES.proto(), "deeplift", baseline=1.0, baselines=np.ones((2, 1)))
     with pytest.raises(OptionError, match="at least one"):
         ox.Explainer(IMAGES.proto(), "deeplift", baselines=np.ones((0, 1)))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.0, 2.0)])
+def test_clip_between_all_pairs_of_places(low: float, high: float) -> None:
+    """Rise over run, and for no run the derivative, which is 0 at the bounds."""
+    places = np.array([-9, low - 1e-3, low, low + 1e-6, 0.5, 1.5, high - 1e-6, high, high + 1e-3, 40], np.float32)
+    proto = model(
+        "m (float[N,1] x) => (float[N,1] y) { y = Clip(x, low, high) }", low=np.array(low), high=np.array(high)
+    )
+    x, x0 = (a.reshape(-1, 1) for a in np.meshgrid(places, places))
+    result = ox.explain(proto, x, "deeplift", target=0, baseline=x0)
+    rise = np.clip(x, low, high).astype(np.float64) - np.clip(x0, low, high)
+    np.testing.assert_allclose(result.values, rise, rtol=1e-5, atol=49 * 2**-23)  # slopes are rounded at 1, steps to 49
+    # What the multiplier is where x = x0 shows in a layer before, whose two parts cancel.
+    text = "m (float[N,2] x) => (float[N,1] y) { s = ReduceSum(x, one) y = Clip(s, low, high) }"
+    cancelling = model(text, **bounds, one=np.array([1]))
+    both = np.concatenate([places[:, None] + 8, np.full((len(places), 1), -8, np.float32)], axis=1)
+    there = np.concatenate([places[:, None], np.zeros((len(places), 1), np.float32)], axis=1)
+    kept = both.sum(axis=1) == places
+    found = ox.explain(cancelling, both[kept], "deeplift", target=0, baseline=there[kept]).values
+    inside = ((places > low) & (places < high))[kept]
+    np.testing.assert_allclose(found, inside[:, None] * np.array([8.0, -8.0]), rtol=1e-6)
+    assert 0 < inside.sum() < len(inside)
