@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import onnx
 
 from onnxplain import checks, execution, export, files, methods, quantities, writer
 from onnxplain.canonize import BATCH, Canonical, canonize, prepare
+from onnxplain.canonize.cache import folder_of
 from onnxplain.errors import OptionError
 from onnxplain.ir import Value
 from onnxplain.methods import Method
@@ -42,10 +44,13 @@ class Model:
     ----------
     source
         What was read.
+    cache
+        The folder that keeps the canonical graphs, if any.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, cache: Path | None = None) -> None:
         self.source = source
+        self.cache = cache
         self._canonical = Recent(self._canonize)
 
     @cached_property
@@ -87,7 +92,7 @@ class Model:
         return self._canonical(tuple(sorted((sizes or {}).items())))
 
     def _canonize(self, sizes: Sizes) -> Canonical:
-        return canonize(self.source, dict(sizes))
+        return canonize(self.source, dict(sizes), self.cache)
 
     def __str__(self) -> str:
         canonical = self.canonical()
@@ -119,13 +124,19 @@ def _counted(operators: Iterable[str]) -> str:
     return ", ".join(f"{count} {op}" for op, count in counts)
 
 
-def load(model: Model | str | os.PathLike[str] | bytes | onnx.ModelProto) -> Model:
+def load(
+    model: Model | str | os.PathLike[str] | bytes | onnx.ModelProto, cache: str | os.PathLike[str] | None = None
+) -> Model:
     """Load a model.
 
     Parameters
     ----------
     model
         Path of an .onnx file (opset 7 to 26, external data allowed), its bytes, or a ModelProto.
+    cache
+        Folder that keeps what takes long to work out about models (seconds, for large ones), for this and other
+        processes; made if need be, at most 4 GiB. Default: the one that the environment variable ONNXPLAIN_CACHE names;
+        without it, nothing is kept.
 
     Returns
     -------
@@ -136,8 +147,13 @@ def load(model: Model | str | os.PathLike[str] | bytes | onnx.ModelProto) -> Mod
     ------
     ModelError
         Not a usable ONNX model.
+    OutputError
+        The cache cannot be written.
     """
-    return model if isinstance(model, Model) else Model(read(model))
+    if isinstance(model, Model):
+        return model
+    folder = folder_of(cache)
+    return Model(read(model), folder)
 
 
 class Explainer:
