@@ -24,6 +24,7 @@ from onnxplain.program import Assignment, report
 from onnxplain.quantities import Quantity, Target
 from onnxplain.questions import Question, ask, batch_axes, extended
 from onnxplain.reader import Source, nodes_of, read
+from onnxplain.requests import Asked, Request, Sizes, joined, separated
 from onnxplain.result import Attribution, Single
 from onnxplain.roots import compile_method
 from onnxplain.runtime.batching import DEFAULT_MEMORY, parse_memory
@@ -33,8 +34,6 @@ from onnxplain.runtime.recent import Recent
 Array = np.ndarray[Any, Any]
 Inputs = Array | Mapping[str, Array]
 _MISSING = {"Imputer", "IsNaN", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
-Sizes = tuple[tuple[str, int], ...]  # of free dimensions, sorted by name
-Asked = tuple[Sizes, tuple[Any, ...] | None]  # and the place of a quantity
 
 
 class Model:
@@ -248,22 +247,39 @@ class Explainer:
         OptionError
             A baseline or a window that does not fit the input.
         """
+        (result,) = self.answer([self.check(x, target)], progress)
+        return result
+
+    def check(self, x: Inputs, target: Target | Quantity = None) -> Request:
+        """Check what `__call__` takes, without running anything but what finds the sizes; it raises the same."""
         feeds, samples, sizes = checks.check_inputs(x, self.model.inputs, self._axes, self.model.takes_nan)
         asked = _asked(sizes, target)
         canonical, question = self._question(asked)
-        value = canonical.graph.value(question.explained)
         found = _resolved(target, canonical, question, samples)
         execution.check(self.method, feeds, question)
-        runner = self._runner(asked)
-        if isinstance(found, tuple):
-            found, weights = found
-            feeds |= {str(runner.program.weights): weights}
-        answer = execution.run(runner, self.method, feeds, found, progress)
-        parts = {name: Single(name, values) for name, values in answer.attributions.items()}
-        resolved = quantities.unravel(answer.target, value, question.axis)
-        residual = None if question.nested else answer.residual
-        trace = partial(self._trace, asked, feeds, answer.target)
-        return Attribution(self.method.name, resolved, answer.score, residual, parts, trace)
+        positions, weights = found if isinstance(found, tuple) else (found, None)
+        joinable = not methods.mixes_samples(self.method)
+        return Request(feeds, samples, asked, positions, weights, self._axes, joinable)
+
+    def answer(
+        self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
+    ) -> list[Attribution]:
+        """Explain checked requests that join each other (`Request.joins`), in one batch."""
+        whole = joined(requests)
+        canonical, question = self._question(whole.asked)
+        value = canonical.graph.value(question.explained)
+        runner = self._runner(whole.asked)
+        given = {} if whole.weights is None else {str(runner.program.weights): whole.weights}
+        together = execution.run(runner, self.method, {**whole.feeds, **given}, whole.target, progress)
+        results = []
+        for request, answer in zip(requests, separated(together, requests, question.slices), strict=True):
+            parts = {name: Single(name, values) for name, values in answer.attributions.items()}
+            own = {} if request.weights is None else {str(runner.program.weights): request.weights}
+            trace = partial(self._trace, request.asked, {**request.feeds, **own}, answer.target)
+            resolved = quantities.unravel(answer.target, value, question.axis)
+            residual = None if question.nested else answer.residual
+            results.append(Attribution(self.method.name, resolved, answer.score, residual, parts, trace))
+        return results
 
     @property
     def provider(self) -> str | None:

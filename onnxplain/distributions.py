@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -202,9 +202,12 @@ class Perturbation(ABC):
     ----------
     baseline
         What is put in the place of what is masked: a number, a text, or an array that broadcasts to the input.
+    mixes
+        Whether what is found about a sample depends on the others of its batch.
     """
 
     baseline: Baseline = 0.0
+    mixes: ClassVar[bool] = False
 
     @abstractmethod
     def plans(self, here: Mapping[str, Array], fills: Mapping[str, Array]) -> Sequence[Plan]:
