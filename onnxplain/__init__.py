@@ -12,6 +12,7 @@ _providers.onnxruntime()  # says which extra to install where ONNX Runtime is mi
 from onnxplain.api import Explainer, Model, explain, load  # noqa: E402 - after the check above
 from onnxplain.composites import COMPOSITES, Composite, Row  # noqa: E402
 from onnxplain.errors import (  # noqa: E402
+    BusyError,
     InputError,
     ModelError,
     NoRuleError,
@@ -40,6 +41,7 @@ from onnxplain.quantities import (  # noqa: E402
     op,
 )
 from onnxplain.result import Attribution  # noqa: E402
+from onnxplain.serving import Batcher  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -47,6 +49,8 @@ __all__ = [
     "COMPOSITES",
     "METHODS",
     "Attribution",
+    "Batcher",
+    "BusyError",
     "Channel",
     "Class",
     "Composite",

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import onnx
 
 from onnxplain import checks, execution, export, files, methods, quantities, writer
 from onnxplain.canonize import BATCH, Canonical, canonize, prepare
+from onnxplain.canonize.cache import folder_of
 from onnxplain.errors import OptionError
 from onnxplain.ir import Value
 from onnxplain.methods import Method
@@ -22,6 +24,7 @@ from onnxplain.program import Assignment, report
 from onnxplain.quantities import Quantity, Target
 from onnxplain.questions import Question, ask, batch_axes, extended
 from onnxplain.reader import Source, nodes_of, read
+from onnxplain.requests import Asked, Request, Sizes, joined, separated
 from onnxplain.result import Attribution, Single
 from onnxplain.roots import compile_method
 from onnxplain.runtime.batching import DEFAULT_MEMORY, parse_memory
@@ -31,8 +34,6 @@ from onnxplain.runtime.recent import Recent
 Array = np.ndarray[Any, Any]
 Inputs = Array | Mapping[str, Array]
 _MISSING = {"Imputer", "IsNaN", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
-Sizes = tuple[tuple[str, int], ...]  # of free dimensions, sorted by name
-Asked = tuple[Sizes, tuple[Any, ...] | None]  # and the place of a quantity
 
 
 class Model:
@@ -42,10 +43,13 @@ class Model:
     ----------
     source
         What was read.
+    cache
+        The folder that keeps the canonical graphs, if any.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, cache: Path | None = None) -> None:
         self.source = source
+        self.cache = cache
         self._canonical = Recent(self._canonize)
 
     @cached_property
@@ -87,7 +91,7 @@ class Model:
         return self._canonical(tuple(sorted((sizes or {}).items())))
 
     def _canonize(self, sizes: Sizes) -> Canonical:
-        return canonize(self.source, dict(sizes))
+        return canonize(self.source, dict(sizes), self.cache)
 
     def __str__(self) -> str:
         canonical = self.canonical()
@@ -117,18 +121,28 @@ def _resolved(target: Target | Quantity, canonical: Canonical, question: Questio
     return quantities.resolve(target, value, question.axis, samples, names)
 
 
+def _fed(request: Request, runner: execution.Runner) -> dict[str, Array]:
+    """All that a runner takes but targets."""
+    weights = {} if request.weights is None else {str(runner.program.weights): request.weights}
+    return {**request.feeds, **weights}
+
+
 def _counted(operators: Iterable[str]) -> str:
     counts = sorted(Counter(operators).items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {op}" for op, count in counts)
 
 
-def load(model: Loadable) -> Model:
+def load(model: Loadable, cache: str | os.PathLike[str] | None = None) -> Model:
     """Load a model.
 
     Parameters
     ----------
     model
         Path of an .onnx file (opset 7 to 26, external data allowed), its bytes, or a ModelProto.
+    cache
+        Folder that keeps what takes long to work out about models (seconds, for large ones), for this and other
+        processes; made if need be, at most 4 GiB. Default: the one that the environment variable ONNXPLAIN_CACHE names;
+        without it, nothing is kept.
 
     Returns
     -------
@@ -139,8 +153,13 @@ def load(model: Loadable) -> Model:
     ------
     ModelError
         Not a usable ONNX model.
+    OutputError
+        The cache cannot be written.
     """
-    return model if isinstance(model, Model) else Model(read(model))
+    if isinstance(model, Model):
+        return model
+    folder = folder_of(cache)
+    return Model(read(model), folder)
 
 
 @dataclass(frozen=True)
@@ -246,14 +265,8 @@ class Explainer:
         OptionError
             A baseline or a window that does not fit the input.
         """
-        call = self.prepare(x, target)
-        answer = execution.run(call.runner, self.method, call.feeds, call.target, progress)
-        parts = {name: Single(name, a, answer.errors.get(name)) for name, a in answer.attributions.items()}
-        canonical, question = self._question(call.asked)
-        resolved = quantities.unravel(answer.target, canonical.graph.value(question.explained), question.axis)
-        residual = None if question.nested else answer.residual
-        trace = partial(self._trace, call.asked, call.feeds, answer.target)
-        return Attribution(self.method.name, resolved, answer.score, residual, parts, trace, answer.copies)
+        (result,) = self.answer([self.check(x, target)], progress)
+        return result
 
     def prepare(self, x: Inputs, target: Target | Quantity = None) -> Call:
         """Check a batch and compile what it needs, short of running it; for what runs a method in its own way.
@@ -263,16 +276,40 @@ class Explainer:
         x, target
             As in a call, which says, too, what may be wrong with them.
         """
+        return self._call(self.check(x, target))
+
+    def check(self, x: Inputs, target: Target | Quantity = None) -> Request:
+        """Check what `__call__` takes, without running anything but what finds the sizes; it raises the same."""
         feeds, samples, sizes = checks.check_inputs(x, self.model.inputs, self._axes, self.model.takes_nan)
         asked = _asked(sizes, target)
         canonical, question = self._question(asked)
         found = _resolved(target, canonical, question, samples)
         execution.check(self.method, feeds, question)
-        runner = self._runner(asked)
-        if isinstance(found, tuple):
-            found, weights = found
-            feeds |= {str(runner.program.weights): weights}
-        return Call(asked, runner, feeds, found)
+        positions, weights = found if isinstance(found, tuple) else (found, None)
+        joinable = not methods.mixes_samples(self.method)
+        return Request(feeds, samples, asked, positions, weights, self._axes, joinable)
+
+    def answer(
+        self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
+    ) -> list[Attribution]:
+        """Explain checked requests that join each other (`Request.joins`), in one batch."""
+        call = self._call(joined(requests))
+        canonical, question = self._question(call.asked)
+        value = canonical.graph.value(question.explained)
+        together = execution.run(call.runner, self.method, call.feeds, call.target, progress)
+        results = []
+        for request, answer in zip(requests, separated(together, requests, question.slices), strict=True):
+            parts = {name: Single(name, a, answer.errors.get(name)) for name, a in answer.attributions.items()}
+            trace = partial(self._trace, request, answer.target)
+            resolved = quantities.unravel(answer.target, value, question.axis)
+            residual = None if question.nested else answer.residual
+            one = Attribution(self.method.name, resolved, answer.score, residual, parts, trace, answer.copies)
+            results.append(one)
+        return results
+
+    def _call(self, request: Request) -> Call:
+        runner = self._runner(request.asked)
+        return Call(request.asked, runner, _fed(request, runner), request.target)
 
     @property
     def provider(self) -> str | None:
@@ -340,12 +377,13 @@ class Explainer:
         cam = self.method.cam
         return canonical, cam.ask(graph, question, self._at) if cam else question
 
-    def _trace(self, asked: Asked, feeds: Mapping[str, Array], target: Array) -> list[Assignment]:
-        canonical, question = self._question(asked)
+    def _trace(self, request: Request, target: Array) -> list[Assignment]:
+        canonical, question = self._question(request.asked)
         if self.method.composite is None:
             return []
         lines = report(canonical.graph, self.method.composite, question)
-        return execution.traced(self._compile(asked, traced=True), lines, feeds, target)
+        runner = self._compile(request.asked, traced=True)
+        return execution.traced(runner, lines, _fed(request, runner), target)
 
     def _compile(self, asked: Asked, traced: bool = False) -> execution.Runner:
         canonical, question = self._question(asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -223,10 +223,13 @@ class Perturbation(ABC):
         or "inpaint", see `onnxplain.fills`.
     tolerance
         A sample is done at the first of its plan's stages at which `Estimate.within` holds for this.
+    mixes
+        Whether what is found about a sample depends on the others of its batch.
     """
 
     baseline: Baseline = 0.0
     tolerance: float | None = None
+    mixes: ClassVar[bool] = False
 
     @abstractmethod
     def plans(self, here: Mapping[str, Array], fills: Mapping[str, Array]) -> Sequence[Plan]:

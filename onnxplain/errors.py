@@ -12,6 +12,7 @@
     ├── OptionError (ValueError)           unknown method or option, or a bad value for one
     ├── ProviderError (ValueError)         an execution provider that is not installed, or fails to start
     ├── RunError                           ONNX Runtime fails while it runs: memory, sizes that the model cannot take
+    ├── BusyError                          a `Batcher` takes no request now: its queue is full, or it is closed
     └── OutputError (ValueError, OSError)  a result cannot be written where it was asked for
 """
 
@@ -72,6 +73,10 @@ class ProviderError(OnnxplainError, ValueError):
 
 class RunError(OnnxplainError):
     """ONNX Runtime fails while it runs: out of memory, or sizes that the model cannot take."""
+
+
+class BusyError(OnnxplainError):
+    """A `Batcher` takes no request now: its queue is full, it is closed, or it belongs to another process."""
 
 
 class OutputError(OnnxplainError, ValueError, OSError):

@@ -12,7 +12,7 @@ import numpy as np
 from onnxplain import cams, composites, readouts
 from onnxplain import deeplift as deeplift_composites
 from onnxplain.composites import COMPOSITES, RULES, Composite
-from onnxplain.distributions import Baseline, Distribution, Line, Point, References, Root
+from onnxplain.distributions import Baseline, Distribution, Line, Perturbation, Point, References, Root
 from onnxplain.errors import OptionError, did_you_mean
 from onnxplain.perturbation import Ablation, KernelShap, Lime, Permutation, Rise, ShapleySampling, Windows
 from onnxplain.perturbation.features import Features
@@ -482,6 +482,11 @@ def summary(name: str) -> str:
 def moves_slices(method: Method) -> bool:
     """Whether it looks at points where the explained tensors themselves are others."""
     return not isinstance(method.distribution, Point | References) and not moves_inputs(method.distribution)
+
+
+def mixes_samples(method: Method) -> bool:
+    """Whether what it finds about a sample depends on the others of its batch."""
+    return isinstance(method.distribution, Perturbation) and method.distribution.mixes
 
 
 def forward_only() -> list[str]:

@@ -455,3 +455,17 @@ def _control():
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def test_a_cache_keeps_what_took_long(folder):
+    for command in (["explain", DIGITS, DIGIT, "-m", "gradient"], ["inspect", DIGITS, "-m", "gradient"]):
+        run(*command, "--cache", "kept")
+    run("convert", DIGITS, "-o", "e.onnx", "-m", "gradient", "--cache", "kept")
+    assert len(list((folder / "kept").iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_written(folder):
+    (folder / "file").touch()
+    line, hint = refuse("explain", DIGITS, DIGIT, "--cache", "file")
+    assert line == "cannot keep anything in 'file': File exists"
+    assert hint == "Choose another folder."

@@ -19,38 +19,17 @@ Large weights take no part in this: they are views on the model's bytes, with st
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from pathlib import Path
 
-from onnxplain.canonize import batch, bodies, decide, expand, fold, idioms, opset, prepare, sequences
+from onnxplain.canonize import batch, bodies, cache, decide, expand, fold, idioms, opset, prepare, sequences
+from onnxplain.canonize.canonical import Canonical
 from onnxplain.canonize.labels import labels_of
-from onnxplain.canonize.ml import Names
-from onnxplain.ir import Graph
 from onnxplain.reader import Source
 
 BATCH = prepare.BATCH
 
 
-@dataclass(frozen=True)
-class Canonical:
-    """A canonical graph.
-
-    Attributes
-    ----------
-    fixed_batch
-        The batch size that it is bound to; None: any.
-    changes
-        What was changed to get there.
-    labels
-        Name of an output -> the names of its columns, where the model tells what its classes are called.
-    """
-
-    graph: Graph
-    fixed_batch: int | None
-    changes: tuple[str, ...] = ()
-    labels: Mapping[str, Names] = field(default_factory=dict)
-
-
-def canonize(source: Source, sizes: Mapping[str, int] | None = None) -> Canonical:
+def canonize(source: Source, sizes: Mapping[str, int] | None = None, folder: Path | None = None) -> Canonical:
     """Bring a model into canonical form.
 
     Parameters
@@ -59,6 +38,8 @@ def canonize(source: Source, sizes: Mapping[str, int] | None = None) -> Canonica
         The parsed model.
     sizes
         Sizes for free dimensions (names as in `prepare.named_inputs`); the others stay free.
+    folder
+        Where the result is kept for the next time (see `cache`), and taken from.
 
     Raises
     ------
@@ -67,7 +48,11 @@ def canonize(source: Source, sizes: Mapping[str, int] | None = None) -> Canonica
     ModelError
         ONNX Runtime cannot load the model, or an operator has no opset-21 form.
     """
-    prepared = prepare.prepare(source, sizes or {})
+    return cache.cached(folder, source, sizes or {}, _canonize) if folder else _canonize(source, sizes or {})
+
+
+def _canonize(source: Source, sizes: Mapping[str, int]) -> Canonical:
+    prepared = prepare.prepare(source, sizes)
     changes = list(prepared.changes)
     hints = expand.types(fold.Light(prepared.model, prepared.weights))
     light = fold.Light(opset.raise_opset(prepared.model, changes), prepared.weights)
@@ -75,7 +60,7 @@ def canonize(source: Source, sizes: Mapping[str, int] | None = None) -> Canonica
     light = expand.expand(light, hints, changes)
     light = decide.decided(light, {v.name: v.shape for v in prepare.named_inputs(source.proto)}, changes)
     light = sequences.resolved(fold.fold(light, hidden=fold.unfoldable(light)), changes)
-    if sizes and BATCH in sizes:
+    if BATCH in sizes:
         graph, fixed = fold.shaped(light), prepared.fixed_batch
     else:
         graph, fixed = batch.generalised(light, prepared.fixed_batch, changes)

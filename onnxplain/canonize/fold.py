@@ -57,6 +57,7 @@ def fold(model: Light, hidden: Collection[str]) -> Light:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.log_severity_level = 4
         options.intra_op_num_threads = 1  # no pool of threads: nothing is going to be run
+        options.enable_mem_pattern = options.enable_mem_reuse = False  # planning takes time quadratic in the nodes
         options.optimized_model_filepath = str(Path(scratch) / "folded.onnx")
         prefix = "session.optimized_model_external_initializers"
         options.add_session_config_entry(f"{prefix}_file_name", "folded.data")

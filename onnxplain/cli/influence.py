@@ -37,6 +37,7 @@ BATCH = 8  # photos that are read at once
 @click.option("--carried", is_flag=True, help="Also: how much of the score the top units carry. Reads DATA once more.")
 @options.photos()
 @options.running()
+@options.cache
 @options.as_json
 def influence(
     model: Path,
@@ -56,6 +57,7 @@ def influence(
     carried: bool,
     providers: tuple[str, ...],
     memory: str,
+    cache: Path | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -65,7 +67,7 @@ def influence(
     by piece, so they need not fit in memory. Photos are prepared as for 'explain'.
     """
     with show.progress(method) as step:
-        loaded = ox.load(model)
+        loaded = ox.load(model, cache)
         note = inputs.note_of(loaded)
         names = inputs.class_names(labels, note, loaded, output)
         inputs.check_names(names, loaded, output)

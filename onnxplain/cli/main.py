@@ -78,6 +78,7 @@ def main(ctx: click.Context) -> None:
 @click.option("--plain", is_flag=True, help="Draw the heatmap alone, not over the photo.")
 @options.photos()
 @options.running()
+@options.cache
 @options.as_json
 def explain(
     model: Path,
@@ -96,6 +97,7 @@ def explain(
     plain: bool,
     providers: tuple[str, ...],
     memory: str,
+    cache: Path | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -113,7 +115,7 @@ def explain(
     out = out or Path(f"{input.stem}_{method}{input.suffix if input.suffix in inputs.ARRAYS else '.png'}")
     options.check_out(out, {*drawing.PICTURES, ".html", *inputs.ARRAYS}, input, model)
     with show.progress(method) as step:
-        loaded = ox.load(model)
+        loaded = ox.load(model, cache)
         note = inputs.note_of(loaded)
         prepared = inputs.prepare(loaded, note, input, {k: v for k, v in given.items() if v is not None})
         classes = inputs.class_names(labels, note, loaded, asked["output"])
@@ -176,6 +178,7 @@ def _write(
 @options.quantity()
 @options.labels
 @options.ask()
+@options.cache
 @options.as_json
 def convert(
     model: Path,
@@ -186,6 +189,7 @@ def convert(
     versus: str | None,
     of: str | None,
     labels: Path | None,
+    cache: Path | None,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -195,7 +199,7 @@ def convert(
     Its outputs are MODEL's and 'attribution'. It runs in any ONNX Runtime, without this package.
     """
     options.check_out(out, {".onnx"}, model)
-    loaded = ox.load(model)
+    loaded = ox.load(model, cache)
     note = inputs.note_of(loaded)
     names = inputs.class_names(labels, note, loaded, asked["output"])
     how = inputs.noted_preprocessing(loaded, note)
@@ -216,14 +220,21 @@ def _explainer(model: ox.Model, method: str, asked: Mapping[str, Any], more: Map
 @options.method(required=False)
 @options.ask()
 @click.option("--tensors", is_flag=True, help="List the tensors that --at can name.")
+@options.cache
 @options.as_json
 def inspect(
-    model: Path, method: str | None, params: tuple[str, ...], tensors: bool, as_json: bool, **asked: Any
+    model: Path,
+    method: str | None,
+    params: tuple[str, ...],
+    tensors: bool,
+    cache: Path | None,
+    as_json: bool,
+    **asked: Any,
 ) -> None:
     """Show MODEL's inputs and outputs, what was changed to read it, and which methods work on it."""
     if params and not method:
         raise OptionError("-p belongs to a method", "Name it with -m.")
-    loaded = ox.load(model)
+    loaded = ox.load(model, cache)
     note = inputs.note_of(loaded)
     how = inputs.noted_preprocessing(loaded, note)
     if tensors:

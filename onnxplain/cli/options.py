@@ -31,6 +31,13 @@ out_of_convert = click.option("-o", "--out", required=True, type=PATH, help="The
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 labels = click.option("--labels", type=PATH, help="Text file that names the classes, one a line.")
 
+cache = click.option(
+    "--cache",
+    type=PATH,
+    help="Folder that keeps, for the next time, what takes long to work out about a large model; default:"
+    " $ONNXPLAIN_CACHE, or nothing is kept.",
+)
+
 _params = click.option(
     "-p", "--param", "params", multiple=True, metavar="KEY=VALUE", help="Option of the method; repeatable."
 )
@@ -107,7 +114,7 @@ def parse(items: Sequence[str]) -> dict[str, Any]:
         key, equals, text = item.partition("=")
         if not (key and equals and text):
             raise OptionError(f"-p takes KEY=VALUE, not {item!r}", "For example: -p steps=128")
-        if key.strip() in (*ASK, "providers", "memory"):
+        if key.strip() in (*ASK, "providers", "memory", "cache"):
             raise OptionError(f"'{key.strip()}' is not an option of a method", "See --help for the command's.")
         options[key.strip()] = _value(text.strip())
     return options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -41,6 +41,7 @@ class Permutation(Perturbation):
     nothing is random.
     """
 
+    mixes: ClassVar[bool] = True
     features: Features = None
     samples: int = 10
     seed: int = 0

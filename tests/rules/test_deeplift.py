@@ -424,10 +424,9 @@ def test_bad_baselines() -> None:
 @pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.0, 2.0)])
 def test_clip_between_all_pairs_of_places(low: float, high: float) -> None:
     """Rise over run, and for no run the derivative, which is 0 at the bounds."""
+    bounds = {"low": np.array(low), "high": np.array(high)}
     places = np.array([-9, low - 1e-3, low, low + 1e-6, 0.5, 1.5, high - 1e-6, high, high + 1e-3, 40], np.float32)
-    proto = model(
-        "m (float[N,1] x) => (float[N,1] y) { y = Clip(x, low, high) }", low=np.array(low), high=np.array(high)
-    )
+    proto = model("m (float[N,1] x) => (float[N,1] y) { y = Clip(x, low, high) }", **bounds)
     x, x0 = (a.reshape(-1, 1) for a in np.meshgrid(places, places))
     result = ox.explain(proto, x, "deeplift", target=0, baseline=x0)
     rise = np.clip(x, low, high).astype(np.float64) - np.clip(x0, low, high)

@@ -1,0 +1,29 @@
+"""What canonization comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from onnxplain.canonize.ml import Names
+from onnxplain.ir import Graph
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """A canonical graph.
+
+    Attributes
+    ----------
+    fixed_batch
+        The batch size that it is bound to; None: any.
+    changes
+        What was changed to get there.
+    labels
+        Name of an output -> the names of its columns, where the model tells what its classes are called.
+    """
+
+    graph: Graph
+    fixed_batch: int | None
+    changes: tuple[str, ...] = ()
+    labels: Mapping[str, Names] = field(default_factory=dict)
