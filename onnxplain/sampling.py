@@ -71,9 +71,14 @@ class Noise:
         return np.full(self.samples, 1 / self.samples)
 
     def draw(self, index: int, place: int, size: tuple[int, ...]) -> Array:
-        """What a point adds to one sample of the explained input number ``place``, in units of `scale`; float64."""
+        """What a point adds to one sample of the explained input number ``place``, in units of `scale`; float64.
+
+        Drawn in single precision, which takes half the time.
+        """
         random = np.random.default_rng([self.seed, index, place])
-        return random.normal(size=size) if self.shape == "gaussian" else random.uniform(-1, 1, size)
+        if self.shape == "gaussian":
+            return random.standard_normal(size, np.float32).astype(np.float64)
+        return 2 * random.random(size, np.float32).astype(np.float64) - 1
 
     def scale(self, x: Array) -> Array:
         """Width of the noise per sample, the batch in front; broadcasts to x."""
