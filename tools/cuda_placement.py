@@ -2,9 +2,12 @@
 """Which nodes of a model would ONNX Runtime run on CUDA? Answers on a machine without a GPU.
 
     tools/cuda_placement.py EXPLAINER.onnx ...
-    tools/cuda_placement.py MODEL.onnx ... --method gradient --method lrp
+    tools/cuda_placement.py MODEL.onnx ... --method gradient --method lrp:composite=epsilon_plus_flat
+    tools/cuda_placement.py MODEL.onnx ... --all
 
-With --method, what is checked is not MODEL but the stand-alone explainers that onnxplain exports of it.
+With --method, what is checked is not MODEL but the programs that an Explainer of it runs, all graphs of one together;
+--all is every method with its defaults, and every composite of lrp. Those that do not work on a model are named below
+the table. Methods whose programs are the same share a row.
 
 Loads the real CUDA provider of onnxruntime-gpu against stub libraries (no CUDA installed, nothing is computed) and
 asks where each node went. Operators on the CPU that work on sizes are normal and cost nothing. Any other one, and
@@ -18,7 +21,9 @@ Needs gcc and nm. A virtual environment with onnxruntime-gpu (260 MB) is made on
 from __future__ import annotations
 
 import argparse
+import ast
 import collections
+import hashlib
 import json
 import os
 import re
@@ -28,20 +33,26 @@ import tempfile
 import venv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 from rich.console import Console
 from rich.table import Table
 
 import onnxplain as ox
+from onnxplain import writer
+from onnxplain.composites import COMPOSITES
+from onnxplain.ir import Graph, Value
 
 VERSION = "1.31.1"
 STUBS = Path(__file__).with_name("cuda_stubs.c")
 LIBRARIES = re.compile(r"(\w+)@(lib(?:cublas|cublasLt|cudart|cudnn|curand|cufft)\.so\.\d+)")
 SIZES = set(
     "Shape Size Constant ConstantOfShape Range Gather Slice Concat Reshape Squeeze Unsqueeze Cast "
-    "Add Sub Mul Div Mod Min Max Equal Not And Where".split()
+    "Add Sub Mul Div Mod Min Max Round Equal Not And Where".split()
 )
+FREE = 32  # size of free dimensions, such as the length of a text
 UNVERSIONED = {"libcuda.so.1": {"cuTensorMapEncodeTiled"}}  # loaded by name while running
 
 SESSION = """
@@ -126,41 +137,111 @@ def copied(graph: onnx.GraphProto) -> Iterator[str]:
             yield next((n.op_type for n in graph.node if node.input[0] in n.output), "input")
 
 
-def explainers(models: list[Path], names: list[str], folder: Path) -> Iterator[tuple[str, Path]]:
-    """What is checked: the models themselves, or their exported explainers."""
-    for model in models:
-        if not names:
-            yield model.name, model
-        for name in names:
-            exported = folder / "explainer.onnx"
-            ox.Explainer(model, name, providers=["CPUExecutionProvider"]).export(exported)
-            yield f"{model.name}, {name}", exported
+def example(value: Value) -> np.ndarray[Any, Any]:
+    """Two samples of an input; free sizes are `FREE`."""
+    shape = [
+        dim if isinstance(dim, int) else 2 if axis == 0 else FREE for axis, dim in enumerate(value.shape or (None,))
+    ]
+    return np.full(shape, "" if value.dtype.kind == "O" else 1, value.dtype)
+
+
+def programs(model: ox.Model, method: str) -> list[Graph]:
+    """The graphs that an explainer runs.
+
+    Raises
+    ------
+    OnnxplainError
+        The method does not work on the model.
+    """
+    name, *given = method.split(":")
+    pairs = (option.split("=", 1) for part in given for option in part.split(","))
+    explainer = ox.Explainer(model, name, providers=["CPUExecutionProvider"], **{k: parsed(v) for k, v in pairs})
+    program = explainer.prepare({value.name: example(value) for value in model.inputs}).runner.program
+    return [graph for graph in (program.front, program.graph, program.back) if graph]
+
+
+def parsed(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def explained(model: ox.Model, methods: list[str], folder: Path) -> tuple[dict[str, list[Path]], dict[str, str]]:
+    """Methods with the same programs -> these; and the methods that do not work -> why."""
+    alike: dict[tuple[str, ...], list[str]] = collections.defaultdict(list)
+    refused = {}
+    for method in methods:
+        try:
+            graphs_of = programs(model, method)
+        except ox.OnnxplainError as error:
+            refused[method] = str(error).splitlines()[0]
+            continue
+        paths = []
+        for graph in graphs_of:
+            written = folder / "program.onnx"
+            writer.save(graph, written, inline=1 << 40)
+            paths.append(written.rename(folder / f"{hashlib.sha256(written.read_bytes()).hexdigest()}.onnx"))
+        alike[tuple(map(str, paths))].append(method)
+    return {", ".join(names): [Path(path) for path in paths] for paths, names in alike.items()}, refused
+
+
+class Report:
+    """The rows of the table, and what they come to."""
+
+    def __init__(self) -> None:
+        columns = ("model", "nodes", "on the CPU", "not for sizes", "copies for")
+        self.table = Table(*columns, title=f"onnxruntime-gpu {VERSION}")
+        self.graphs = self.nodes = self.away = self.without = 0
+        self.failed = False
+
+    def add(self, name: str, paths: list[Path], python: Path, stubs: Path) -> None:
+        """Place the graphs that belong to a row."""
+        try:
+            placed = [place(path, python, stubs) for path in paths]
+        except RuntimeError as error:
+            self.failed, self.without = True, self.without + 1
+            self.table.add_row(name, "-", "no session", "-", str(error)[:300])
+            return
+        nodes, copies = [node for found, _ in placed for node in found], [op for _, found in placed for op in found]
+        on_cpu = [op for op, provider in nodes if provider == "CPUExecutionProvider"]
+        astray = [op for op in on_cpu if op not in SIZES]
+        self.failed |= bool(astray or copies)
+        self.graphs, self.nodes, self.away = self.graphs + len(paths), self.nodes + len(nodes), self.away + len(astray)
+        self.table.add_row(name, str(len(nodes)), counted(on_cpu), counted(astray), counted(copies))
+
+    def __str__(self) -> str:
+        found = f"{self.graphs} graphs, {self.nodes} nodes: {self.away} that calculate on the CPU"
+        return f"{found}; {self.without} rows without a session"
 
 
 def main() -> int:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "onnxplain", "cuda_placement")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
-    parser.add_argument("--method", action="append", default=[], choices=sorted(ox.METHODS), help="repeatable")
+    parser.add_argument("--method", action="append", default=[], metavar="NAME[:KEY=VALUE,...]", help="repeatable")
+    parser.add_argument("--all", action="store_true", help="every method and composite")
     parser.add_argument("--venv", type=Path, default=cache, help="virtual environment (default: %(default)s)")
     options = parser.parse_args()
+    methods = options.method
+    if options.all:
+        methods += [*ox.METHODS, *(f"lrp:composite={name}" for name in COMPOSITES)]
     python, stubs = prepare(options.venv)
-    table = Table("model", "nodes", "on the CPU", "not for sizes", "copies for", title=f"onnxruntime-gpu {VERSION}")
-    failed = False
-    with tempfile.TemporaryDirectory() as folder:
-        for name, path in explainers(options.models, options.method, Path(folder)):
-            try:
-                nodes, copies = place(path, python, stubs)
-            except RuntimeError as error:
-                failed = True
-                table.add_row(name, "-", "no session", "-", str(error)[:300])
-                continue
-            on_cpu = [op for op, provider in nodes if provider == "CPUExecutionProvider"]
-            astray = [op for op in on_cpu if op not in SIZES]
-            failed |= bool(astray or copies)
-            table.add_row(name, str(len(nodes)), counted(on_cpu), counted(astray), counted(copies))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-    return int(failed)
+    report, console = Report(), Console(width=None if sys.stdout.isatty() else 160)
+    refusals = []
+    for path in options.models:
+        if not methods:
+            report.add(path.name, [path], python, stubs)
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            rows, refused = explained(ox.load(path), methods, Path(folder))
+            for names, paths in rows.items():
+                report.add(f"{path.name}: {names}", paths, python, stubs)
+        refusals += [f"{path.name}, {method}: {why}" for method, why in refused.items()]
+    console.print(report.table)
+    for line in [*refusals, str(report)]:
+        console.print(line, markup=False, highlight=False)
+    return int(report.failed)
 
 
 def counted(operators: list[str]) -> str:
