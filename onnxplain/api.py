@@ -28,11 +28,12 @@ from onnxplain.requests import Asked, Request, Sizes, joined, separated
 from onnxplain.result import Attribution, Single
 from onnxplain.roots import compile_method
 from onnxplain.runtime.batching import DEFAULT_MEMORY, parse_memory
+from onnxplain.runtime.device import Given, Tensor
 from onnxplain.runtime.providers import Choice, Provider, choose
 from onnxplain.runtime.recent import Recent
 
 Array = np.ndarray[Any, Any]
-Inputs = Array | Mapping[str, Array]
+Inputs = Any  # an ndarray, what implements DLPack, or a mapping of input name -> such
 _MISSING = {"Imputer", "IsNaN", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
 
 
@@ -164,12 +165,19 @@ def load(model: Loadable, cache: str | os.PathLike[str] | None = None) -> Model:
 
 @dataclass(frozen=True)
 class Call:
-    """A checked batch: what was asked for, the runner that answers it, and what it takes (see `execution.run`)."""
+    """A checked batch: what was asked for, the runner that answers it, and what it takes (see `execution.run`).
+
+    Attributes
+    ----------
+    tensors
+        Inputs besides the feeds: those that lie where the runner calculates, if the method can leave them there.
+    """
 
     asked: Asked
     runner: execution.Runner
     feeds: dict[str, Array]
     target: Array | None
+    tensors: Mapping[str, Tensor]
 
 
 class Explainer:
@@ -192,7 +200,9 @@ class Explainer:
     probability
         Explain the value after a final Softmax or Sigmoid instead of the one before.
     providers
-        ONNX Runtime execution providers in order of preference; default: CUDA where available, else the CPU.
+        ONNX Runtime execution providers in order of preference, by name or as pairs of a name and its options, such as
+        ``("CUDAExecutionProvider", {"use_tf32": 1})``; default: CUDA where available, else the CPU. CUDA multiplies in
+        full float32 unless that option says otherwise.
     memory
         Bound on the memory that one run's activations take: bytes, or a text such as "512 MiB". Larger batches, and the
         points of methods that sample, are split into runs that fit.
@@ -233,14 +243,23 @@ class Explainer:
             self.report()
 
     def __call__(
-        self, x: Inputs, target: Target | Quantity = None, progress: Callable[[int, int], None] | None = None
+        self,
+        x: Inputs,
+        target: Target | Quantity = None,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        device: bool = False,
     ) -> Attribution:
         """Explain a batch.
 
         Parameters
         ----------
         x
-            ndarray of shape (N, ...), or a mapping of input name -> ndarray; dtypes as the model declares them.
+            ndarray of shape (N, ...), or a mapping of input name -> ndarray; dtypes as the model declares them. Tensors
+            of other libraries, which implement DLPack (torch, cupy, jax), are taken without a copy: on the host, where
+            their memory is used, and on GPU 0 if the explainer runs there. Methods that look at several points or
+            masked copies make these on the host, and copy a tensor there first; for the others it stays on the GPU, is
+            to be contiguous, and nobody looks for NaN in it.
         target
             None: the predicted class of each sample; an int: one class for all; an array of N ints: one each; a tuple:
             an index into the output without its batch axis (of all of the output, if it has none); an array of N such
@@ -251,6 +270,9 @@ class Explainer:
         progress
             Called with (done, total) after each run. An exception that it raises ends the work at once. With a
             tolerance, the total is the most that may be left to do, and sinks when a sample needs less.
+        device
+            Leave the attributions where they are calculated: ``torch.from_dlpack(result)`` is a tensor there, without a
+            copy, and ``result.values`` copies to the host when asked for. They are not added up: ``residual`` is None.
 
         Returns
         -------
@@ -259,13 +281,16 @@ class Explainer:
         Raises
         ------
         InputError
-            Wrong names, rank, shape, dtype, NaN or infinity.
+            Wrong names, rank, shape, dtype, device, NaN or infinity.
         TargetError
             No such target.
         OptionError
-            A baseline or a window that does not fit the input.
+            A baseline or a window that does not fit the input; ``device=True`` for a method that adds up on the host.
         """
-        (result,) = self.answer([self.check(x, target)], progress)
+        request = self.check(x, target)
+        if device:
+            return self._result(request, self._run(self._call(request), progress, device))
+        (result,) = self.answer([request], progress)
         return result
 
     def prepare(self, x: Inputs, target: Target | Quantity = None) -> Call:
@@ -280,36 +305,54 @@ class Explainer:
 
     def check(self, x: Inputs, target: Target | Quantity = None) -> Request:
         """Check what `__call__` takes, without running anything but what finds the sizes; it raises the same."""
-        feeds, samples, sizes = checks.check_inputs(x, self.model.inputs, self._axes, self.model.takes_nan)
+        nan, gpu = self.model.takes_nan, self.providers.takes_tensors
+        given, samples, sizes = checks.check_inputs(x, self.model.inputs, self._axes, nan, gpu)
+        tensors = {name: tensor for name, tensor in given.items() if isinstance(tensor, Tensor)}
+        feeds = {name: array for name, array in given.items() if not isinstance(array, Tensor)}
         asked = _asked(sizes, target)
         canonical, question = self._question(asked)
         found = _resolved(target, canonical, question, samples)
-        execution.check(self.method, feeds, question)
+        unread = {name: np.broadcast_to(np.zeros((), t.dtype), t.shape) for name, t in tensors.items()}
+        execution.check(self.method, {**feeds, **unread}, question)
         positions, weights = found if isinstance(found, tuple) else (found, None)
         joinable = not methods.mixes_samples(self.method)
-        return Request(feeds, samples, asked, positions, weights, self._axes, joinable)
+        return Request(feeds, samples, asked, positions, weights, self._axes, joinable, tensors)
 
     def answer(
         self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
     ) -> list[Attribution]:
         """Explain checked requests that join each other (`Request.joins`), in one batch."""
         call = self._call(joined(requests))
-        canonical, question = self._question(call.asked)
-        value = canonical.graph.value(question.explained)
-        together = execution.run(call.runner, self.method, call.feeds, call.target, progress)
-        results = []
-        for request, answer in zip(requests, separated(together, requests, question.slices), strict=True):
-            parts = {name: Single(name, a, answer.errors.get(name)) for name, a in answer.attributions.items()}
-            trace = partial(self._trace, request, answer.target)
-            resolved = quantities.unravel(answer.target, value, question.axis)
-            residual = None if question.nested else answer.residual
-            one = Attribution(self.method.name, resolved, answer.score, residual, parts, trace, answer.copies)
-            results.append(one)
-        return results
+        slices = self._question(call.asked)[1].slices
+        answers = separated(self._run(call, progress), requests, slices)
+        return [self._result(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
     def _call(self, request: Request) -> Call:
         runner = self._runner(request.asked)
-        return Call(request.asked, runner, _fed(request, runner), request.target)
+        feeds, tensors = _fed(request, runner), request.tensors
+        if not execution.stays(runner, self.method):
+            copies, tensors = {name: tensor.numpy() for name, tensor in tensors.items()}, {}
+            checks.check_finite(copies, self.model.inputs, self.model.takes_nan)
+            feeds |= copies
+        return Call(request.asked, runner, feeds, request.target, tensors)
+
+    def _run(self, call: Call, progress: Callable[[int, int], None] | None, device: bool = False) -> execution.Answer:
+        if device and not execution.stays(call.runner, self.method):
+            what = f"{self.method.name} looks at several points, and adds up on the host"
+            raise OptionError(what, "Leave device= out.")
+        if call.target is not None and (device or call.tensors):
+            feeds: dict[str, Given] = {**call.feeds, **call.tensors}
+            return execution.run_resident(call.runner, self.method, feeds, call.target, progress, device)
+        return execution.run(call.runner, self.method, call.feeds, call.target, progress)
+
+    def _result(self, request: Request, answer: execution.Answer) -> Attribution:
+        canonical, question = self._question(request.asked)
+        found: dict[str, Given] = {**answer.attributions, **answer.kept}
+        parts = {name: Single(name, given, answer.errors.get(name)) for name, given in found.items()}
+        trace = partial(self._trace, request, answer.target)
+        resolved = quantities.unravel(answer.target, canonical.graph.value(question.explained), question.axis)
+        residual = None if question.nested else answer.residual
+        return Attribution(self.method.name, resolved, answer.score, residual, parts, trace, answer.copies)
 
     @property
     def provider(self) -> str | None:
@@ -383,7 +426,8 @@ class Explainer:
             return []
         lines = report(canonical.graph, self.method.composite, question)
         runner = self._compile(request.asked, traced=True)
-        return execution.traced(runner, lines, _fed(request, runner), target)
+        copies = {name: tensor.numpy() for name, tensor in request.tensors.items()}
+        return execution.traced(runner, lines, {**_fed(request, runner), **copies}, target)
 
     def _compile(self, asked: Asked, traced: bool = False) -> execution.Runner:
         canonical, question = self._question(asked)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from onnxplain.execution import Answer
 from onnxplain.questions import Slice
+from onnxplain.runtime.device import Tensor
 
 Array = np.ndarray[Any, Any]
 Sizes = tuple[tuple[str, int], ...]  # of free dimensions, sorted by name
@@ -34,6 +35,8 @@ class Request:
         Inputs with a batch axis -> which it is.
     joinable
         Whether the answer does not depend on what else is asked.
+    tensors
+        Inputs besides the feeds, on a GPU; such a request joins no other.
     """
 
     feeds: Mapping[str, Array]
@@ -43,16 +46,20 @@ class Request:
     weights: Array | None
     axes: Mapping[str, int]
     joinable: bool
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def copy(self) -> Request:
-        """The request with arrays of its own."""
-        return replace(self, feeds={name: array.copy() for name, array in self.feeds.items()})
+        """The request with arrays of its own, all on the host."""
+        given = {**self.feeds, **{name: tensor.numpy() for name, tensor in self.tensors.items()}}
+        return replace(self, feeds={name: array.copy() for name, array in given.items()}, tensors={})
 
     def joins(self, other: Request) -> bool:
         """Whether both can be answered in one batch."""
         return (
             self.joinable
             and other.joinable
+            and not self.tensors
+            and not other.tensors
             and self.asked == other.asked
             and not self.axes.keys().isdisjoint(self.feeds)
             and _row(self.target) == _row(other.target)

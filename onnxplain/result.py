@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,38 @@ import numpy as np
 
 from onnxplain.errors import InputError, OptionError, did_you_mean
 from onnxplain.program import Assignment
+from onnxplain.runtime.device import Given, Tensor
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Single:
-    """The attribution of one tensor.
+    """The attribution of one tensor; for other libraries a tensor without a copy, where it lies (DLPack).
 
     Attributes
     ----------
     name
         The tensor.
-    values
-        Signed attribution, the tensor's shape.
     error
         Its standard error, where the method draws at random and knows it: how far other seeds would be off. 0 where
         nothing was random after all, NaN where too little was drawn to tell. None: the method is exact, or knows none.
     """
 
     name: str
-    values: Array
+    _values: Given
     error: Array | None = None
+
+    @cached_property
+    def values(self) -> Array:
+        """Signed attribution, the tensor's shape."""
+        return self._values.numpy() if isinstance(self._values, Tensor) else self._values
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._values.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._values.__dlpack_device__()
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +62,7 @@ class Attribution:
         The explained element's value per sample, (N,): before a final Softmax or Sigmoid, unless asked for otherwise.
     residual
         Per sample, (N,): sum of the attributions minus what the method promises they sum to (f(x), or
-        f(x) - f(baseline)); None where it promises nothing.
+        f(x) - f(baseline)); None where it promises nothing, or the attributions were left on a device.
     copies
         Per sample, (N,): how many masked copies of it were run; None for methods that mask nothing.
     """
@@ -87,6 +98,12 @@ class Attribution:
     def values(self) -> Array:
         """Signed attribution of the only explained tensor, in its shape. With several, use ``result[name].values``."""
         return self._only("values").values
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._only("__dlpack__()").__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._only("__dlpack_device__()").__dlpack_device__()
 
     @property
     def error(self) -> Array | None:

@@ -29,7 +29,7 @@ class Squares:
     rows: int = 1  # per sample, of the attribution
     outputs = ("attribution", "score", "resolved")
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], into: object) -> dict[str, Array]:
         x, scale = feeds["x"].astype(np.float64), feeds["scale"]
         self.seen.append(len(x))
         assert len(feeds["target"]) == len(x)

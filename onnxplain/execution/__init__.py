@@ -31,9 +31,10 @@ from onnxplain.methods import Method
 from onnxplain.program import Assignment
 from onnxplain.questions import Question, Slice
 from onnxplain.runtime.chunked import Progress
+from onnxplain.runtime.device import Given, Tensor
 from onnxplain.sampling import Lines, Noise, Sampled
 
-__all__ = ["Answer", "Runner", "check", "run", "traced"]
+__all__ = ["Answer", "Runner", "check", "run", "run_resident", "stays", "traced"]
 
 Array = np.ndarray[Any, Any]
 
@@ -110,12 +111,53 @@ def run(
         answer = explain_averaged(partial(_explain, runner, alone), points, moment, inputs, feeds, target, progress)
     else:
         answer = _explain(runner, method, feeds, target, progress)
-    places = {part.name: part.axis for part in slices}
+    return _in_place(runner, answer)
+
+
+def _in_place(runner: Runner, answer: Answer) -> Answer:
+    """Move the batch axis to where it is in the tensors."""
+    places = {part.name: part.axis for part in runner.program.question.slices}
     values, errors = (
         {name: np.moveaxis(array, 0, places[name]) for name, array in arrays.items()}
         for arrays in (answer.attributions, answer.errors)
     )
     return replace(answer, attributions=values, errors=errors)
+
+
+def stays(runner: Runner, method: Method) -> bool:
+    """Whether a method looks at nothing but the inputs themselves, so that `run_resident` can run it."""
+    here = isinstance(method.distribution, Point | Root | References)
+    return here and method.around is None and not runner.program.baselines
+
+
+def run_resident(
+    runner: Runner,
+    method: Method,
+    feeds: Mapping[str, Given],
+    target: Array,
+    progress: Progress | None,
+    keep: bool,
+) -> Answer:
+    """Explain a batch with inputs that lie where the sessions calculate, or with attributions that stay there.
+
+    Parameters
+    ----------
+    method
+        One that `stays`.
+    feeds, target
+        As for `run`; arrays or tensors.
+    keep
+        Whether the attributions stay there; then nobody adds them up, and there is no residual.
+    """
+    arrays = {name: given for name, given in feeds.items() if not isinstance(given, Tensor)}
+    fed: dict[str, Given] = {**feeds, **runner.in_front(arrays)}
+    if not keep:
+        return _in_place(runner, _point(runner, method, fed, target, progress))
+    program = runner.program
+    room = runner.room(len(target))
+    results = runner.run(fed, target, [program.resolved, program.score], progress, room)
+    kept = {name: room[output] for name, output in program.attributions.items()}
+    return Answer({}, results[program.resolved], results[program.score], None, kept=kept)
 
 
 def _explain(
@@ -140,7 +182,7 @@ def _explain(
 
 
 def _point(
-    runner: Runner, method: Method, feeds: Mapping[str, Array], target: Array, progress: Progress | None
+    runner: Runner, method: Method, feeds: Mapping[str, Given], target: Array, progress: Progress | None
 ) -> Answer:
     program = runner.program
     results = runner.run(feeds, target, runner.main.session.outputs, progress)

@@ -14,13 +14,14 @@ from onnxplain.distributions import (
     Baseline,
     baseline_like,
 )
-from onnxplain.errors import UnsupportedModelError
+from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.execution.patched import Asked, Patched
 from onnxplain.ir import Graph
 from onnxplain.program import Program
 from onnxplain.questions import batch_axes, batch_axis, rows
 from onnxplain.runtime.batching import chunk_size
 from onnxplain.runtime.chunked import Chunked, Progress
+from onnxplain.runtime.device import Given, Tensor
 from onnxplain.runtime.providers import CPU, Choice
 from onnxplain.runtime.recent import Recent
 from onnxplain.runtime.session import Session
@@ -44,6 +45,8 @@ class Answer:
         Standard errors of the attributions, if the method knows them.
     copies
         Per sample: number of masked copies that were run, if any are.
+    kept
+        The attributions that stay where they were calculated.
     """
 
     attributions: dict[str, Array]
@@ -52,6 +55,7 @@ class Answer:
     residual: Array | None
     errors: dict[str, Array] = field(default_factory=dict)
     copies: Array | None = None
+    kept: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,11 +112,16 @@ class Runner:
         return cls(program, main, front, back, patched)
 
     def run(
-        self, feeds: Mapping[str, Array], target: Array, outputs: Sequence[str], progress: Progress | None = None
+        self,
+        feeds: Mapping[str, Given],
+        target: Array,
+        outputs: Sequence[str],
+        progress: Progress | None = None,
+        into: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Array]:
-        """Run all samples, one target each."""
+        """Run all samples, one target each; what is wanted besides the outputs goes ``into`` tensors."""
         program = self.program
-        results = self.main.run({**feeds, program.target: target}, len(target), outputs, progress)
+        results = self.main.run({**feeds, program.target: target}, len(target), outputs, progress, into)
         score = results.get(program.score)
         if score is not None and len(score) != len(target):
             raise UnsupportedModelError(
@@ -124,6 +133,24 @@ class Runner:
         """The inputs, as the user gave them, with the batch axis in front."""
         axes = self.main.axes
         return {name: np.moveaxis(a, axes[name], 0) if name in axes else a for name, a in feeds.items()}
+
+    def room(self, samples: int) -> dict[str, Tensor]:
+        """Where the attributions of some samples can be written to, by name of the output, on the session's device.
+
+        Raises
+        ------
+        OptionError
+            Nobody knows the shape of one.
+        """
+        program, found = self.program, {}
+        for name, output in program.attributions.items():
+            value = next(v for v in program.graph.outputs if v.name == output)
+            shape = [samples if d == BATCH else d for d in value.shape or (None,)]
+            sizes = [d for d in shape if isinstance(d, int)]
+            if sizes != shape or sizes[self.main.axes[output]] != samples:
+                raise OptionError(f"the shape of '{name}' is not known before it runs: {value}", "Leave device= out.")
+            found[output] = Tensor.empty(sizes, value.dtype, self.main.session.device)
+        return found
 
     def labels(self, feeds: Mapping[str, Array], count: int) -> Array:
         """The labels that the model gives, for outputs that hold no floats."""

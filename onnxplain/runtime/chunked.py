@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.errors import RunError
+from onnxplain.errors import InputError, RunError
 from onnxplain.runtime.batching import chunks
+from onnxplain.runtime.device import Given, Tensor
 from onnxplain.runtime.session import Session
 
 Array = np.ndarray[Any, Any]
@@ -18,7 +19,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class Chunked:
-    """A session fed in chunks; arrays go in and come out with the batch in front.
+    """A session fed in chunks; arrays go in and come out with the batch in front, tensors as the session takes them.
 
     Attributes
     ----------
@@ -36,21 +37,40 @@ class Chunked:
     exactly: bool
 
     def run(
-        self, feeds: Mapping[str, Array], count: int, outputs: Sequence[str], progress: Progress | None = None
+        self,
+        feeds: Mapping[str, Given],
+        count: int,
+        outputs: Sequence[str],
+        progress: Progress | None = None,
+        into: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Array]:
-        """Run ``count`` samples; the chunks' outputs are joined along the batch."""
+        """Run ``count`` samples; the chunks' outputs are joined along the batch.
+
+        Raises
+        ------
+        InputError
+            Tensors that would have to be rearranged or filled up, which nobody does on their device.
+        RunError
+            The session fails.
+        """
+        into = into or {}
         try:
-            return self._chunks(feeds, count, outputs, progress)
+            return self._chunks(feeds, count, outputs, progress, into)
         except RunError:
             if self.exactly or min(count, self.chunk) == 1:
                 raise
             # Some models take one sample only, whatever they declare: a state without a batch axis, a fixed Reshape.
-            results = replace(self, chunk=1)._chunks(feeds, count, outputs, progress)
+            results = replace(self, chunk=1)._chunks(feeds, count, outputs, progress, into)
             self.chunk = 1
             return results
 
     def _chunks(
-        self, feeds: Mapping[str, Array], count: int, outputs: Sequence[str], progress: Progress | None
+        self,
+        feeds: Mapping[str, Given],
+        count: int,
+        outputs: Sequence[str],
+        progress: Progress | None,
+        into: Mapping[str, Tensor],
     ) -> dict[str, Array]:
         parts = []
         for part in chunks(count, self.chunk):
@@ -58,7 +78,8 @@ class Chunked:
             size = len(rows)
             if self.exactly:
                 rows = rows[np.minimum(np.arange(self.chunk), size - 1)]
-            results = self.session.run({n: self._fed(n, a, rows) for n, a in feeds.items()}, outputs)
+            given = {n: self._fed(n, a, rows) for n, a in feeds.items()}
+            results = self.session.run(given, outputs, {n: self._rows(n, t, rows) for n, t in into.items()})
             results = {n: np.moveaxis(a, self.axes.get(n, 0), 0) if a.ndim else a[None] for n, a in results.items()}
             if size < len(rows):
                 results = {n: a[: len(a) * size // len(rows)] for n, a in results.items()}
@@ -67,8 +88,24 @@ class Chunked:
                 progress(part.stop, count)
         return {name: np.concatenate([p[name] for p in parts]) for name in outputs} if len(parts) > 1 else parts[0]
 
-    def _fed(self, name: str, array: Array, rows: Array) -> Array:
+    def _rows(self, name: str, tensor: Tensor, rows: Array) -> Tensor:
+        axis = self.axes.get(name, 0)
+        if len(rows) == tensor.shape[axis]:
+            return tensor
+        if axis or len(np.unique(rows)) < len(rows):
+            what = f"the samples of '{name}' go through the model {self.chunk} at a time"
+            why = (
+                "those of a tensor can only be taken apart along the first axis"
+                if axis
+                else "the last ones are too few"
+            )
+            raise InputError(f"{what}, and {why}", "Give an array, or another number of samples.")
+        return tensor.rows(slice(int(rows[0]), int(rows[-1]) + 1))
+
+    def _fed(self, name: str, array: Given, rows: Array) -> Given:
         if name not in self.axes:
             return array
+        if isinstance(array, Tensor):
+            return self._rows(name, array, rows)
         part = array if len(rows) == len(array) and not self.exactly else array[rows]
         return np.moveaxis(part, 0, self.axes[name])

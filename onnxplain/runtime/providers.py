@@ -26,6 +26,16 @@ class Choice:
         """The providers' names."""
         return [p if isinstance(p, str) else p[0] for p in self.providers]
 
+    @property
+    def device(self) -> int:
+        """Which GPU CUDA is to use."""
+        return next((int(p[1].get("device_id", 0)) for p in self.providers if isinstance(p, tuple) and p[0] == CUDA), 0)
+
+    @property
+    def takes_tensors(self) -> bool:
+        """Whether tensors on GPU 0 are where the calculation is to be."""
+        return self.names[0] == CUDA and self.device == 0
+
     def __str__(self) -> str:
         return "; ".join(self.reasons)
 
@@ -51,6 +61,11 @@ def onnxruntime() -> ModuleType:
 def choose(wanted: Sequence[Provider] | None = None) -> Choice:
     """Choose execution providers.
 
+    CUDA multiplies in full float32, unless its options ask for TensorFloat-32 (``{"use_tf32": 1}``), which rounds to 10
+    bits: attributions differ in the third digit, and more behind kinks. All its other options are ONNX Runtime's, with
+    its defaults: ``gpu_mem_limit`` and ``arena_extend_strategy`` bound its memory; ``cudnn_conv_algo_search`` is
+    "EXHAUSTIVE", which tries every algorithm when it meets a new batch size, and "HEURISTIC" tries none.
+
     Parameters
     ----------
     wanted
@@ -60,13 +75,14 @@ def choose(wanted: Sequence[Provider] | None = None) -> Choice:
     Raises
     ------
     ProviderError
-        An unknown name, or none of those asked for is available.
+        An unknown name, none of those asked for is available, or CUDA graphs are asked for: they replay a run with the
+        addresses of its inputs and outputs, and an explainer's change from call to call.
     """
     ort = onnxruntime()
     available: list[str] = ort.get_available_providers()
     if wanted is None:
         if CUDA in available:
-            return Choice((CUDA, CPU), (f"{CUDA}: available, and none was asked for",))
+            return Choice((_exact(CUDA), CPU), (f"{CUDA}: available, and none was asked for",))
         return Choice((CPU,), (f"{CPU}: {CUDA} is not available in this ONNX Runtime",))
     wanted = [wanted] if isinstance(wanted, str) else wanted
     if not isinstance(wanted, Sequence) or not all(isinstance(p, str | tuple) and p for p in wanted):
@@ -77,7 +93,7 @@ def choose(wanted: Sequence[Provider] | None = None) -> Choice:
     for provider in wanted:
         name = provider if isinstance(provider, str) else provider[0]
         if name in available:
-            kept.append(provider)
+            kept.append(_exact(provider) if name == CUDA else provider)
             reasons.append(f"{name}: asked for")
         elif name in known:
             reasons.append(f"{name} passed over: not in this build of ONNX Runtime")
@@ -87,3 +103,11 @@ def choose(wanted: Sequence[Provider] | None = None) -> Choice:
         hint = "pip install 'onnxplain[gpu]' (after removing onnxruntime) brings CUDA."
         raise ProviderError(f"no provider that was asked for is available; here are {', '.join(available)}", hint)
     return Choice(tuple(kept), tuple(reasons))
+
+
+def _exact(cuda: Provider) -> Provider:
+    """CUDA without TensorFloat-32, unless its options say otherwise."""
+    options = {} if isinstance(cuda, str) else cuda[1]
+    if str(options.get("enable_cuda_graph", 0)).lower() not in ("0", "false"):
+        raise ProviderError("enable_cuda_graph replays old addresses, and an explainer's change", "Leave it out.")
+    return CUDA, {"use_tf32": 0, **options}

@@ -15,6 +15,7 @@ import numpy as np
 from onnxplain import writer
 from onnxplain.errors import ModelError, ProviderError, RunError
 from onnxplain.ir import Graph
+from onnxplain.runtime.device import Device, Given, Tensor
 from onnxplain.runtime.providers import CPU, CUDA, Choice, onnxruntime
 
 Array = np.ndarray[Any, Any]
@@ -39,6 +40,8 @@ class Session:
     ----------
     provider
         The provider that leads.
+    device
+        Where it calculates.
     """
 
     def __init__(self, graph: Graph, choice: Choice) -> None:
@@ -54,12 +57,12 @@ class Session:
         try:
             if writer.size_of(graph) <= SMALL:
                 model = writer.to_proto(graph).SerializeToString()
-                self._session = ort.InferenceSession(model, options, providers=list(choice.providers))
+                self._session = ort.InferenceSession(model, options, list(choice.providers), enable_fallback=0)
             else:
                 with tempfile.TemporaryDirectory(prefix="onnxplain-") as scratch:
                     path = Path(scratch) / "program.onnx"
                     writer.save(graph, path, inline=0)
-                    self._session = ort.InferenceSession(str(path), options, providers=list(choice.providers))
+                    self._session = ort.InferenceSession(str(path), options, list(choice.providers), enable_fallback=0)
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
             raise ModelError(f"ONNX Runtime cannot load the program: {str(error).strip()}") from None
         self.provider: str = self._session.get_providers()[0]
@@ -68,47 +71,67 @@ class Session:
             if self.provider not in choice.names:
                 raise ProviderError(what)
             warnings.warn(f"{what}; running on {self.provider}", RuntimeWarning, stacklevel=2)
+        self.device: Device = ("cuda", choice.device) if self.provider == CUDA else ("cpu", 0)
         self.outputs = [v.name for v in graph.outputs]
         self._slow = True  # until a run tells otherwise
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Arrays:
+    def run(
+        self,
+        feeds: Mapping[str, Given],
+        outputs: Sequence[str] | None = None,
+        into: Mapping[str, Tensor] | None = None,
+    ) -> Arrays:
         """Run once; thread-safe.
 
         Parameters
         ----------
         feeds
-            Input name -> array.
+            Input name -> array, or a tensor that lies where the session calculates.
         outputs
-            Names of the outputs to compute; None: all.
+            Names of the outputs to compute and return; None: all.
+        into
+            Name of another output -> where it is written to.
 
         Raises
         ------
         RunError
             ONNX Runtime fails: out of memory, or sizes that the model cannot take.
         """
-        names = list(outputs or self.outputs)
+        names, into = list(outputs or self.outputs), into or {}
         started = time.perf_counter()
+        shared = any(isinstance(given, Tensor) for given in feeds.values())
         try:
-            if self._slow and threading.current_thread() is threading.main_thread():
-                results = _interruptible(lambda options: self._run(feeds, names, options))
+            # A new thread is on GPU 0, where tensors lie that others made; the caller's may be on another.
+            if shared or (self._slow and threading.current_thread() is threading.main_thread()):
+                results = _interruptible(lambda options: self._run(feeds, names, into, options))
             else:
-                results = self._run(feeds, names, None)
+                results = self._run(feeds, names, into, None)
             self._slow = time.perf_counter() - started > NOTICEABLE
             return dict(zip(names, results, strict=True))
         except Exception as error:  # as above
             hint = "Where memory is short, a smaller memory= splits the work into smaller runs."
             raise RunError(f"ONNX Runtime failed to run the program: {str(error).strip()}", hint) from None
 
-    def _run(self, feeds: Mapping[str, Array], names: Sequence[str], options: Any) -> Sequence[Array]:
-        if self.provider == CPU:
+    def _run(
+        self, feeds: Mapping[str, Given], names: Sequence[str], into: Mapping[str, Tensor], options: Any
+    ) -> Sequence[Array]:
+        tensors = {name: given for name, given in feeds.items() if isinstance(given, Tensor)}
+        if self.provider == CPU and not tensors and not into:
             return self._session.run(names, dict(feeds), options)  # type: ignore[no-any-return]  # it has no types
         binding = self._session.io_binding()  # one copy each way, without those `run` makes on the way to a device
-        for name, array in feeds.items():
-            binding.bind_cpu_input(name, np.asarray(array, order="C"))
+        for name, given in feeds.items():
+            if isinstance(given, Tensor):
+                binding.bind_input(name, *given.device, given.dtype.type, given.shape, given.address)
+            else:
+                binding.bind_cpu_input(name, np.asarray(given, order="C"))
         for name in names:
             binding.bind_output(name)
+        for name, given in into.items():
+            binding.bind_output(name, *given.device, given.dtype.type, given.shape, given.address)
+        if tensors:
+            binding.synchronize_inputs()  # whoever makes them may not be done yet, on a stream that nobody knows here
         self._session.run_with_iobinding(binding, options)
-        return binding.copy_outputs_to_cpu()  # type: ignore[no-any-return]  # as above
+        return [value.numpy() for value in binding.get_outputs()[: len(names)]]
 
 
 def _interruptible(run: Callable[[Any], Sequence[Array]]) -> Sequence[Array]:

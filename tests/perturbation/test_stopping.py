@@ -136,9 +136,9 @@ class Counted(Squares):
 
     most: int = field(default=0)
 
-    def run(self, feeds: Any, outputs: Any) -> dict[str, Array]:
+    def run(self, feeds: Any, outputs: Any, into: Any) -> dict[str, Array]:
         self.most = max(self.most, feeds["x"].nbytes)
-        return super().run(feeds, outputs)
+        return super().run(feeds, outputs, into)
 
 
 def peak(method: str, x: Array, chunk: int, **options: Any) -> tuple[int, int]:
@@ -187,11 +187,11 @@ def test_an_interruption_ends_the_work_at_once(method: str, monkeypatch: pytest.
     runs: list[int] = []
     run = Session.run
 
-    def interrupted(self: Session, feeds: Any, outputs: Any) -> Any:
+    def interrupted(self: Session, *given: Any) -> Any:
         runs.append(1)
         if len(runs) == 6:
             raise KeyboardInterrupt
-        return run(self, feeds, outputs)
+        return run(self, *given)
 
     monkeypatch.setattr(Session, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
