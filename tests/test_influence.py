@@ -7,6 +7,7 @@ import weakref
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import spearmanr
 
 import onnxplain as ox
@@ -340,6 +341,8 @@ def test_bad_data_are_refused_with_the_number_of_their_batch():
     refused(ox.InputError, "^batch 0: input 'x' has 2 axes", net, list(x), "h")
     refused(ox.InputError, "^batch 2: .* holds NaN", net, [x, x, x * np.nan], "h")
     refused(ox.InputError, "^batch 0: .* no regular array", net, [[[1.0], [1.0, 2.0]]], "h")
+    grown = torch.ones(2, 3, requires_grad=True)
+    refused(ox.InputError, "^batch 0: .* cannot be taken over: .*gradient", net, [grown], "h")
     refused(ox.InputError, "^batch 1: the model has no input 'y'", net, [x, {"y": x}], "h")
     refused(ox.InputError, "^batch 0: a tuple is a batch and its target", net, [(x, 1, 2)], "h")
     refused(ox.OptionError, "^batch 0: it comes with a target", net, [(x, 1)], "h", 1)

@@ -46,6 +46,7 @@ from onnxplain.composites import COMPOSITES
 from onnxplain.ir import Graph, Value
 
 VERSION = "1.31.1"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "onnxplain", "cuda_placement")
 STUBS = Path(__file__).with_name("cuda_stubs.c")
 LIBRARIES = re.compile(r"(\w+)@(lib(?:cublas|cublasLt|cudart|cudnn|curand|cufft)\.so\.\d+)")
 SIZES = set(
@@ -216,12 +217,11 @@ class Report:
 
 
 def main() -> int:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "onnxplain", "cuda_placement")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
     parser.add_argument("--method", action="append", default=[], metavar="NAME[:KEY=VALUE,...]", help="repeatable")
     parser.add_argument("--all", action="store_true", help="every method and composite")
-    parser.add_argument("--venv", type=Path, default=cache, help="virtual environment (default: %(default)s)")
+    parser.add_argument("--venv", type=Path, default=CACHE, help="virtual environment (default: %(default)s)")
     options = parser.parse_args()
     methods = options.method
     if options.all:

@@ -13,6 +13,7 @@ from onnxplain.api import Call, Explainer
 from onnxplain.errors import InputError, OnnxplainError, OptionError, TargetError
 from onnxplain.quantities import Quantity
 from onnxplain.questions import batch_axes
+from onnxplain.runtime.device import Tensor, received
 
 Array = np.ndarray[Any, Any]
 Data = Array | Mapping[str, Array] | Iterable[Any]
@@ -96,10 +97,8 @@ def _arrays(explainer: Explainer, batch: Any) -> dict[str, Array]:
             names = ", ".join(value.name for value in inputs)
             raise InputError(f"the model has {len(inputs)} inputs: {names}", "Give dicts of name -> array.")
         batch = {inputs[0].name: batch}
-    try:
-        return {name: np.asarray(array) for name, array in batch.items()}
-    except ValueError:
-        raise InputError("what was given is no regular array") from None
+    given = {name: received(array, name, explainer.providers.takes_tensors) for name, array in batch.items()}
+    return {name: array.numpy() if isinstance(array, Tensor) else array for name, array in given.items()}
 
 
 def _count(counts: Mapping[str, int]) -> int:
