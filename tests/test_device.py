@@ -190,6 +190,18 @@ def test_inputs_where_the_sessions_calculate(shared: list[dict[str, Any]], name:
     assert [line.arrived is None for line in result.report()] == [line.arrived is None for line in expected.report()]
 
 
+def test_requests_with_tensors_are_joined_on_the_host(shared: list[dict[str, Any]]) -> None:
+    explainer = ox.Explainer(IMAGES.proto(), "gradient")
+    given = [torch.from_numpy(X[:2].copy()), torch.from_numpy(X[2:].copy())]
+    requests = [explainer.check(x) for x in given]
+    assert not requests[0].joins(requests[1])
+    copies = [request.copy() for request in requests]
+    assert copies[0].joins(copies[1])
+    given[0].zero_()
+    answers = explainer.answer(copies)
+    np.testing.assert_array_equal(np.concatenate([a.values for a in answers]), explainer(torch.from_numpy(X)).values)
+
+
 def test_copies_on_the_host_are_searched_for_nan(shared: list[dict[str, Any]]) -> None:
     with pytest.raises(InputError, match="holds NaN"):
         ox.Explainer(IMAGES.proto(), "smoothgrad")(torch.full(X.shape, np.nan))
