@@ -52,6 +52,24 @@ DENSE = Tiny(
     (3,),
 )
 
+SKIPPED = Tiny(  # the walk compares what stands far apart
+    """skipped (float[N,6] x) => (float[N,4] y) {
+        a = Gemm(x, w1, b1)
+        b = Tanh(a)
+        c = Sigmoid(b)
+        d = Tanh(c)
+        e = Gemm(d, w2, b2)
+        f = Tanh(e)
+        g = Sub(f, b)
+        h = Relu(g)
+        m = Max(h, c)
+        y = Gemm(m, w3, b3)
+    }""",
+    weights(w1=(6, 6), b1=(6,), w2=(6, 6), b2=(6,), w3=(6, 4), b3=(4,)),
+    {"x": (6,)},
+    (4,),
+)
+
 WALKS = [method for method in OPTIONS if make(method, OPTIONS[method]).composite]
 
 
@@ -82,7 +100,9 @@ def twice(graph: Graph) -> int:
 
 
 @pytest.mark.parametrize("method", WALKS)
-@pytest.mark.parametrize("tiny", [CHAIN, IMAGES, RESIDUAL, DENSE], ids=["chain", "images", "residual", "dense"])
+@pytest.mark.parametrize(
+    "tiny", [CHAIN, IMAGES, RESIDUAL, DENSE, SKIPPED], ids=["chain", "images", "residual", "dense", "skipped"]
+)
 def test_the_numbers_stay_wherever_the_cuts_are(tiny: Tiny, method: str) -> None:
     graph, walk, _ = program(tiny, method, **OPTIONS[method])
     feeds = fed(tiny, graph)
@@ -91,6 +111,8 @@ def test_the_numbers_stay_wherever_the_cuts_are(tiny: Tiny, method: str) -> None
     for written in cut(walk):
         assert [v.name for v in written.outputs] == [v.name for v in graph.outputs]
         copies += twice(written)
+        made = {output for node in written.nodes for output in node.outputs}
+        assert not [name for node in walk.forward for name in node.outputs if f"{name}/again_1" in made]  # never thrice
         again = Session(written, choose(["CPUExecutionProvider"])).run(feeds)
         for name, array in plain.items():
             assert relative_error(again[name], array) < 1e-6
@@ -105,7 +127,7 @@ def loop_and_noise() -> Tiny:
     text = text.replace("go, x)", "go, started)").replace(
         "go = Const", "n = Mul(noise, x) started = Tanh(n) go = Const"
     )
-    text = text[: text.rindex("}")] + " z = Mul(y, noise) h = Tanh(z) p = Mul(h, y) out = Gemm(p, w2, b2) }"
+    text = text[: text.rindex("}")] + " z = Mul(y, y) h = Tanh(z) p = Mul(h, y) out = Gemm(p, w2, b2) }"
     return Tiny(text, {**REPEATED.weights, **weights(w2=(6, 2), b2=(2,))}, {"x": (6,)}, (2,))
 
 
@@ -155,16 +177,16 @@ def test_where_one_sample_does_not_fit_the_bound(
 
 
 def deep(layers: int) -> Tiny:
-    """A chain whose gradient needs the input of each Sin: 4 MB each."""
+    """A chain whose gradient needs the input of each Sin: 1 MiB each."""
     nodes = "".join(f" a{k + 1} = Sin(a{k})" for k in range(layers))
-    text = f"deep (float[N,1048576] x) => (float[N,2] y) {{ a0 = Identity(x){nodes} y = MatMul(a{layers}, w) }}"
-    return Tiny(text, weights(w=(1 << 20, 2)), {"x": (1 << 20,)}, (2,))
+    text = f"deep (float[N,262144] x) => (float[N,2] y) {{ a0 = Identity(x){nodes} y = MatMul(a{layers}, w) }}"
+    return Tiny(text, weights(w=(1 << 18, 2)), {"x": (1 << 18,)}, (2,))
 
 
 def test_the_estimate_sinks_to_about_the_square_root() -> None:
     for layers in (16, 64):
-        graph, walk, ends = program(deep(layers))
-        kept, less = (peak_per_sample(g, "batch") >> 22 for g in (graph, recomputed(graph, ["target"], ends, "batch")))
+        graph, _, ends = program(deep(layers))
+        kept, less = (peak_per_sample(g, "batch") >> 20 for g in (graph, recomputed(graph, ["target"], ends, "batch")))
         assert kept >= layers
         assert less <= 2 * layers**0.5 + 6  # a segment, what is kept, and what is worked on
         # No more than one forward pass: each Sin at most twice.
@@ -200,8 +222,8 @@ def test_onnx_runtime_really_needs_less() -> None:
         root = Path(__file__).parent.parent
         return int(subprocess.run(command, check=True, capture_output=True, text=True, cwd=root).stdout)
 
-    kept, less = peak("1 GiB"), peak("100 MiB")
-    assert kept > 64 * 4
+    kept, less = peak("1 GiB"), peak("24 MiB")
+    assert kept > 64
     assert less < kept / 2.5
 
 
