@@ -18,7 +18,7 @@ from onnxplain.ir import Graph, Node
 from onnxplain.runtime.batching import peak_per_sample, size_per_sample
 
 # What one segment may hold, as a part of what the whole forward pass computes; the best one is taken.
-_PARTS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
+_PARTS = (2, 3, 4, 6, 8, 12, 16, 24)
 
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
@@ -58,8 +58,9 @@ class _Walk:
         The other nodes that depend on an input: the walk alone asks for them (masks, sizes), and ONNX Runtime runs them
         only then.
     before
-        All nodes that are not in ``backward``: besides these, some that depend on weights alone, or are not to be run
-        twice.
+        All nodes that are not in ``backward``: these, and some that depend on weights alone, or are not to be run twice.
+    roots
+        Name of a value of a node aside -> the values of ``forward`` that it is made of.
     place
         Name of a value -> place in ``forward`` of the node that computes it, or, for one aside, of the last node there
         that it needs.
@@ -147,9 +148,10 @@ class _Walk:
         names = {name: emitter.fresh(f"{name}/again") for name in own}
         emitter.values |= {new: replace(self.graph.values[old], name=new) for old, new in names.items()}
         nothing = emitter.op("Compress", arrived, emitter.const(np.array([False])), known=(0,)).cast(np.int64)
+        outside = self.place.keys() | {v.name for v in self.graph.inputs}
         read = dict(names)
         for name in dict.fromkeys(i for node in nodes for i in node.inputs if i not in own):
-            if name in self.place or name in {v.name for v in self.graph.inputs}:
+            if name in outside:
                 x = emitter.var(name)
                 sizes = concat([nothing, emitter.op("Shape", x, known=(None,))])
                 read[name] = emitter.op("Reshape", x, sizes, known=x.shape, allowzero=1).name
