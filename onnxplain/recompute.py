@@ -58,7 +58,7 @@ class _Walk:
         The other nodes that depend on an input: the walk alone asks for them (masks, sizes), and ONNX Runtime runs them
         only then.
     before
-        All nodes that are not in ``backward``: these, and some that depend on weights alone, or are not to be run twice.
+        All nodes that are not in ``backward``: these, and those that depend on weights alone or must not run twice.
     roots
         Name of a value of a node aside -> the values of ``forward`` that it is made of.
     place
