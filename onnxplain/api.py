@@ -205,7 +205,8 @@ class Explainer:
         full float32 unless that option says otherwise.
     memory
         Bound on the memory that one run's activations take: bytes, or a text such as "512 MiB". Larger batches, and the
-        points of methods that sample, are split into runs that fit.
+        points of methods that sample, are split into runs that fit. Where one sample alone does not, methods that walk
+        back compute activations again instead of keeping them: less memory for about one more forward pass.
     **options
         The method's options.
 

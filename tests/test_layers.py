@@ -51,6 +51,7 @@ LAYERS = [
     "averages",
     "export",
     "runtime",
+    "recompute",
     "execution",
     "heatmap",
     "images",

@@ -2,9 +2,11 @@
 """Peak memory of long runs over that of a plain forward pass, by the bound that was asked for; and what Ctrl-C does.
 
 Each run is a process of its own: 1,000 RISE masks of a photo, and the influence of a late layer over 1,000 pictures of
-noise that a generator makes, in batches of 8. The last two columns say how long a process takes to end after SIGINT in
-the middle of its work, and what it leaves in its folder for temporary files that a plain ONNX Runtime session does not
-(that leaves the number of its telemetry session). Linux only.
+noise that a generator makes, in batches of 8. The last two columns of the first table say how long a process takes to
+end after SIGINT in the middle of its work, and what it leaves in its folder for temporary files that a plain ONNX
+Runtime session does not (that leaves the number of its telemetry session). A second table says what gradient and lrp of
+one picture take on top of the loaded program, with activations kept and, where the bound is too small for that,
+computed again. Linux only.
 """
 
 from __future__ import annotations
@@ -62,6 +64,32 @@ def work(task: str, memory: str, count: int) -> None:
     print("peak", peak(), flush=True)
 
 
+def walk(method: str, memory: str, model: Path) -> None:
+    """Explain one picture five times; print the median time, and the peak memory on top of the loaded program."""
+    import onnxplain as ox
+
+    explainer, x = ox.Explainer(model, method, memory=memory), next(iter(pictures(1)))
+    explainer.prepare(x, 0)
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        explainer(x, 0)
+        times.append(time.perf_counter() - began)
+    print(sorted(times)[2], peak() - before, flush=True)
+
+
+def walks(model: Path) -> None:
+    """Print the second table."""
+    print("\n| run | activations | peak memory over the loaded program | time |\n|---|---|---|---|")
+    for method in ("gradient", "lrp"):
+        for activations, memory in {"kept": "64 GiB", "computed again": "1 KiB"}.items():
+            command = [sys.executable, __file__, "--work", method, "--memory", memory, "--model", str(model)]
+            seconds, over = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+            print(f"| {method} | {activations} | {int(over) / 2**20:.0f} MiB | {float(seconds):.2f} s |", flush=True)
+
+
 def start(task: str, memory: str, count: int, scratch: str) -> subprocess.Popen[str]:
     """Start a task in a process of its own."""
     command = [sys.executable, __file__, "--work", task, "--memory", memory, "--count", str(count)]
@@ -104,8 +132,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000, help="masks, and pictures")
     parser.add_argument("--memory", help="one bound instead of 64, 256 and 1024 MiB")
-    parser.add_argument("--work", choices=["forward", "rise", "influence"], help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, default=MODEL, help="for the second table; takes pictures of 224 x 224")
+    tasks = ["forward", "rise", "influence", "gradient", "lrp"]
+    parser.add_argument("--work", choices=tasks, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.work in ("gradient", "lrp"):
+        walk(given.work, given.memory, given.model)
+        return
     if given.work:
         work(given.work, given.memory, given.count)
         return
@@ -120,6 +153,8 @@ def main() -> None:
             over = f"{(bytes_ - plain) / 2**20:+.0f} MiB"
             figures = [f"{bytes_ / 2**20:.0f} MiB", over, f"{seconds:.0f} s", f"{took:.2f} s", left]
             print(f"| {task}, {given.count} | {memory} | {' | '.join(figures)} |", flush=True)
+
+    walks(given.model)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from onnxplain.execution.patched import Asked, Patched
 from onnxplain.ir import Graph
 from onnxplain.program import Program
 from onnxplain.questions import batch_axes, batch_axis, rows
-from onnxplain.runtime.batching import chunk_size
+from onnxplain.recompute import recomputed
+from onnxplain.runtime.batching import chunk_size, peak_per_sample
 from onnxplain.runtime.chunked import Chunked, Progress
 from onnxplain.runtime.device import Given, Tensor
 from onnxplain.runtime.providers import CPU, Choice
@@ -87,7 +88,7 @@ class Runner:
         fixed_batch
             The batch size that it is bound to, if it is.
         memory
-            Bytes; a bound on what one run's activations take.
+            Bytes; a bound on what one run's activations take. Where one sample's take more, `recomputed` saves some.
         """
         question = program.question
         axes = {**batch_axes(graph.inputs), program.target: 0} | ({program.weights: 0} if program.weights else {})
@@ -106,7 +107,11 @@ class Runner:
             return Chunked(Session(part, choice), axes, fixed or chunk_size(part, BATCH, memory), fixed is not None)
 
         front, back = (chunked(part) if part else None for part in (program.front, program.back))
-        main = chunked(program.graph)
+        whole = program.graph
+        if peak_per_sample(whole, BATCH) > memory:
+            seeds, ends = (program.target, program.weights), (program.score, program.resolved, program.baseline_score)
+            whole = recomputed(whole, [*filter(None, seeds)], [*filter(None, ends)], BATCH)
+        main = chunked(whole)
         alike = main.session.provider == CPU and fixed in (None, 1)
         patched = Recent(partial(Patched.load, program, choice)) if alike else None
         return cls(program, main, front, back, patched)

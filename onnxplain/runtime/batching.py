@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnxplain.errors import OptionError
-from onnxplain.ir import Graph
+from onnxplain.ir import Graph, Value
 
 DEFAULT_MEMORY = 1 << 30  # bytes
 LARGEST = 64  # samples; beyond that a larger batch brings nothing on any provider we measured
@@ -39,18 +39,40 @@ def bytes_per_sample(graph: Graph, batch: str) -> int:
     An upper bound for a forward graph, whose activations are freed on the way; close for a backward one, which keeps
     them. ``batch`` is the name of the batch dimension; a dimension such as "64*batch" counts 64 times.
     """
-    total = 0
-    for node in graph.nodes:
-        for name in node.outputs:
-            value = graph.values.get(name)
-            if value is None or value.shape is None or not any(batch in str(d) for d in value.shape):
-                continue
-            size = value.dtype.itemsize
-            for dim in value.shape:
-                multiple = dim if isinstance(dim, int) else str(dim).removesuffix(batch).rstrip("*")
-                size *= int(multiple) if str(multiple).isdigit() else 1
-            total += size
-    return total
+    values = [graph.values.get(name) for node in graph.nodes for name in node.outputs]
+    return sum(size_per_sample(v, batch) for v in values if v and any(batch in str(d) for d in v.shape or ()))
+
+
+def size_per_sample(value: Value | None, batch: str) -> int:
+    """Bytes of one sample's part of a value, as far as its sizes are known."""
+    if value is None or value.shape is None:
+        return 0
+    size = value.dtype.itemsize
+    for dim in value.shape:
+        multiple = dim if isinstance(dim, int) else str(dim).removesuffix(batch).rstrip("*")
+        size *= int(multiple) if str(multiple).isdigit() else 1
+    return size
+
+
+def peak_per_sample(graph: Graph, batch: str) -> int:
+    """Estimate of the most memory that one sample's activations take at a time.
+
+    The nodes run in their order here, and a value is freed after the last one that reads it. What depends on weights
+    alone does not count.
+    """
+    inputs = [v.name for v in graph.inputs]
+    moving = graph.reachable_from(inputs).difference(inputs)
+    last = {name: place for place, node in enumerate(graph.nodes) for name in (*node.outputs, *node.reads)}
+    last |= dict.fromkeys((v.name for v in graph.outputs), len(graph.nodes))
+    sizes = {name: size_per_sample(graph.values.get(name), batch) for name in moving}
+    held, most, freed = 0, 0, [0] * (len(graph.nodes) + 1)
+    for name, size in sizes.items():
+        freed[last[name]] += size
+    for place, node in enumerate(graph.nodes):
+        held += sum(sizes[name] for name in node.outputs if name in sizes)
+        most = max(most, held)
+        held -= freed[place]
+    return most
 
 
 def chunk_size(graph: Graph, batch: str, memory: int) -> int:
