@@ -52,6 +52,9 @@ class Session:
         # Planning their reuse takes time quadratic in the nodes (most of a load) and saves nothing that the arena does
         # not save, too.
         options.enable_mem_pattern = options.enable_mem_reuse = False
+        # After a run, its threads would go on spinning for a while, and slow down whatever runs next in the process:
+        # the model's own session, or another one of this explainer, by up to three times.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if CUDA in choice.names and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()
         try:

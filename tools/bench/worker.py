@@ -55,7 +55,9 @@ def forward(job: Job) -> Callable[[], list[Array]]:
     import onnxruntime
 
     path = model_path(job.net, Path(job.folder))
-    session = onnxruntime.InferenceSession(path, onnxruntime.SessionOptions(), providers=PROVIDERS[job.provider])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads slow down whose turn is next
+    session = onnxruntime.InferenceSession(path, options, providers=PROVIDERS[job.provider])
     arrays = feeds(job.net, job.batch)
     names = {value.name for value in session.get_inputs()}
     return lambda: session.run(None, {key: array for key, array in arrays.items() if key in names})
