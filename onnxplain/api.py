@@ -156,8 +156,12 @@ def load(model: Loadable, cache: str | os.PathLike[str] | None = None) -> Model:
         Not a usable ONNX model.
     OutputError
         The cache cannot be written.
+    OptionError
+        A cache for a model that is loaded already.
     """
     if isinstance(model, Model):
+        if cache is not None:
+            raise OptionError("the model is loaded already, so cache= comes too late", "Give it to the first load.")
         return model
     folder = folder_of(cache)
     return Model(read(model), folder)

@@ -101,43 +101,37 @@ def expected_gradients(
     return Method("expected_gradients", composites.gradient(), lines, readouts.times_delta, promise="completeness")
 
 
-def smoothgrad(
-    samples: int = 50,
-    noise: float = 0.15,
-    seed: int = 0,
-    relative: bool = True,
-    shape: str = "gaussian",
-    base: str | Mapping[str, Any] = "gradient",
-    **base_options: Any,
-) -> Method:
-    """Mean of a method over noisy inputs (Smilkov et al. 2017); noise is a part of their range, or relative=false."""
-    return _averaged("smoothgrad", base, base_options, Noise(samples, noise, relative, shape, seed))
+def _over_noise(name: str, moment: str, summary: str) -> Callable[..., Method]:
+    """A method that takes a moment of another over noisy inputs."""
+
+    def method(
+        samples: int = 50,
+        noise: float = 0.15,
+        seed: int = 0,
+        relative: bool = True,
+        shape: str = "gaussian",
+        base: str | Mapping[str, Any] = "gradient",
+        **base_options: Any,
+    ) -> Method:
+        return _averaged(name, base, base_options, Noise(samples, noise, relative, shape, seed), moment)
+
+    method.__name__, method.__doc__ = name, summary
+    return method
 
 
-def smoothgrad_squared(
-    samples: int = 50,
-    noise: float = 0.15,
-    seed: int = 0,
-    relative: bool = True,
-    shape: str = "gaussian",
-    base: str | Mapping[str, Any] = "gradient",
-    **base_options: Any,
-) -> Method:
-    """Mean of a method's squares over noisy inputs (Hooker et al. 2019)."""
-    return _averaged("smoothgrad_squared", base, base_options, Noise(samples, noise, relative, shape, seed), "square")
-
-
-def vargrad(
-    samples: int = 50,
-    noise: float = 0.15,
-    seed: int = 0,
-    relative: bool = True,
-    shape: str = "gaussian",
-    base: str | Mapping[str, Any] = "gradient",
-    **base_options: Any,
-) -> Method:
-    """Variance of a method over noisy inputs (Adebayo et al. 2018); mean of squares minus square of the mean."""
-    return _averaged("vargrad", base, base_options, Noise(samples, noise, relative, shape, seed), "variance")
+smoothgrad = _over_noise(
+    "smoothgrad",
+    "mean",
+    "Mean of a method over noisy inputs (Smilkov et al. 2017); noise is a part of their range, or relative=false.",
+)
+smoothgrad_squared = _over_noise(
+    "smoothgrad_squared", "square", "Mean of a method's squares over noisy inputs (Hooker et al. 2019)."
+)
+vargrad = _over_noise(
+    "vargrad",
+    "variance",
+    "Variance of a method over noisy inputs (Adebayo et al. 2018); mean of squares minus square of the mean.",
+)
 
 
 def internal_influence(

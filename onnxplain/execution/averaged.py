@@ -10,7 +10,8 @@ import numpy as np
 
 from onnxplain.distributions import baseline_like
 from onnxplain.errors import OptionError
-from onnxplain.execution.runner import Answer, errors_of_means
+from onnxplain.execution.moments import moment_and_error
+from onnxplain.execution.runner import Answer
 from onnxplain.ir import is_float
 from onnxplain.runtime.chunked import Progress
 from onnxplain.sampling import Noise, Sampled
@@ -58,13 +59,8 @@ def explain_averaged(
             squares[name] += weight * values.astype(np.float64) ** 2
         if progress:
             progress(index + 1, sampled.count)
-    result = squares if moment == "square" else sums
-    if moment == "variance":
-        result = {name: np.maximum(squares[name] - mean**2, 0) for name, mean in sums.items()}
     dtypes = {name: a.dtype for name, a in here.attributions.items()}
-    attributions = {name: values.astype(dtypes[name]) for name, values in result.items()}
-    errors = errors_of_means(sums, squares, sampled.count) if sampled.random and moment == "mean" else {}
-    errors = {name: values.astype(dtypes[name]) for name, values in errors.items()}
+    attributions, errors = moment_and_error(sums, squares, sampled, moment, dtypes)
     return replace(here, attributions=attributions, residual=None, errors=errors, copies=None)
 
 

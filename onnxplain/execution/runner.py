@@ -191,16 +191,6 @@ def sum_per_sample(attributions: Mapping[str, Array], samples: int) -> Array:
     return total
 
 
-def errors_of_means(means: Mapping[str, Array], squares: Mapping[str, Array], count: int) -> dict[str, Array]:
-    """Standard errors of means over points drawn at random; NaN for a single point.
-
-    Where points are spread evenly (see `Lines`), they are upper bounds: n such points are at least as good as n - 1
-    independent ones (Owen 1997), and the more the method's findings are sums of what place and baseline do, the better.
-    """
-    free = count - 1 if count > 1 else np.nan
-    return {name: np.sqrt(np.maximum(squares[name] - mean**2, 0) / free) for name, mean in means.items()}
-
-
 def resolve(runner: Runner, feeds: Mapping[str, Array], target: Array) -> tuple[Array, Array]:
     """Targets at the input itself (a predicted class stays the same at every other point), and their scores."""
     program = runner.program

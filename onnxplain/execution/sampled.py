@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.execution.runner import Answer, Runner, baselines_of, errors_of_means, resolve, sum_per_sample
+from onnxplain.execution.moments import moment_and_error
+from onnxplain.execution.runner import Answer, Runner, baselines_of, resolve, sum_per_sample
 from onnxplain.methods import Method
 from onnxplain.runtime.batching import chunks
 from onnxplain.runtime.chunked import Progress
@@ -66,12 +67,8 @@ def explain_sampled(
                 np.add.at(moments.setdefault(name, np.zeros((samples, *values.shape[1:]))), sample, power)
         if progress:
             progress(part.stop, total)
-    found = squares if method.moment == "square" else sums
-    if method.moment == "variance":
-        found = {name: np.maximum(squares[name] - mean**2, 0) for name, mean in sums.items()}
-    attributions = {name: values.astype(score.dtype) for name, values in found.items()}
-    errors = errors_of_means(sums, squares, sampled.count) if sampled.random and method.moment == "mean" else {}
-    errors = {name: values.astype(score.dtype) for name, values in errors.items()}
+    dtypes = dict.fromkeys(sums, score.dtype)
+    attributions, errors = moment_and_error(sums, squares, sampled, method.moment, dtypes)
     if not method.promise:
         return Answer(attributions, target, score, None, errors)
     there = [resolve(runner, {**feeds, **here, **baseline}, target)[1].astype(np.float64) for baseline in baselines]

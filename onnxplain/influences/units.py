@@ -192,7 +192,7 @@ class Influence:
     def _unit(self, position: int) -> Unit:
         index = tuple(int(i) for i in np.unravel_index(position, self.units.shape))
         where = dict(zip(self.axes, index, strict=True))
-        quantity = Neuron(self.at, tuple(where.get(axis, slice(None)) for axis in range(self._rank)))  # type: ignore
+        quantity = Neuron(self.at, tuple(where.get(axis, slice(None)) for axis in range(self._rank)))
         influence, error = float(self.units[index]), float(self.unit_errors[index])
         return Unit(self.at, index[0] if len(index) == 1 else index, influence, error, quantity)
 

@@ -172,7 +172,8 @@ def pad_(call: Call, ct: Var) -> Sequence[Cotangent]:
 def _unpad(ct: Var, axis: int, size: int, begin: int, end: int, mode: str) -> Var:
     """Undo Pad by reflection, repetition or wrapping on one axis: the middle, plus the borders where they came from."""
     left, right = max(begin, 0), max(end, 0)
-    source = np.pad(np.arange(size)[max(-begin, 0) : size - max(-end, 0)], (left, right), mode)  # type: ignore[call-overload]
+    kept = np.arange(size)[max(-begin, 0) : size - max(-end, 0)]
+    source = np.pad(kept, (left, right), mode)  # type: ignore[call-overload]  # one of np.pad's modes, but only a str
     border = np.r_[:left, source.size - right : source.size]
     emitter = ct.emitter
     before, after = ([emitter.ints([-w * (a == axis)]) for a in range(ct.rank)] for w in (begin, end))

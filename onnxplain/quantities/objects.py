@@ -16,6 +16,8 @@ from onnxplain.ir import Value
 from onnxplain.quantities.derived import Derived, Expressed, Greatest, LogProbabilities
 from onnxplain.quantities.indices import Array, Names, Target, resolve
 
+Element = Target | tuple[int | slice | EllipsisType, ...]  # a target, or an index that may stand for several elements
+
 
 @dataclass(frozen=True, eq=False)
 class Quantity:
@@ -115,12 +117,12 @@ def _positions(element: Any, value: Value, axis: int | None, samples: int, names
     return np.broadcast_to(chosen, (samples, chosen.size))
 
 
-def Class(target: Target = None) -> Quantity:
-    """The score of a class (None: the predicted one), or any element of the output by index."""
+def Class(target: Element = None) -> Quantity:
+    """The score of a class (None: the predicted one), or any element of the output by index, or several."""
     return Quantity(((1.0, target),))
 
 
-def Difference(one: Target, other: Target) -> Quantity:
+def Difference(one: Element, other: Element) -> Quantity:
     """Score of one class minus that of another: what makes it this rather than that."""
     return Class(one) - Class(other)
 
@@ -166,8 +168,8 @@ def Output(name: str, index: int | tuple[int, ...]) -> Quantity:
     return Quantity(((1.0, index),), output=name, whole=True)
 
 
-def Neuron(tensor: str, index: Target) -> Quantity:
-    """One element of an internal tensor, by its index without the batch axis."""
+def Neuron(tensor: str, index: Element) -> Quantity:
+    """One element of an internal tensor, by its index without the batch axis; or several, by an index with slices."""
     return Quantity(((1.0, index),), tensor=tensor)
 
 

@@ -255,3 +255,8 @@ def test_many_processes_at_once(tmp_path: Path) -> None:
     assert [process.returncode for process in running] == [0, 0, 0]
     assert len(set(outputs)) == 1
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_cache_for_a_model_that_is_loaded_already_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ox.OptionError, match="comes too late"):
+        ox.load(ox.load(models.MLP.proto()), cache=tmp_path)

@@ -1,0 +1,42 @@
+"""What becomes of a method's findings at the points of a distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from onnxplain.sampling import Sampled
+
+Array = np.ndarray[Any, Any]
+Arrays = Mapping[str, Array]
+
+
+def moment_and_error(
+    means: Arrays, squares: Arrays, sampled: Sampled, moment: str, dtypes: Mapping[str, Any]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Attributions, and their standard errors where points are drawn at random and the mean is asked for.
+
+    Where points are spread evenly (see `Lines`), the errors are upper bounds: n such points are at least as good as
+    n - 1 independent ones (Owen 1997), and the more the method's findings are sums of what place and baseline do, the
+    better. NaN for a single point.
+
+    Parameters
+    ----------
+    means, squares
+        Means of what was found, and of its squares, by name.
+    moment
+        "mean", "square" or "variance".
+    dtypes
+        Of the attributions.
+    """
+    variances = {name: np.maximum(squares[name] - mean**2, 0) for name, mean in means.items()}
+    found = {"mean": means, "square": squares, "variance": variances}[moment]
+    free = sampled.count - 1 if sampled.count > 1 else np.nan
+    random = sampled.random and moment == "mean"
+    errors = {name: np.sqrt(variance / free) for name, variance in variances.items()} if random else {}
+    values, errors = (
+        {name: array.astype(dtypes[name]) for name, array in arrays.items()} for arrays in (found, errors)
+    )
+    return values, errors
