@@ -12,6 +12,7 @@ from onnxplain.emit import Var, concat, fits, where
 from onnxplain.errors import OptionError
 from onnxplain.ops import OPS, Call, Kind
 from onnxplain.ops.table import Cotangent
+from onnxplain.rules.signs import is_never_negative, rectified
 
 
 class Rule(Protocol):
@@ -251,6 +252,14 @@ class LinearMap:
         shift = bias(self.shift) if bias and self.shift is not None else None
         return replace(self, call=replace(self.call, inputs=tuple(inputs)), shift=shift)
 
+    def plus(self, number: float) -> LinearMap:
+        """Add a number to all of b: where the node has a bias, that costs no pass over the output."""
+        b = self.call.input(self._bias)
+        if b is None:
+            return replace(self, shift=self.x.like(number) if self.shift is None else self.shift + number)
+        inputs = tuple(b + number if i == self._bias else v for i, v in enumerate(self.call.inputs))
+        return replace(self, call=replace(self.call, inputs=inputs))
+
     def unbiased(self) -> LinearMap:
         """Drop the bias and calculate the output anew."""
         f = self.map(keep)
@@ -270,7 +279,7 @@ def one_sample(constant: Var, x: Var) -> Var:
 def proportional(call: Call, relevance: Cotangent, epsilon: float, parts: int = 1) -> list[Cotangent]:
     """R_i = x_i J_i^T (R / (parts S(y))): gradient x input of the operator alone, for each of its active inputs."""
     assert relevance is not None
-    denominator = stabilize(call.y, epsilon)
+    denominator = stabilized(call.y, epsilon, relevance)
     cts = Gradient()(call, relevance / (denominator * float(parts) if parts > 1 else denominator))
     return [x * ct if ct is not None and x is not None else None for x, ct in zip(call.inputs, cts, strict=False)]
 
@@ -296,6 +305,12 @@ def root_mean_square(z: Var) -> Var:
     known = z.shape and (z.shape[0], *[1] * (z.rank - 1))
     square = z.emitter.op("ReduceMean", z * z, axes, keepdims=1, noop_with_empty_axes=1, known=known)
     return z.emitter.op("Sqrt", square)
+
+
+def stabilized(z: Var, epsilon: float, r: Var) -> Var:
+    """`stabilize` for a denominator of r: no sign is asked where it is known; where r is zero it may be anything."""
+    above = (z if is_never_negative(z) else rectified(z, r)) if epsilon > 0 else None
+    return stabilize(z, epsilon) if above is None else above + epsilon
 
 
 def stabilize(z: Var, epsilon: float | Var) -> Var:

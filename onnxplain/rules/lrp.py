@@ -37,6 +37,7 @@ from onnxplain.rules.base import (
     proportional,
     root_mean_square,
     stabilize,
+    stabilized,
 )
 from onnxplain.rules.signs import is_never_negative, rectified
 
@@ -102,8 +103,7 @@ class Epsilon(LinearRule):
 
     def redistribute(self, f: LinearMap, x: Var, r: Var) -> Var:
         """See the class."""
-        above = rectified(f.y, r) if self.epsilon > 0 else None
-        return x * f.vjp(r / (stabilize(f.y, self.epsilon) if above is None else above + self.epsilon))
+        return x * f.vjp(r / stabilized(f.y, self.epsilon, r))
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,14 @@ class Gamma(LinearRule):
         """See the class."""
         z, gamma, above = f.z, self.gamma, rectified(f.z, r)
         signed = not is_never_negative(x)
-        # W+ x+ + W- x- = (W x + |W| |x|) / 2; the denominators are no smaller than z, of which they are made.
-        rising = 0.5 * (z + f.map(abs, abs)(abs(x))) if signed else f.map(positive, positive)(x)
         if above is not None:
-            s, t = r / (above + gamma * rising + self.epsilon), None
+            # As below, where only z > 0 counts; numbers go into the parameters.
+            share, size = (gamma / 2, abs) if signed else (gamma, positive)
+            boost = f.map(lambda w: share * size(w), lambda b: share * size(b)).plus(self.epsilon)
+            s, t = r / ((1 + gamma / 2) * above + boost(abs(x)) if signed else above + boost(x)), None
         else:
+            # W+ x+ + W- x- = (W x + |W| |x|) / 2; the denominators are no smaller than z, of which they are made.
+            rising = 0.5 * (z + f.map(abs, abs)(abs(x))) if signed else f.map(positive, positive)(x)
             shares = r / stabilize(z + gamma * where(z > 0.0, rising, z - rising), self.epsilon)
             s, t = shares.mask(z > 0.0), shares.mask(z < 0.0)
         plain = f.map(keep)
@@ -172,16 +175,23 @@ class AlphaBeta(LinearRule):
     def redistribute(self, f: LinearMap, x: Var, r: Var) -> Var:
         """See the class."""
         signed = not is_never_negative(x)
+        z = rectified(f.z, r, anew=signed)
         above, below = (positive(x), negative(x)) if signed else (x, None)
         rising, falling = f.map(positive), f.map(negative)
-        increase = f.map(positive, positive)(above)  # never negative, so its sign need not be looked at
-        if below is not None:
-            increase = increase + falling(below)
-        s = r * self.alpha / (increase + self.epsilon)
+        if signed and z is not None:
+            # What rises and what falls is (W x -+ |W| |x|) / 2, and where z > 0 what rises is no smaller than z.
+            half, size = 0.5 * z, f.map(lambda w: 0.5 * abs(w), lambda b: 0.5 * abs(b)).plus(self.epsilon)(abs(x))
+            increase, decrease = half + size, half - size
+        else:
+            increase = f.map(positive, positive).plus(self.epsilon)(above)
+            if below is not None:
+                increase = increase + falling(below)
+            decrease = (f.z if z is None else z) - increase  # what the rest of z is, less epsilon
+        s = r * self.alpha / increase  # never negative: its sign need not be looked at
         if self.beta == 0:
             return above * rising.vjp(s) + below * falling.vjp(s) if below is not None else x * rising.vjp(s)
-        decrease = f.z - increase  # what the rest of z is; rounding must not turn its sign
-        t = r * self.beta / (decrease.emitter.op("Min", decrease, decrease.like(0.0)) - self.epsilon)
+        # Rounding must not turn the other one's sign.
+        t = r * self.beta / decrease.emitter.op("Min", decrease, decrease.like(-self.epsilon))
         if below is None:
             return x * (rising.vjp(s) - falling.vjp(t))
         # Where there is nothing of one sign its quotient is huge: no product that is 0 then may become a difference.

@@ -39,8 +39,10 @@ def is_never_negative(x: Var) -> bool:
     return holds(x.name)
 
 
-def rectified(z: Var, r: Var) -> Var | None:
+def rectified(z: Var, r: Var, anew: bool = True) -> Var | None:
     """A tensor that is never negative and equals z wherever r is not zero; None if nobody knows of one.
+
+    ``anew``: it may be calculated where the graph does not have it.
 
     Relevance that comes from behind a Relu is a product with what the Relu gave, and so is zero where that is.
     """
@@ -52,7 +54,7 @@ def rectified(z: Var, r: Var) -> Var | None:
             if node.op == "Relu":
                 return emitter.var(factor)
             low = emitter.constants.get(node.inputs[1]) if node.op == "Clip" and len(node.inputs) > 1 else None
-            if low is not None and bool((low == 0).all()):
+            if anew and low is not None and bool((low == 0).all()):
                 return emitter.op("Relu", z)
     return None
 
