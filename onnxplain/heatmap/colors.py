@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,6 +32,12 @@ class Palette:
 
     table: Table
     zero: int
+
+    def paint(self, values: npt.NDArray[Any]) -> Table:
+        """Colour values: 0 with row `zero`, 1 with the last one; what lies outside the table is clipped."""
+        places = np.clip(values, -1, 1, dtype=np.float64) * (len(self.table) - 1 - self.zero) + self.zero
+        rows: npt.NDArray[np.intp] = np.maximum(places + 0.5, 0).astype(np.intp)
+        return self.table.take(rows, axis=0)
 
     def for_photos(self) -> Palette:
         """Take the white out, where zero is white: a colour laid over white at its own strength is the old colour.

@@ -10,15 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxplain.errors import InputError, OptionError
-from onnxplain.heatmap import kernels
 from onnxplain.heatmap.boxes import with_boxes
-from onnxplain.heatmap.colors import palette
+from onnxplain.heatmap.colors import Palette, palette
 from onnxplain.heatmap.reduce import channels_first
 from onnxplain.heatmap.reduce import heatmap as heatmap_of
 
 Image = npt.NDArray[np.uint8]
 Heatmap = npt.NDArray[np.float32]
 
+GREYING = 2.0  # how much faster than the heatmap gains opacity a photo loses its own colour
+BAND = 1 << 14  # pixels of a photo at a time: fresh memory for all of it would take longer than the arithmetic
 VISIBLE = 1 / 256  # half a colour step of a diverging table: a smaller magnitude looks like zero
 PHOTO_BLUR = 0.01  # of the shorter side of an attribution
 COARSE = 4  # enlarged that much, linear interpolation shows its creases
@@ -39,7 +40,7 @@ def render(heatmap: npt.ArrayLike, *, colors: str = "auto") -> Image:
     """
     values = _checked(heatmap)
     chosen = palette(colors, _signed(values))
-    return kernels.paint(values, chosen.table, chosen.zero)
+    return chosen.paint(values)
 
 
 def overlay(
@@ -73,7 +74,9 @@ def overlay(
     chosen = palette(colors, _signed(values))
     if fade:
         chosen = chosen.for_photos()
-    return kernels.blend(_resized(values, image.shape[:2]), image, chosen.table, chosen.zero, opacity, fade)
+    values, step = _resized(values, image.shape[:2]), max(1, BAND // image.shape[1])
+    bands = [slice(top, top + step) for top in range(0, len(image), step)]
+    return np.concatenate([_blend(values[band], image[band], chosen, opacity, fade) for band in bands])
 
 
 def picture(
@@ -136,6 +139,26 @@ def bars(values: npt.ArrayLike, *, colors: str = "auto") -> Image:
         chart[:, width - 1 :: width] = 255  # a gap between neighbours
     chart[np.abs(levels).argmin()] = 128  # the zero line
     return np.pad(chart, ((16, 16), (16, 16), (0, 0)), constant_values=255)
+
+
+def _blend(heatmap: Heatmap, image: Image, colors: Palette, opacity: float, fade: bool) -> Image:
+    """Mix the photo's grey into it, then the colours into both; channel by channel, as numpy is slow on rows of 3."""
+    photo, painted = cv2.split(image), cv2.split(colors.paint(heatmap))
+    alpha: npt.NDArray[np.float64] | float = opacity
+    if fade:
+        alpha = opacity * np.minimum(np.abs(heatmap), 1, dtype=np.float64)
+        grey = 0.299 * photo[0] + 0.587 * photo[1] + 0.114 * photo[2]
+        photo = [_mixed(channel, grey, np.minimum(GREYING * alpha, 1)) for channel in photo]
+    mixed = [_mixed(*channels, alpha) + 0.5 for channels in zip(photo, painted, strict=True)]
+    return np.asarray(cv2.merge([channel.astype(np.uint8) for channel in mixed]), np.uint8)
+
+
+def _mixed(start: npt.NDArray[Any], end: npt.NDArray[Any], share: npt.NDArray[Any] | float) -> npt.NDArray[np.float64]:
+    """``start + share (end - start)``."""
+    mixed: npt.NDArray[np.float64] = np.subtract(end, start, dtype=np.float64)
+    mixed *= share
+    mixed += start
+    return mixed
 
 
 def _tiles(rgb: Image) -> Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import cv2
@@ -9,14 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxplain.errors import InputError, OptionError, did_you_mean
-from onnxplain.heatmap import kernels
 
-POOLINGS = {
-    "sum": kernels.SUM,
-    "abs_sum": kernels.ABS_SUM,
-    "mean": kernels.MEAN,
-    "max": kernels.MAX,
-    "norm": kernels.NORM,
+POOLINGS: Mapping[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {  # of an array (C, H, W)
+    "sum": lambda values: values.sum(axis=0, dtype=np.float64),
+    "abs_sum": lambda values: np.abs(values).sum(axis=0, dtype=np.float64),
+    "mean": lambda values: values.mean(axis=0, dtype=np.float64),
+    "max": lambda values: np.abs(values).max(axis=0),
+    "norm": lambda values: np.sqrt(np.square(values, dtype=np.float64).sum(axis=0)),
 }
 LAYOUTS = ("auto", "CHW", "HWC")
 
@@ -66,12 +66,12 @@ def pool(values: npt.ArrayLike, layout: str = "auto", pooling: str = "sum") -> n
     """Reduce the channels of an attribution: one number per pixel; a map without channels has one channel."""
     if pooling not in POOLINGS:
         raise OptionError(f"unknown pooling {pooling!r}", did_you_mean(str(pooling), POOLINGS))
-    array = channels_first(values, layout)
+    array = np.ascontiguousarray(channels_first(values, layout))
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
     if not np.isfinite(array).all():
         raise InputError(f"{np.count_nonzero(~np.isfinite(array))} of the attribution's values are NaN or infinite")
-    return kernels.pool(array, POOLINGS[pooling])
+    return np.asarray(POOLINGS[pooling](array), np.float64)
 
 
 def channels_first(values: npt.ArrayLike, layout: str) -> npt.NDArray[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxplain.errors import InputError
-from onnxplain.heatmap import kernels, letters
+from onnxplain.heatmap import letters
 from onnxplain.heatmap.colors import palette
 from onnxplain.heatmap.letters import Image
 from onnxplain.heatmap.reduce import normalize
@@ -85,8 +85,7 @@ def _panel(low: Floats, high: Floats, strength: npt.NDArray[np.float32], height:
 
 def _toward(start: Floats, strength: npt.NDArray[np.float32], colors: str, opacity: float) -> Floats:
     """Mix the colours of strengths into others, the more the stronger: ``start + opacity |s| (colour - start)``."""
-    chosen = palette(colors, signed=True).for_photos()
-    pure = kernels.paint(np.ascontiguousarray(strength[None]), chosen.table, chosen.zero)
+    pure = palette(colors, signed=True).for_photos().paint(strength[None])
     return np.asarray(start + opacity * np.abs(strength)[None, :, None] * (pure - start), np.float64)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxplain.errors import InputError
-from onnxplain.heatmap import kernels
 from onnxplain.heatmap.colors import palette
 from onnxplain.heatmap.letters import readable_on
 from onnxplain.heatmap.reduce import heatmap as heatmap_of
@@ -85,7 +84,7 @@ def pieces(values: npt.ArrayLike, tokens: Tokens, *, colors: str = "auto", perce
     sums = array.reshape(len(array), -1).sum(axis=1)
     strength = heatmap_of(sums, percentile=percentile)
     chosen = palette(colors, signed=True)
-    shades = kernels.paint(strength, chosen.table, chosen.zero)[0]
+    shades = chosen.paint(strength[0])
     texts = characters(tokens) if isinstance(tokens, bytes) else [str(token) for token in tokens]
     shown = []
     for (gap, text), value, shade in zip(_joined(texts), sums, shades, strict=True):

@@ -106,6 +106,25 @@ def test_opacity() -> None:
     assert np.abs(half - (PHOTO / 2 + render(SIGNED) / 2)).max() <= 0.5
 
 
+@pytest.mark.parametrize("fade", [True, False])
+def test_an_overlay_is_rounded_to_the_nearest(fade: bool) -> None:
+    random = np.random.default_rng(0)
+    photo = random.integers(0, 256, (203, 199, 3)).astype(np.uint8)  # more than one band
+    values = random.uniform(-1.2, 1.2, photo.shape[:2]).astype(np.float32)
+    colors = palette("rdbu", signed=True)
+    colors = colors.for_photos() if fade else colors
+    alpha = 0.8 * (np.minimum(np.abs(values, dtype=np.float64), 1) if fade else np.ones(values.shape))[..., None]
+    greyed = np.minimum(2 * alpha, 1) if fade else 0
+    base = photo + greyed * ((photo @ [0.299, 0.587, 0.114])[..., None] - photo)
+    expected = base + alpha * (colors.paint(values) - base)
+    got = overlay(values, photo, colors="rdbu", opacity=0.8, fade=fade)
+    assert np.abs(got - expected).max() <= 0.5 + 1e-9  # both round in float64
+    wide = np.zeros((203, 199, 4), np.uint8)
+    wide[..., 2::-1] = photo
+    wide.flags.writeable = False
+    np.testing.assert_array_equal(overlay(values, wide[..., 2::-1], colors="rdbu", opacity=0.8, fade=fade), got)
+
+
 @pytest.mark.parametrize("opacity", [-0.1, 1.1, float("nan")])
 def test_bad_opacity(opacity: float) -> None:
     with pytest.raises(OptionError, match="opacity"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 import pytest
 
 from onnxplain.errors import InputError, OptionError
-from onnxplain.heatmap import heatmap
+from onnxplain.heatmap import POOLINGS, heatmap
 from onnxplain.heatmap.reduce import blur, pool
 
 RNG = np.random.default_rng(0)
@@ -45,6 +47,29 @@ def test_automatic_layout(shape: tuple[int, ...], result: tuple[int, ...]) -> No
 def test_poolings_without_sign(pooling: str) -> None:
     assert heatmap(VALUES, pooling=pooling).min() >= 0
     np.testing.assert_array_equal(heatmap(VALUES, pooling=pooling), heatmap(-VALUES, pooling=pooling))
+
+
+DEFINITIONS = {
+    "sum": sum,
+    "abs_sum": lambda pixel: sum(map(abs, pixel)),
+    "mean": lambda pixel: sum(pixel) / len(pixel),
+    "max": lambda pixel: max(map(abs, pixel)),
+    "norm": lambda pixel: math.hypot(*pixel),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_each_pooling_is_its_definition_pixel_by_pixel(pooling: str, dtype: type) -> None:
+    values = (RNG.normal(size=(5, 6, 7)) * 40).astype(dtype)
+    values[:, 0, 0] = -128  # whose magnitude an int8 cannot hold
+    given = values.copy()
+    given.flags.writeable = False
+    expected = [[DEFINITIONS[pooling](values[:, i, j].tolist()) for j in range(7)] for i in range(6)]
+    got = pool(given, "CHW", pooling)
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got, expected, rtol=1e-13, atol=1e-13)
+    np.testing.assert_array_equal(pool(np.moveaxis(given, 0, 2), "HWC", pooling), got)
 
 
 def test_vectors_and_maps_have_one_channel() -> None:
