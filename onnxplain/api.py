@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxplain import checks, execution, export, files, methods, quantities, writer
+from onnxplain import checks, execution, export, files, methods, quantities, shared, writer
 from onnxplain.canonize import BATCH, Canonical, canonize, prepare
 from onnxplain.canonize.cache import folder_of
 from onnxplain.errors import OptionError
@@ -381,7 +381,9 @@ class Explainer:
         canonical, question = self._question(_asked())
         return report(canonical.graph, self.method.composite, question) if self.method.composite else []
 
-    def export(self, path: str | os.PathLike[str], target: Target | Quantity = "input") -> None:
+    def export(
+        self, path: str | os.PathLike[str], target: Target | Quantity = "input", *, share_weights: bool = False
+    ) -> None:
         """Save the explainer as an .onnx file that runs without this package.
 
         Parameters
@@ -391,22 +393,31 @@ class Explainer:
         target
             "input": the file has an input ``target``, int64 of shape (N,), the position in the flattened output, -1 for
             the predicted class. Else it always explains that: None, a class or a quantity, as in a call.
+        share_weights
+            Leave the model's weights where they are, in the model's own files, and refer to these: the file then holds
+            only weights that the model does not have in the same form. The model's files have to be in the explainer's
+            folder, or below, and must not change. `load` checks that they have not, by the SHA-256 digests that the
+            explainer's metadata has under ``onnxplain.weights``; ONNX Runtime does not.
 
         Raises
         ------
         OutputError
-            The place cannot be written.
+            The place cannot be written, or the model's files are not below it.
+        OptionError
+            There are no weights to share.
         TargetError
             No such target.
         """
         files.check_writable(path, {".onnx"})
+        source, path = self.model.source, Path(path)
+        held = shared.files_of(source.path, source.weights, path) if share_weights else {}
         canonical, question = self._question(_asked(target=target))
         asked = isinstance(target, str) and target == "input"
         fixed = None if asked else _resolved(target, canonical, question, 1)
         exported = export.explainer_graph(canonical.graph, self.method, question, asked, fixed)
-        exported = export.in_types(exported, self.model.inputs, prepare.output_types(self.model.source.proto))
-        metadata = {**self.model.source.metadata, "onnxplain.method": self.method.name}
-        writer.save(exported, path, metadata)
+        exported = export.in_types(exported, self.model.inputs, prepare.output_types(source.proto))
+        places = shared.places_of(exported.constants, held, path.parent) if share_weights else {}
+        writer.save(exported, path, {**source.metadata, "onnxplain.method": self.method.name}, shared=places)
 
     @cached_property
     def _axes(self) -> dict[str, int]:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
+from onnxplain import shared
 from onnxplain.errors import ModelError, UnsupportedModelError
 from onnxplain.ir import Graph, Node, Shape, Value
 from onnxplain.tensors import LARGE, is_external, stub, take_out
@@ -87,7 +88,7 @@ def read(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
             f"{what} uses opset {opset}; supported are {OLDEST_OPSET} to {NEWEST_OPSET}",
             "Convert it with onnx.version_converter.convert_version(model, 21).",
         )
-    _load_external(proto.graph, path, weights)
+    _load_external(proto, path, weights)
     return Source(proto, weights, path)
 
 
@@ -137,12 +138,16 @@ def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield attribute.t
 
 
-def _load_external(graph: onnx.GraphProto, path: Path | None, weights: dict[str, np.ndarray[Any, Any]]) -> None:
-    """Fetch the tensors that lie in external files: large ones of the main graph into ``weights``, others in place."""
+def _load_external(model: onnx.ModelProto, path: Path | None, weights: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Fetch the tensors that lie in external files: large ones of the main graph into ``weights``, others in place.
+
+    The note about files with which an explainer shares its weights goes, once they prove to be what they were.
+    """
     folder = path.parent if path else Path.cwd()
+    files: set[str] = set()
     problems: dict[str, str] = {}
-    for position, tensor in enumerate(tensors_of(graph)):
-        main = position < len(graph.initializer)
+    for position, tensor in enumerate(tensors_of(model.graph)):
+        main = position < len(model.graph.initializer)
         if not is_external(tensor) or (main and tensor.name in weights):
             continue
         location = next((e.value for e in tensor.external_data if e.key == "location"), "")
@@ -151,15 +156,19 @@ def _load_external(graph: onnx.GraphProto, path: Path | None, weights: dict[str,
         except ValueError as error:
             problems[location] = str(error)
             continue
+        files.add(location)
         if main and array.nbytes > LARGE:
             weights[tensor.name] = array
             tensor.CopyFrom(stub(tensor.name, tensor.data_type, tensor.dims))
         else:
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
+    for note in [p for p in model.metadata_props if p.key == shared.NOTE]:
+        problems |= dict.fromkeys(shared.changed(note.value, files, folder), "changed since it was referred to")
+        model.metadata_props.remove(note)
     if problems:
-        files = ", ".join(f"'{name}' ({why})" for name, why in problems.items())
+        named = ", ".join(f"'{name}' ({why})" for name, why in problems.items())
         raise ModelError(
-            f"the model keeps weights in external files that are not usable: {files}",
+            f"the model keeps weights in external files that are not usable: {named}",
             f"Put them into '{folder}', next to the model."
             if path
             else "Load the model from its path, next to its external files.",

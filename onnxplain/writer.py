@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -12,6 +13,7 @@ import onnx
 
 from onnxplain.files import PathLike, replacing
 from onnxplain.ir import IR_VERSION, OPSET, Graph, Node, Value
+from onnxplain.shared import NOTE, Place, note_of
 from onnxplain.tensors import LARGE, is_plain
 
 INLINE_LIMIT = 1_800_000_000  # bytes of weights; protobuf stops at 2 GiB, the rest is for everything else
@@ -42,7 +44,13 @@ def opset_of(domain: str, ops: Collection[str]) -> int:
     return 5 if "TreeEnsemble" in ops else 4  # version 5 has this one instead of older operators for trees
 
 
-def save(graph: Graph, path: PathLike, metadata: Mapping[str, str] | None = None, inline: int = INLINE_LIMIT) -> None:
+def save(
+    graph: Graph,
+    path: PathLike,
+    metadata: Mapping[str, str] | None = None,
+    inline: int = INLINE_LIMIT,
+    shared: Mapping[str, Place] = MappingProxyType({}),
+) -> None:
     """Write a graph as an .onnx file. The file appears complete or not at all.
 
     Parameters
@@ -54,6 +62,9 @@ def save(graph: Graph, path: PathLike, metadata: Mapping[str, str] | None = None
     inline
         Bytes of weights that the file itself may hold; more go to ``NAME.data`` next to it. ONNX Runtime loads that
         twice as fast, as it maps the data into memory.
+    shared
+        Where constants lie in files that are there already: name -> place. They are not written again, and the file
+        gets a note of the digests of those files.
 
     Raises
     ------
@@ -61,9 +72,13 @@ def save(graph: Graph, path: PathLike, metadata: Mapping[str, str] | None = None
         The place cannot be written.
     """
     path = Path(path)
+    graph, whole = graph.replace(constants={k: v for k, v in graph.constants.items() if k not in shared}), graph
     external = size_of(graph) > inline
     large = {k: v for k, v in graph.constants.items() if external and v.nbytes > LARGE and is_plain(v.dtype)}
     model = to_proto(graph.replace(constants={k: v for k, v in graph.constants.items() if k not in large}), metadata)
+    if shared:
+        model.metadata_props.add(key=NOTE, value=note_of(shared, path.parent))
+    model.graph.initializer.extend(_reference(k, whole.constants[k], place) for k, place in shared.items())
     with ExitStack() as places:
         file = places.enter_context(replacing(path))
         if large:
@@ -76,11 +91,16 @@ def save(graph: Graph, path: PathLike, metadata: Mapping[str, str] | None = None
 def _external(out: BinaryIO, name: str, array: np.ndarray[Any, Any], location: str) -> onnx.TensorProto:
     """Write a tensor's data; return its reference."""
     out.write(b"\0" * (-out.tell() % _ALIGNMENT))
+    place = Place(location, out.tell())
+    out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return _reference(name, array, place)
+
+
+def _reference(name: str, array: np.ndarray[Any, Any], place: Place) -> onnx.TensorProto:
     tensor = onnx.TensorProto(name=name, dims=array.shape, data_location=onnx.TensorProto.EXTERNAL)
     tensor.data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-    for key, value in {"location": location, "offset": out.tell(), "length": array.nbytes}.items():
+    for key, value in {**place._asdict(), "length": array.nbytes}.items():
         tensor.external_data.add(key=key, value=str(value))
-    out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return tensor
 
 

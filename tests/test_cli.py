@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import time
@@ -281,6 +282,18 @@ def test_convert_for_one_target(target, meant):
     session = onnxruntime.InferenceSession("x.onnx", providers=["CPUExecutionProvider"])
     (values,) = session.run(["attribution"], {"image": digits()})
     np.testing.assert_allclose(values, ox.explain(DIGITS, digits(), "lrp", target=meant).values, rtol=1e-4, atol=1e-6)
+
+
+def test_convert_may_share_weights():
+    os.mkdir("models")
+    model = shutil.copy(DIGITS, "models/m.onnx")
+    run("convert", model, "-o", "full.onnx", "-m", "gradient")
+    answer = json.loads(run("convert", model, "-o", "x.onnx", "-m", "gradient", "--share-weights", "--json").stdout)
+    assert answer["bytes"] == os.path.getsize("x.onnx") < os.path.getsize("full.onnx") - 20_000
+    feeds = {"image": digits(), "target": np.array([5])}
+    found = [onnxruntime.InferenceSession(p).run(None, feeds) for p in ("x.onnx", "full.onnx")]
+    for own, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(own, other)
 
 
 def test_convert_takes_bounds_from_the_note():

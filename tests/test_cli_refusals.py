@@ -98,6 +98,15 @@ def test_output_is_checked_before_any_work(command, folder, monkeypatch):
         assert error in refuse(command, *given, "-o", out)[0]
 
 
+def test_weights_are_shared_within_a_folder_only(folder, monkeypatch):
+    monkeypatch.setattr(ox, "Explainer", lambda *_, **__: pytest.fail("work was begun"))
+    Path("deeper").mkdir()
+    Path("model.onnx").write_bytes(Path(DIGITS).read_bytes())
+    error, hint = refuse("convert", "model.onnx", "-o", "deeper/x.onnx", "--share-weights")
+    assert "ONNX allows no reference out of a file's folder" in error
+    assert str(Path.cwd()) in hint
+
+
 def test_what_is_read_is_not_overwritten(folder):
     Path("photo.png").write_bytes(Path(DIGIT).read_bytes())
     Path("model.onnx").write_bytes(Path(DIGITS).read_bytes())

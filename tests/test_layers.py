@@ -20,6 +20,7 @@ LAYERS = [
     "emit",
     "preprocessing",
     "tensors",
+    "shared",
     "reader",
     "writer",
     "canonize",

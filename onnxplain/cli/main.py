@@ -13,7 +13,7 @@ import click
 import numpy as np
 
 import onnxplain as ox
-from onnxplain import files, methods
+from onnxplain import files, methods, shared
 from onnxplain.cli import drawing, inputs, options, show
 from onnxplain.cli.influence import influence
 from onnxplain.composites import COMPOSITES, RULES
@@ -173,6 +173,7 @@ def _write(
 @main.command(short_help="Save a model and a method as one .onnx file that explains.")
 @click.argument("model", type=options.PATH)
 @options.out_of_convert
+@options.share_weights
 @options.method(required=True)
 @click.option("--target", help="Always explain this class: number, name, index (4,10,12), or 'predicted'.")
 @options.quantity()
@@ -190,6 +191,7 @@ def convert(
     of: str | None,
     labels: Path | None,
     cache: Path | None,
+    share_weights: bool,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -200,6 +202,8 @@ def convert(
     """
     options.check_out(out, {".onnx"}, model)
     loaded = ox.load(model, cache)
+    if share_weights:
+        shared.files_of(loaded.source.path, loaded.source.weights, out)  # errors come before any work
     note = inputs.note_of(loaded)
     names = inputs.class_names(labels, note, loaded, asked["output"])
     how = inputs.noted_preprocessing(loaded, note)
@@ -207,7 +211,8 @@ def convert(
         explainer = _explainer(loaded, method, asked, inputs.with_bounds(how, method, options.parse(params)))
         inputs.check_names(names, loaded, asked["output"])
         plain = (target, versus, of) == (None, None, None)
-        explainer.export(out, target="input" if plain else options.parse_quantity(target, versus, of, names))
+        fixed = "input" if plain else options.parse_quantity(target, versus, of, names)
+        explainer.export(out, fixed, share_weights=share_weights)
     show.converted(ox.load(out), out, method, as_json)
 
 

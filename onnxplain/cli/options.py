@@ -28,6 +28,11 @@ out_of_explain = click.option(
     " .npy or .npz in this folder.",
 )
 out_of_convert = click.option("-o", "--out", required=True, type=PATH, help="The explainer's file (.onnx).")
+share_weights = click.option(
+    "--share-weights",
+    is_flag=True,
+    help="Refer to MODEL's file, in OUT's folder or below, for its weights instead of storing them again.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 labels = click.option("--labels", type=PATH, help="Text file that names the classes, one a line.")
 
