@@ -415,7 +415,7 @@ class Explainer:
         asked = isinstance(target, str) and target == "input"
         fixed = None if asked else _resolved(target, canonical, question, 1)
         exported = export.explainer_graph(canonical.graph, self.method, question, asked, fixed)
-        exported = export.in_types(exported, self.model.inputs, prepare.output_types(source.proto))
+        exported = export.in_types(exported, self.model.inputs, prepare.output_types(source.proto)).scheduled()
         places = shared.places_of(exported.constants, held, path.parent) if share_weights else {}
         writer.save(exported, path, {**source.metadata, "onnxplain.method": self.method.name}, shared=places)
 

@@ -195,6 +195,32 @@ class Graph:
         changed = self.replace(inputs=tuple(inputs.values()), nodes=tuple(nodes), values=values)
         return changed.pruned(list(dict.fromkeys([*(v.name for v in self.outputs), *outputs])))
 
+    def scheduled(self) -> Graph:
+        """The same graph with its nodes in another order: constants first, then what is ready last before all else.
+
+        Before each of its rewrites ONNX Runtime sorts the nodes, by their places here, and its list of those that are
+        ready takes time for each that waits in it. In the order of a walk there and back most wait for its end, and a
+        session of 8,000 nodes starts four times slower. Where that leaves ONNX Runtime a choice, it runs them in this
+        order, too, which keeps fewer activations waiting.
+        """
+        place = {name: i for i, node in enumerate(self.nodes) for name in node.outputs if name}
+        needs = [{place[name] for name in node.reads if name in place} for node in self.nodes]
+        readers: list[list[int]] = [[] for _ in self.nodes]
+        for i, needed in enumerate(needs):
+            for j in needed:
+                readers[j].append(i)
+        moving = self.reachable_from(v.name for v in self.inputs)
+        ready = [i for i in reversed(range(len(needs))) if not needs[i]]
+        ready.sort(key=lambda i: moving.isdisjoint(self.nodes[i].outputs))
+        waiting, order = [len(needed) for needed in needs], []
+        while ready:
+            order.append(ready.pop())
+            for i in readers[order[-1]]:
+                waiting[i] -= 1
+                if not waiting[i]:
+                    ready.append(i)
+        return self.replace(nodes=tuple(self.nodes[i] for i in order))
+
     def __str__(self) -> str:
         lines = [f"graph {self.name}({', '.join(map(str, self.inputs))})"]
         lines += [f"  {node}" for node in self.nodes]

@@ -99,3 +99,44 @@ def test_subgraphs_read_from_outside() -> None:
     assert set(node.reads) == {"c", "a"}
     assert graph.needed_for(["y"]) == {"y", "c", "a", "x"}
     assert "y" in graph.reachable_from(["x"])
+
+
+def there_and_back(layers: int) -> Graph:
+    """A walk: forward through layers, then back, where each step reads a mask of its layer and weights turned around."""
+    there = [Node("Mul", (f"a{k}", "w"), (f"a{k + 1}",)) for k in range(layers)]
+    masks = [Node("Greater", (f"a{k + 1}", "w"), (f"m{k}",)) for k in range(layers)]
+    turned = [Node("Transpose", ("w",), (f"t{k}",)) for k in range(layers)]
+    back = [Node("Sum", (f"b{k + 1}", f"m{k}", f"t{k}"), (f"b{k}",)) for k in reversed(range(layers))]
+    start = Node("Identity", (f"a{layers}",), (f"b{layers}",))
+    nodes = (*there, start, *masks, *turned, *back)
+    values = {name: value(name) for name in ("a0", *(n.outputs[0] for n in nodes))}
+    return Graph((values["a0"],), (values["b0"],), nodes, {"w": np.ones(2, np.float32)}, values)
+
+
+def most_waiting(graph: Graph) -> int:
+    """The longest list of nodes that are ready, the first of which ONNX Runtime takes, once it has begun with a0."""
+    place = {name: i for i, node in enumerate(graph.nodes) for name in node.outputs}
+    done, waiting, most = set[int](), set(range(len(graph.nodes))), 0
+    needs = [{place[n] for n in node.reads if n in place} for node in graph.nodes]
+    while waiting:
+        ready = [i for i in sorted(waiting) if needs[i] <= done]
+        most = max(most, len(ready)) if any("a0" in graph.nodes[i].reads for i in done) else most
+        done.add(ready[0])
+        waiting.remove(ready[0])
+    return most
+
+
+def test_scheduled_leaves_few_waiting() -> None:
+    graph = there_and_back(20)
+    scheduled = graph.scheduled()
+    assert most_waiting(graph) > 20
+    assert most_waiting(scheduled) <= 3
+    assert sorted(map(str, scheduled.nodes)) == sorted(map(str, graph.nodes))
+
+
+@pytest.mark.parametrize("graph", [diamond(), branching(), there_and_back(3)])
+def test_scheduled_keeps_the_order_of_reading(graph: Graph) -> None:
+    known = {v.name for v in graph.inputs} | set(graph.constants)
+    for node in graph.scheduled().nodes:
+        assert known.issuperset(filter(None, node.reads))
+        known.update(node.outputs)

@@ -45,7 +45,7 @@ class Session:
     """
 
     def __init__(self, graph: Graph, choice: Choice) -> None:
-        ort = onnxruntime()
+        ort, graph = onnxruntime(), graph.scheduled()
         options = ort.SessionOptions()
         options.log_severity_level = 4
         # Memory patterns keep a second copy of the activations once a shape has been seen (twice the peak memory).
