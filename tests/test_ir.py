@@ -102,7 +102,7 @@ def test_subgraphs_read_from_outside() -> None:
 
 
 def there_and_back(layers: int) -> Graph:
-    """A walk: forward through layers, then back, where each step reads a mask of its layer and weights turned around."""
+    """The longest list of ready nodes, the first of which ONNX Runtime takes, once it has begun with a0."""
     there = [Node("Mul", (f"a{k}", "w"), (f"a{k + 1}",)) for k in range(layers)]
     masks = [Node("Greater", (f"a{k + 1}", "w"), (f"m{k}",)) for k in range(layers)]
     turned = [Node("Transpose", ("w",), (f"t{k}",)) for k in range(layers)]
