@@ -149,7 +149,13 @@ class Var:
         return self.emitter.op("Reshape", self, shape, known=known, allowzero=0)
 
     def reshape_like(self, other: Var) -> Var:
-        """Reshape to the shape of ``other``."""
+        """Reshape to the shape of ``other``.
+
+        With one size unknown, that is what is left; asking ``other`` for it would keep it in memory until then.
+        """
+        left = [d if isinstance(d, int) else -1 for d in other.shape or ()]
+        if left.count(-1) == 1 and all(left):
+            return self.reshape(left, known=other.shape)
         sizes = other.sizes()
         # Where a size is or may be 0, it means just that, not "as before".
         empty = int(sizes.value is None or not sizes.value.all())

@@ -175,6 +175,19 @@ def inferred(text: str, **weights: np.ndarray) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(model(text, **weights), data_prop=True)
 
 
+@pytest.mark.parametrize(
+    ("shape", "asked"), [((2, 3), False), (("N", 3), False), (("N", "M"), True), (("N", 0), True), (None, True)]
+)
+def test_reshape_like_asks_for_sizes_only_where_it_must(shape: Shape | None, asked: bool) -> None:
+    like = np.zeros((2, 0) if shape == ("N", 0) else (2, 3), np.float32)
+    emitter = Emitter()
+    emitter.input("x", "float32", (None,)).reshape_like(emitter.input("like", "float32", shape))
+    assert ("Shape" in ops(emitter)) == asked
+    flat = np.arange(like.size, dtype=np.float32)
+    found = evaluate(lambda x, y: x.reshape_like(y), flat, like, shapes=[(None,), shape])
+    np.testing.assert_array_equal(found, flat.reshape(like.shape))
+
+
 def test_fresh_names_avoid_everything_there_is() -> None:
     graph = to_graph(
         inferred("m (float[N,2] Add) => (float[N,2] y) { const = Relu(Add)  y = Mul(const, Add_1) }", Add_1=X)
