@@ -1,6 +1,6 @@
 """Where a method's time goes: its program node by node, by kind, in forward passes of the same model.
 
-    python -m tools.profile models/efficientnet_lite0.onnx lrp composite=epsilon_alpha2_beta1
+    python -m tools.costs models/efficientnet_lite0.onnx lrp composite=epsilon_alpha2_beta1
 
 One thread, processor time: what a forward pass and the program cost; then ONNX Runtime's own profile of both. Products
 are what the arithmetic needs; layout is what ONNX Runtime adds to bring tensors in and out of the blocked form that its
@@ -74,7 +74,7 @@ def nodes(graph: Graph, folder: Path, wanted: list[str] | None, feeds: dict[str,
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.costs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path)
     parser.add_argument("method")
