@@ -15,8 +15,10 @@ import onnx
 
 from onnxplain import checks, execution, export, files, methods, quantities, writer
 from onnxplain.canonize import BATCH, Canonical, canonize, prepare
-from onnxplain.canonize.cache import folder_of
+from onnxplain.canonize.cache import key
+from onnxplain.entries import folder_of
 from onnxplain.errors import OptionError
+from onnxplain.execution import kept
 from onnxplain.ir import Value
 from onnxplain.methods import Method
 from onnxplain.ops.nograd import stops_gradients
@@ -245,7 +247,9 @@ class Explainer:
         self._question = Recent(self._resolve)
         self._runner = Recent(self._compile)
         if not self.model.free_sizes:
-            self.report()
+            entry = self._entry(_asked())
+            if entry is None or not entry.exists():  # what is kept has been compiled before
+                self.report()
 
     def __call__(
         self,
@@ -436,8 +440,21 @@ class Explainer:
 
     def _compile(self, asked: Asked, traced: bool = False) -> execution.Runner:
         canonical, question = self._question(asked)
-        program = compile_method(canonical.graph, self.method, question, traced=traced)
-        return execution.Runner.load(program, self.providers, canonical.graph, canonical.fixed_batch, self.memory)
+        compiled = partial(compile_method, canonical.graph, self.method, question, traced=traced)
+        entry, setting = None if traced else self._entry(asked), self._setting(canonical)
+        return kept.load(entry, compiled, question, setting) if entry else execution.Runner.load(compiled(), setting)
+
+    def _entry(self, asked: Asked) -> Path | None:
+        """Where the runner is kept, if it is."""
+        canonical, question = self._question(asked)
+        if self.model.cache is None:
+            return None
+        sizes, place = asked
+        depends = key(self.model.source, dict(sizes)), place, self.method, question
+        return kept.entry(self.model.cache, self._setting(canonical), *depends)
+
+    def _setting(self, canonical: Canonical) -> execution.Setting:
+        return execution.Setting(self.providers, canonical.graph, canonical.fixed_batch, self.memory)
 
 
 def explain(

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,9 +16,10 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
+from onnxplain.digests import digest
 from onnxplain.errors import ModelError, UnsupportedModelError
 from onnxplain.ir import Graph, Node, Shape, Value
-from onnxplain.tensors import LARGE, is_external, stub, take_out
+from onnxplain.tensors import LARGE, is_external, is_plain, stub, take_out
 
 Weights = Mapping[str, np.ndarray[Any, Any]]
 
@@ -56,6 +58,11 @@ class Source:
     def metadata(self) -> dict[str, str]:
         """The model's own metadata properties."""
         return {p.key: p.value for p in self.proto.metadata_props}
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that was read."""
+        return digest(self.proto.SerializeToString(deterministic=True), dict(sorted(self.weights.items())))
 
 
 def read(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
@@ -191,6 +198,34 @@ def external_array(tensor: onnx.TensorProto, folder: Path, mapped: bool = True) 
     if mapped:
         return np.memmap(file, dtype, "r", offset, shape)
     return np.fromfile(file, dtype, count, offset=offset).reshape(shape)
+
+
+def read_optimized(path: Path, mapped: bool = True) -> Source:
+    """Read what ONNX Runtime has saved after its optimisations, with large tensors in a file next to it.
+
+    Parameters
+    ----------
+    mapped
+        Map that file into memory; else it is read.
+    """
+    proto = onnx.load(path, load_external_data=False)
+    weights = {}
+    for graph in graphs_of(proto.graph):
+        _drop_constant_nodes(graph)
+        for tensor in filter(is_external, graph.initializer):
+            array = external_array(tensor, path.parent, mapped)
+            if graph is proto.graph and is_plain(array.dtype):
+                weights[tensor.name] = array
+            else:  # bodies may use the same names
+                tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    return Source(proto, weights, path)
+
+
+def _drop_constant_nodes(graph: onnx.GraphProto) -> None:
+    """Drop the Constant nodes of bodies that ONNX Runtime has saved as initializers, too: it would not read that."""
+    names = {tensor.name for tensor in graph.initializer}
+    for node in [n for n in graph.node if n.op_type == "Constant" and n.output[0] in names]:
+        graph.node.remove(node)
 
 
 def to_graph(proto: onnx.ModelProto, weights: Weights = MappingProxyType({})) -> Graph:

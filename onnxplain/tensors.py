@@ -10,6 +10,8 @@ import onnx
 
 LARGE = 1024  # bytes from which on a tensor is taken out
 
+_STUB = "taken-out"
+
 
 def take_out(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
     """Separate a model from the large tensors of its main graph, those of Constant nodes included.
@@ -53,8 +55,13 @@ def take_out(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, np.ndar
 def stub(name: str, data_type: int, dims: Sequence[int]) -> onnx.TensorProto:
     """Make a tensor without data."""
     tensor = onnx.TensorProto(name=name, data_type=data_type, dims=dims, data_location=onnx.TensorProto.EXTERNAL)
-    tensor.external_data.add(key="location", value="taken-out")
+    tensor.external_data.add(key="location", value=_STUB)
     return tensor
+
+
+def is_stub(tensor: onnx.TensorProto) -> bool:
+    """Whether it is one of `stub`'s."""
+    return is_external(tensor) and tensor.external_data[0].value == _STUB
 
 
 def is_external(tensor: onnx.TensorProto) -> bool:

@@ -61,20 +61,20 @@ def save(graph: Graph, path: PathLike, metadata: Mapping[str, str] | None = None
         The place cannot be written.
     """
     path = Path(path)
-    external = size_of(graph) > inline
-    large = {k: v for k, v in graph.constants.items() if external and v.nbytes > LARGE and is_plain(v.dtype)}
+    apart = size_of(graph) > inline
+    large = {k: v for k, v in graph.constants.items() if apart and v.nbytes > LARGE and is_plain(v.dtype)}
     model = to_proto(graph.replace(constants={k: v for k, v in graph.constants.items() if k not in large}), metadata)
     with ExitStack() as places:
         file = places.enter_context(replacing(path))
         if large:
             location = f"{path.name}.data"
             with places.enter_context(replacing(path.with_name(location))).open("wb") as out:
-                model.graph.initializer.extend(_external(out, k, v, location) for k, v in large.items())
+                model.graph.initializer.extend(external(out, k, v, location) for k, v in large.items())
         file.write_bytes(model.SerializeToString())
 
 
-def _external(out: BinaryIO, name: str, array: np.ndarray[Any, Any], location: str) -> onnx.TensorProto:
-    """Write a tensor's data; return its reference."""
+def external(out: BinaryIO, name: str, array: np.ndarray[Any, Any], location: str) -> onnx.TensorProto:
+    """Write a tensor's data, where ONNX Runtime can map it into memory; return its reference."""
     out.write(b"\0" * (-out.tell() % _ALIGNMENT))
     tensor = onnx.TensorProto(name=name, dims=array.shape, data_location=onnx.TensorProto.EXTERNAL)
     tensor.data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)

@@ -16,12 +16,14 @@ ROOT = Path(onnxplain.__file__).parent
 LAYERS = [
     "errors",
     "files",
+    "digests",
     "ir",
     "emit",
     "preprocessing",
     "tensors",
     "reader",
     "writer",
+    "entries",
     "canonize",
     "ops",
     "control",
@@ -67,7 +69,7 @@ LAYERS = [
 ]
 
 FENCES = {
-    "onnx": {"tensors", "reader", "writer", "canonize", "api"},  # api: for the type of what `load` takes
+    "onnx": {"tensors", "reader", "writer", "entries", "canonize", "api"},  # api: for the type of what `load` takes
     "onnxruntime": {"runtime", "canonize"},
     "cv2": {"heatmap", "images", "fills"},
     "numba": {"heatmap"},
