@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -74,20 +75,22 @@ def read(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
         Not an ONNX file, truncated, an opset out of range, or external data missing.
     """
     path: Path | None = None
+    file: BufferedIOBase
     if isinstance(model, onnx.ModelProto):
-        data, what = model.SerializeToString(), "the ModelProto"
+        file, what = BytesIO(model.SerializeToString()), "the ModelProto"
     elif isinstance(model, bytes | bytearray | memoryview):
-        data, what = bytes(model), "the bytes"
+        file, what = BytesIO(model), "the bytes"
     else:
         path = Path(model)
         what = f"'{path}'"
         try:
-            data = path.read_bytes()
+            file = path.open("rb")
         except FileNotFoundError:
             raise ModelError(f"there is no file {what}") from None
         except OSError as error:
             raise ModelError(f"cannot read {what}: {error.strerror}") from None
-    proto, weights = _parse(data, what)
+    with file:
+        proto, weights = _parse(file if file.seekable() else BytesIO(file.read()), what)
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=NEWEST_OPSET)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise UnsupportedModelError(
@@ -98,19 +101,21 @@ def read(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
     return Source(proto, weights, path)
 
 
-def _parse(data: bytes, what: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
-    if not data:
+def _parse(file: BufferedIOBase, what: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
+    start = file.read(32)
+    if not start:
         raise ModelError(f"{what} is not an ONNX model: it is empty", "Was it downloaded or copied completely?")
-    kind = next((kind for start, kind in _NOT_ONNX.items() if data.startswith(start)), None)
-    if data[4:8] == b"ORTM":
+    kind = next((kind for begin, kind in _NOT_ONNX.items() if start.startswith(begin)), None)
+    if start[4:8] == b"ORTM":
         kind = "ONNX Runtime's own format; use the .onnx file it was made from"
     if kind is not None:
         raise ModelError(f"{what} is not an ONNX model: it is {kind}")
     try:
-        proto, weights = take_out(onnx.ModelProto.FromString(data))
+        proto, weights = take_out(file)
     except (ValueError, DecodeError) as error:
+        size = file.seek(0, os.SEEK_END)
         raise ModelError(
-            f"{what} is not an ONNX model, or is cut off: protobuf cannot parse its {len(data)} bytes ({error})",
+            f"{what} is not an ONNX model, or is cut off: protobuf cannot parse its {size} bytes ({error})",
             "Compare its size or checksum with the original.",
         ) from None
     if not proto.graph.node or not proto.opset_import:
