@@ -28,6 +28,8 @@ OLDEST_OPSET, NEWEST_OPSET = 7, 26
 
 _PACKED = {v for k, v in onnx.TensorProto.DataType.items() if k.endswith(("INT4", "INT2", "E2M1"))}
 
+_HOLD_GRAPHS = {onnx.AttributeProto.UNDEFINED, onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
+
 _NOT_ONNX = {  # how files begin that are mistaken for ONNX models
     b"PK\x03\x04": "a zip archive, perhaps a PyTorch or Keras model; export it to ONNX first",
     b"\x89HDF": "an HDF5 file, perhaps a Keras model; convert it with tf2onnx first",
@@ -129,8 +131,9 @@ def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
-            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from graphs_of(body)
+            if attribute.type in _HOLD_GRAPHS:
+                for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                    yield from graphs_of(body)
 
 
 def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -18,11 +18,11 @@ import onnxruntime as ort
 
 from onnxplain import entries
 from onnxplain.canonize.canonical import Canonical
+from onnxplain.canonize.fold import light
 from onnxplain.digests import digest
 from onnxplain.ir import Graph
 from onnxplain.reader import Source, to_graph
-from onnxplain.tensors import LARGE, is_plain, stub
-from onnxplain.writer import to_proto, value_proto
+from onnxplain.writer import value_proto
 
 Array = np.ndarray[Any, Any]
 Sizes = Mapping[str, int]
@@ -50,14 +50,10 @@ def _software() -> str:
 
 
 def _write(path: Path, source: Source, canonical: Canonical) -> None:
-    graph = canonical.graph
-    large = {n: a for n, a in graph.constants.items() if a.nbytes > LARGE and is_plain(a.dtype)}
-    model = to_proto(graph.replace(constants={n: a for n, a in graph.constants.items() if n not in large}))
-    _declare(model.graph, graph)
-    for name, array in large.items():
-        model.graph.initializer.append(stub(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape))
+    model = light(canonical.graph)
+    _declare(model.proto.graph, canonical.graph)
     note = {"fixed_batch": canonical.fixed_batch, "changes": canonical.changes, "labels": canonical.labels}
-    entries.write(path, note, {"canonical": Source(model, large, None)}, source.weights)
+    entries.write(path, note, {"canonical": Source(model.proto, model.weights, None)}, source.weights)
 
 
 def _declare(proto: onnx.GraphProto, graph: Graph) -> None:

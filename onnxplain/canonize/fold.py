@@ -18,7 +18,8 @@ from onnxplain.canonize.trial import ort_value
 from onnxplain.errors import ModelError, UnsupportedOperatorError
 from onnxplain.ir import Graph, Node, Value
 from onnxplain.reader import Weights, graphs_of, nodes_of, read_optimized, shape_of, to_graph
-from onnxplain.tensors import LARGE, stub
+from onnxplain.tensors import LARGE, is_plain, stub
+from onnxplain.writer import to_proto
 
 _STANDARD = {"", "ai.onnx", "ai.onnx.ml"}
 _LOSSY = ["FuseReluClip"]  # makes Relu and Clip one Clip, and rules for rectifiers would miss the Relu
@@ -33,6 +34,15 @@ class Light:
 
     proto: onnx.ModelProto
     weights: Weights
+
+
+def light(graph: Graph) -> Light:
+    """Convert a graph; the opposite of `shaped`."""
+    large = {n: a for n, a in graph.constants.items() if a.nbytes > LARGE and is_plain(a.dtype)}
+    proto = to_proto(graph.replace(constants={n: a for n, a in graph.constants.items() if n not in large}))
+    for name, array in large.items():
+        proto.graph.initializer.append(stub(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape))
+    return Light(proto, large)
 
 
 def fold(model: Light, hidden: Collection[str]) -> Light:
