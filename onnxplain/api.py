@@ -47,7 +47,7 @@ class Model:
     source
         What was read.
     cache
-        The folder that keeps the canonical graphs, if any.
+        The folder that keeps what takes long to make, if any.
     """
 
     def __init__(self, source: Source, cache: Path | None = None) -> None:
@@ -143,8 +143,10 @@ def load(model: Loadable, cache: str | os.PathLike[str] | None = None) -> Model:
     model
         Path of an .onnx file (opset 7 to 26, external data allowed), its bytes, or a ModelProto.
     cache
-        Folder that keeps what takes long to work out about models (seconds, for large ones), for this and other
-        processes; made if need be, at most 4 GiB. Default: the one that the environment variable ONNXPLAIN_CACHE names;
+        Folder that keeps what takes long to make of models and methods, for this and other processes: canonical graphs,
+        and programs as ONNX Runtime has optimised them for this processor (on the CPU, under Linux; not those with
+        functions or rules of one's own). Results are the same to the last bit. It is made if need be, and bounded to
+        4 GiB: what was used least recently goes. Default: the one that the environment variable ONNXPLAIN_CACHE names;
         without it, nothing is kept.
 
     Returns

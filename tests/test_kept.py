@@ -12,10 +12,11 @@ import pytest
 
 import onnxplain as ox
 from onnxplain import api, entries
-from onnxplain.execution import kept
+from onnxplain.execution import Setting, kept
 from onnxplain.rules.base import Gradient
 from onnxplain.rules.lrp import Epsilon
 from onnxplain.runtime import session
+from onnxplain.runtime.providers import CPU, CUDA, Choice
 from tests import models
 from tests.models import TINY, model
 from tests.reference import rng
@@ -258,14 +259,38 @@ def test_on_a_processor_that_nobody_knows_programs_are_not_kept(
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_processor_is_known_where_linux_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    def text(*_: Any) -> str:
-        return (
-            "processor\t: 0\nmodel\t\t: 17\ncpu MHz\t: 2596.1\nflags\t\t: sse avx2\n\nprocessor\t: 1\nflags\t\t: sse\n"
-        )
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "processor\t: 0\nmodel\t: 17\nmodel name\t: EPYC\ncpu MHz\t: 2596.1\nflags\t: sse avx2\n\nflags\t: sse",
+            ["model: 17", "flags: sse avx2", "flags: sse"],
+        ),
+        ("processor\t: 0\nCPU part\t: 0xd0c\nFeatures\t: asimd sve", ["CPU part: 0xd0c", "Features: asimd sve"]),
+        ("vendor_id\t: IBM/S390\nfeatures\t: esan3", []),
+        ("", []),
+    ],
+)
+def test_the_processor_is_known_where_linux_tells(
+    text: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_: text)
+    assert kept._processor.__wrapped__() == expected
 
-    monkeypatch.setattr(Path, "read_text", text)
-    assert kept._processor.__wrapped__() == ["model\t\t: 17", "flags\t\t: sse avx2", "flags\t\t: sse"]
+
+def test_the_processor_is_unknown_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert kept._processor.__wrapped__() == []
+
+
+def test_other_providers_programs_are_not_kept(tmp_path: Path) -> None:
+    graph = ox.load(pooled()).canonical().graph
+    for providers, known in (((CPU,), True), ((CUDA, CPU), False)):
+        setting = Setting(Choice(providers, ()), graph, None, 1)
+        assert (kept.entry(tmp_path, setting, "anything") is not None) == known
 
 
 def program(folder: Path) -> Path:

@@ -26,8 +26,8 @@ from onnxplain.writer import to_proto
 
 _INTERFACE = "interface"
 _PLAIN = {f.name for f in fields(Program)} - {"graph", "question", "front", "back", "trace", "moved"}
-_FEATURES = {"vendor_id", "cpu family", "model", "stepping", "flags"}
-_FEATURES |= {"CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features"}
+_MAKE = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU variant", "CPU part", "CPU revision")
+_FEATURES = ("flags", "Features")  # of x86-64 and of ARM
 
 
 def entry(folder: Path, setting: Setting, *depends: Any) -> Path | None:
@@ -89,7 +89,9 @@ def _read(path: Path, compiled: Callable[[], Program], question: Question, setti
 def _processor() -> list[str]:
     """What ONNX Runtime chooses kernels and layouts by, of each processor; empty where nobody tells."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = [line.split(":") for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
     except OSError:
         return []
-    return [line for line in lines if line.partition(":")[0].strip() in _FEATURES]
+    told = [(name.strip(), value.strip()) for name, value, *_ in lines]
+    known = any(name in _FEATURES for name, _ in told)
+    return [f"{name}: {value}" for name, value in told if name in (*_MAKE, *_FEATURES)] if known else []
