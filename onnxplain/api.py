@@ -452,7 +452,7 @@ class Explainer:
         if self.model.cache is None:
             return None
         sizes, place = asked
-        depends = key(self.model.source, dict(sizes)), place, self.method, question
+        depends = key(self.model.source, dict(sizes)), self._extend, place, question, self.method
         return kept.entry(self.model.cache, self._setting(canonical), *depends)
 
     def _setting(self, canonical: Canonical) -> execution.Setting:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnxruntime import GraphOptimizationLevel
 
 import onnxplain as ox
 from onnxplain import api, entries
@@ -61,8 +62,19 @@ def count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count the programs compiled, and how ONNX Runtime starts."""
     COUNTED.clear()
     compiled, resumed = api.compile_method, session._resumed
-    monkeypatch.setattr(api, "compile_method", lambda *a, **k: (COUNTED.append("compiled"), compiled(*a, **k))[1])
-    monkeypatch.setattr(session, "_resumed", lambda *a: (COUNTED.append("resumed"), resumed(*a))[1])
+
+    def compiles(*given: Any, **more: Any) -> Any:
+        COUNTED.append("compiled")
+        return compiled(*given, **more)
+
+    def resumes(saved: Any, options: Any, start: Any) -> Any:
+        COUNTED.append("resumed")
+        started = resumed(saved, options, start)
+        assert options.graph_optimization_level == GraphOptimizationLevel.ORT_DISABLE_ALL  # has been done
+        return started
+
+    monkeypatch.setattr(api, "compile_method", compiles)
+    monkeypatch.setattr(session, "_resumed", resumes)
 
 
 def assert_same(one: ox.Attribution, other: ox.Attribution) -> None:
@@ -187,6 +199,7 @@ CHANGES: dict[str, Mapping[str, Any]] = {
     "two places": {"at": ["r1", "r2"]},
     "probability": {"method": "gradient", "probability": True},
     "memory": {"memory": "3 MiB"},
+    "provider": {"providers": [(CPU, {"arena_extend_strategy": "kSameAsRequested"})]},
     "difference": {"target": ox.Difference(0, 1)},
     "neuron": {"target": ox.Neuron("r1", (0, 0, 0))},
     "greatest": {"target": ox.Channel("r1", 0, reduce="max")},

@@ -36,12 +36,12 @@ def entry(folder: Path, setting: Setting, *depends: Any) -> Path | None:
     Parameters
     ----------
     depends
-        All that a program depends on.
+        All that the program and the canonical graph depend on.
     """
     if setting.choice.names != [CPU] or not _processor():
         return None
     try:
-        name = digest(_processor(), setting.choice.providers, setting.memory, setting.fixed_batch, depends)
+        name = digest(_processor(), setting.choice.providers, setting.memory, depends)
     except NoDigestError:
         return None
     return folder / f"{name}{entries.ENDING}"
