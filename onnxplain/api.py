@@ -15,8 +15,10 @@ import onnx
 
 from onnxplain import checks, execution, export, files, methods, quantities, shared, writer
 from onnxplain.canonize import BATCH, Canonical, canonize, prepare
-from onnxplain.canonize.cache import folder_of
+from onnxplain.canonize.cache import key
+from onnxplain.entries import folder_of
 from onnxplain.errors import OptionError
+from onnxplain.execution import kept
 from onnxplain.ir import Value
 from onnxplain.methods import Method
 from onnxplain.ops.nograd import stops_gradients
@@ -45,7 +47,7 @@ class Model:
     source
         What was read.
     cache
-        The folder that keeps the canonical graphs, if any.
+        The folder that keeps what takes long to make, if any.
     """
 
     def __init__(self, source: Source, cache: Path | None = None) -> None:
@@ -141,8 +143,10 @@ def load(model: Loadable, cache: str | os.PathLike[str] | None = None) -> Model:
     model
         Path of an .onnx file (opset 7 to 26, external data allowed), its bytes, or a ModelProto.
     cache
-        Folder that keeps what takes long to work out about models (seconds, for large ones), for this and other
-        processes; made if need be, at most 4 GiB. Default: the one that the environment variable ONNXPLAIN_CACHE names;
+        Folder that keeps what takes long to make of models and methods, for this and other processes: canonical graphs,
+        and programs as ONNX Runtime has optimised them for this processor (on the CPU, under Linux; not those with
+        functions or rules of one's own). Results are the same to the last bit. It is made if need be, and bounded to
+        4 GiB: what was used least recently goes. Default: the one that the environment variable ONNXPLAIN_CACHE names;
         without it, nothing is kept.
 
     Returns
@@ -245,7 +249,9 @@ class Explainer:
         self._question = Recent(self._resolve)
         self._runner = Recent(self._compile)
         if not self.model.free_sizes:
-            self.report()
+            entry = self._entry(_asked())
+            if entry is None or not entry.exists():  # what is kept has been compiled before
+                self.report()
 
     def __call__(
         self,
@@ -447,8 +453,21 @@ class Explainer:
 
     def _compile(self, asked: Asked, traced: bool = False) -> execution.Runner:
         canonical, question = self._question(asked)
-        program = compile_method(canonical.graph, self.method, question, traced=traced)
-        return execution.Runner.load(program, self.providers, canonical.graph, canonical.fixed_batch, self.memory)
+        compiled = partial(compile_method, canonical.graph, self.method, question, traced=traced)
+        entry, setting = None if traced else self._entry(asked), self._setting(canonical)
+        return kept.load(entry, compiled, question, setting) if entry else execution.Runner.load(compiled(), setting)
+
+    def _entry(self, asked: Asked) -> Path | None:
+        """Where the runner is kept, if it is."""
+        canonical, question = self._question(asked)
+        if self.model.cache is None:
+            return None
+        sizes, place = asked
+        depends = key(self.model.source, dict(sizes)), self._extend, place, question, self.method
+        return kept.entry(self.model.cache, self._setting(canonical), *depends)
+
+    def _setting(self, canonical: Canonical) -> execution.Setting:
+        return execution.Setting(self.providers, canonical.graph, canonical.fixed_batch, self.memory)
 
 
 def explain(

@@ -7,6 +7,8 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,15 +18,18 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from onnxplain import shared
+from onnxplain.digests import digest
 from onnxplain.errors import ModelError, UnsupportedModelError
 from onnxplain.ir import Graph, Node, Shape, Value
-from onnxplain.tensors import LARGE, is_external, stub, take_out
+from onnxplain.tensors import LARGE, is_external, is_plain, stub, take_out
 
 Weights = Mapping[str, np.ndarray[Any, Any]]
 
 OLDEST_OPSET, NEWEST_OPSET = 7, 26
 
 _PACKED = {v for k, v in onnx.TensorProto.DataType.items() if k.endswith(("INT4", "INT2", "E2M1"))}
+
+_HOLD_GRAPHS = {onnx.AttributeProto.UNDEFINED, onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
 
 _NOT_ONNX = {  # how files begin that are mistaken for ONNX models
     b"PK\x03\x04": "a zip archive, perhaps a PyTorch or Keras model; export it to ONNX first",
@@ -58,6 +63,11 @@ class Source:
         """The model's own metadata properties."""
         return {p.key: p.value for p in self.proto.metadata_props}
 
+    @cached_property
+    def digest(self) -> str:
+        """Of all that was read."""
+        return digest(self.proto.SerializeToString(deterministic=True), dict(sorted(self.weights.items())))
+
 
 def read(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
     """Parse a model and check what can be checked without running it.
@@ -68,20 +78,22 @@ def read(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
         Not an ONNX file, truncated, an opset out of range, or external data missing.
     """
     path: Path | None = None
+    file: BufferedIOBase
     if isinstance(model, onnx.ModelProto):
-        data, what = model.SerializeToString(), "the ModelProto"
+        file, what = BytesIO(model.SerializeToString()), "the ModelProto"
     elif isinstance(model, bytes | bytearray | memoryview):
-        data, what = bytes(model), "the bytes"
+        file, what = BytesIO(model), "the bytes"
     else:
         path = Path(model)
         what = f"'{path}'"
         try:
-            data = path.read_bytes()
+            file = path.open("rb")
         except FileNotFoundError:
             raise ModelError(f"there is no file {what}") from None
         except OSError as error:
             raise ModelError(f"cannot read {what}: {error.strerror}") from None
-    proto, weights = _parse(data, what)
+    with file:
+        proto, weights = _parse(file if file.seekable() else BytesIO(file.read()), what)
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=NEWEST_OPSET)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise UnsupportedModelError(
@@ -92,19 +104,21 @@ def read(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
     return Source(proto, weights, path)
 
 
-def _parse(data: bytes, what: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
-    if not data:
+def _parse(file: BufferedIOBase, what: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
+    start = file.read(32)
+    if not start:
         raise ModelError(f"{what} is not an ONNX model: it is empty", "Was it downloaded or copied completely?")
-    kind = next((kind for start, kind in _NOT_ONNX.items() if data.startswith(start)), None)
-    if data[4:8] == b"ORTM":
+    kind = next((kind for begin, kind in _NOT_ONNX.items() if start.startswith(begin)), None)
+    if start[4:8] == b"ORTM":
         kind = "ONNX Runtime's own format; use the .onnx file it was made from"
     if kind is not None:
         raise ModelError(f"{what} is not an ONNX model: it is {kind}")
     try:
-        proto, weights = take_out(onnx.ModelProto.FromString(data))
+        proto, weights = take_out(file)
     except (ValueError, DecodeError) as error:
+        size = file.seek(0, os.SEEK_END)
         raise ModelError(
-            f"{what} is not an ONNX model, or is cut off: protobuf cannot parse its {len(data)} bytes ({error})",
+            f"{what} is not an ONNX model, or is cut off: protobuf cannot parse its {size} bytes ({error})",
             "Compare its size or checksum with the original.",
         ) from None
     if not proto.graph.node or not proto.opset_import:
@@ -118,8 +132,9 @@ def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
-            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from graphs_of(body)
+            if attribute.type in _HOLD_GRAPHS:
+                for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                    yield from graphs_of(body)
 
 
 def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
@@ -200,6 +215,34 @@ def external_array(tensor: onnx.TensorProto, folder: Path, mapped: bool = True) 
     if mapped:
         return np.memmap(file, dtype, "r", offset, shape)
     return np.fromfile(file, dtype, count, offset=offset).reshape(shape)
+
+
+def read_optimized(path: Path, mapped: bool = True) -> Source:
+    """Read what ONNX Runtime has saved after its optimisations, with large tensors in a file next to it.
+
+    Parameters
+    ----------
+    mapped
+        Map that file into memory; else it is read.
+    """
+    proto = onnx.load(path, load_external_data=False)
+    weights = {}
+    for graph in graphs_of(proto.graph):
+        _drop_constant_nodes(graph)
+        for tensor in filter(is_external, graph.initializer):
+            array = external_array(tensor, path.parent, mapped)
+            if graph is proto.graph and is_plain(array.dtype):
+                weights[tensor.name] = array
+            else:  # bodies may use the same names
+                tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    return Source(proto, weights, path)
+
+
+def _drop_constant_nodes(graph: onnx.GraphProto) -> None:
+    """Drop the Constant nodes of bodies that ONNX Runtime has saved as initializers, too: it would not read that."""
+    names = {tensor.name for tensor in graph.initializer}
+    for node in [n for n in graph.node if n.op_type == "Constant" and n.output[0] in names]:
+        graph.node.remove(node)
 
 
 def to_graph(proto: onnx.ModelProto, weights: Weights = MappingProxyType({})) -> Graph:

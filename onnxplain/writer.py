@@ -73,8 +73,8 @@ def save(
     """
     path = Path(path)
     graph, whole = graph.replace(constants={k: v for k, v in graph.constants.items() if k not in shared}), graph
-    external = size_of(graph) > inline
-    large = {k: v for k, v in graph.constants.items() if external and v.nbytes > LARGE and is_plain(v.dtype)}
+    apart = size_of(graph) > inline
+    large = {k: v for k, v in graph.constants.items() if apart and v.nbytes > LARGE and is_plain(v.dtype)}
     model = to_proto(graph.replace(constants={k: v for k, v in graph.constants.items() if k not in large}), metadata)
     if shared:
         model.metadata_props.add(key=NOTE, value=note_of(shared, path.parent))
@@ -84,12 +84,12 @@ def save(
         if large:
             location = f"{path.name}.data"
             with places.enter_context(replacing(path.with_name(location))).open("wb") as out:
-                model.graph.initializer.extend(_external(out, k, v, location) for k, v in large.items())
+                model.graph.initializer.extend(external(out, k, v, location) for k, v in large.items())
         file.write_bytes(model.SerializeToString())
 
 
-def _external(out: BinaryIO, name: str, array: np.ndarray[Any, Any], location: str) -> onnx.TensorProto:
-    """Write a tensor's data; return its reference."""
+def external(out: BinaryIO, name: str, array: np.ndarray[Any, Any], location: str) -> onnx.TensorProto:
+    """Write a tensor's data, where ONNX Runtime can map it into memory; return its reference."""
     out.write(b"\0" * (-out.tell() % _ALIGNMENT))
     place = Place(location, out.tell())
     out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -16,6 +16,7 @@ ROOT = Path(onnxplain.__file__).parent
 LAYERS = [
     "errors",
     "files",
+    "digests",
     "ir",
     "emit",
     "preprocessing",
@@ -23,6 +24,7 @@ LAYERS = [
     "shared",
     "reader",
     "writer",
+    "entries",
     "canonize",
     "ops",
     "control",
@@ -68,7 +70,7 @@ LAYERS = [
 ]
 
 FENCES = {
-    "onnx": {"tensors", "reader", "writer", "canonize", "api"},  # api: for the type of what `load` takes
+    "onnx": {"tensors", "reader", "writer", "entries", "canonize", "api"},  # api: for the type of what `load` takes
     "onnxruntime": {"runtime", "canonize"},
     "cv2": {"heatmap", "images", "fills"},
     "click": {"cli"},

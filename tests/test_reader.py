@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from onnxplain.errors import ModelError, UnsupportedModelError
-from onnxplain.reader import read, to_graph
+from onnxplain.reader import read, read_optimized, to_graph
 from tests.canonize.models import canonical, check, model, normal
 
 W = normal(20, 30)
@@ -155,3 +156,38 @@ def test_external_data_of_another_length(tmp_path):
     onnx.save(proto, path)
     with pytest.raises(ModelError, match="12 bytes there instead of 2400"):
         read(path)
+
+
+BRANCHES = """<ir_version: 10, opset_import: ["" : 21]> branches (bool c, float[N,700] x) => (float[N,700] y) {
+    h = Mul(x, v)
+    y = If (c) <then_branch = one () => (float[N,700] p) { s = Mul(w, w) p = Add(h, s) },
+                else_branch = two () => (float[N,700] p) { s = Mul(w, w) p = Add(h, s) }>
+}"""
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_what_onnxruntime_has_optimized_is_read_whole(tmp_path, mapped):
+    """Two bodies hold large tensors of one name, in one file."""
+    proto = onnx.parser.parse_model(BRANCHES)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(normal(700), "v"))
+    for attribute, scale in zip(proto.graph.node[1].attribute, (1, 2), strict=True):
+        attribute.g.initializer.append(onnx.numpy_helper.from_array(scale * normal(700), "w"))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(tmp_path / "optimized")
+    external = "session.optimized_model_external_initializers"
+    options.add_session_config_entry(f"{external}_file_name", "data")
+    options.add_session_config_entry(f"{external}_min_size_in_bytes", "1024")
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
+    source = read_optimized(tmp_path / "optimized", mapped)
+    assert list(source.weights) == ["v"]
+    assert isinstance(source.weights["v"], np.memmap) == mapped
+    again = onnx.ModelProto()
+    again.CopyFrom(source.proto)
+    again.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(source.weights["v"], "v"))
+    for path in tmp_path.iterdir():
+        path.unlink()
+    found = onnxruntime.InferenceSession(again.SerializeToString())
+    for chosen in (True, False):
+        feeds = {"c": np.array(chosen), "x": normal(2, 700)}
+        assert np.array_equal(found.run(None, feeds)[0], session.run(None, feeds)[0])

@@ -18,7 +18,7 @@ from onnx import helper
 
 import onnxplain as ox
 from onnxplain.canonize import canonize
-from onnxplain.execution import Runner
+from onnxplain.execution import Runner, Setting
 from onnxplain.reader import read
 from onnxplain.roots import compile_method
 
@@ -86,8 +86,8 @@ def measure(proto: onnx.ModelProto, sessions: bool) -> dict[str, float]:
         graph, (_, question) = canonical.graph, explainer._question(((), None))
         program = timed(f"{method} compiled", partial(compile_method, graph, explainer.method, question))
         if sessions:
-            chosen = explainer.providers, graph, canonical.fixed_batch, explainer.memory
-            timed(f"{method} session", partial(Runner.load, program, *chosen))
+            setting = Setting(explainer.providers, graph, canonical.fixed_batch, explainer.memory)
+            timed(f"{method} session", partial(Runner.load, program, setting))
     return seconds
 
 

@@ -17,8 +17,9 @@ from onnxplain.canonize.shapes import inferred
 from onnxplain.canonize.trial import ort_value
 from onnxplain.errors import ModelError, UnsupportedOperatorError
 from onnxplain.ir import Graph, Node, Value
-from onnxplain.reader import Weights, external_array, graphs_of, nodes_of, shape_of, to_graph
-from onnxplain.tensors import LARGE, is_external, stub
+from onnxplain.reader import Weights, graphs_of, nodes_of, read_optimized, shape_of, to_graph
+from onnxplain.tensors import LARGE, is_plain, stub
+from onnxplain.writer import to_proto
 
 _STANDARD = {"", "ai.onnx", "ai.onnx.ml"}
 _LOSSY = ["FuseReluClip"]  # makes Relu and Clip one Clip, and rules for rectifiers would miss the Relu
@@ -33,6 +34,15 @@ class Light:
 
     proto: onnx.ModelProto
     weights: Weights
+
+
+def light(graph: Graph) -> Light:
+    """Convert a graph; the opposite of `shaped`."""
+    large = {n: a for n, a in graph.constants.items() if a.nbytes > LARGE and is_plain(a.dtype)}
+    proto = to_proto(graph.replace(constants={n: a for n, a in graph.constants.items() if n not in large}))
+    for name, array in large.items():
+        proto.graph.initializer.append(stub(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape))
+    return Light(proto, large)
 
 
 def fold(model: Light, hidden: Collection[str]) -> Light:
@@ -71,18 +81,11 @@ def fold(model: Light, hidden: Collection[str]) -> Light:
             )
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
             raise _failure(model.proto.graph, str(error).strip().splitlines()[0]) from None
-        folded = onnx.load(options.optimized_model_filepath, load_external_data=False)
-        _rename_made(folded.graph, _defined(model.proto.graph))
-        weights = {k: v for k, v in model.weights.items() if k in hidden}
-        for graph in graphs_of(folded.graph):
-            _drop_constant_nodes(graph)
-            for tensor in filter(is_external, graph.initializer):
-                array = external_array(tensor, Path(scratch), mapped=False)
-                if graph is folded.graph:
-                    weights[tensor.name] = array
-                else:  # bodies may use the same names
-                    tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
-    return Light(_show(folded, weights), weights)
+        folded = read_optimized(Path(options.optimized_model_filepath), mapped=False)
+    names = _rename_made(folded.proto.graph, _defined(model.proto.graph))
+    weights = {k: v for k, v in model.weights.items() if k in hidden}
+    weights |= {names.get(k, k): v for k, v in folded.weights.items()}
+    return Light(_show(folded.proto, weights), weights)
 
 
 def _defined(graph: onnx.GraphProto) -> set[str]:
@@ -90,7 +93,7 @@ def _defined(graph: onnx.GraphProto) -> set[str]:
     return named.union(t.name for t in graph.initializer).union(i.name for i in graph.input)
 
 
-def _rename_made(graph: onnx.GraphProto, known: Collection[str]) -> None:
+def _rename_made(graph: onnx.GraphProto, known: Collection[str]) -> dict[str, str]:
     """Rename the constants that ONNX Runtime has added: it calls those of the next time the same, and fails."""
     taken = _defined(graph) | set(known)
     names: dict[str, str] = {}
@@ -104,13 +107,7 @@ def _rename_made(graph: onnx.GraphProto, known: Collection[str]) -> None:
         for node in part.node:
             for place, name in enumerate(node.input):
                 node.input[place] = name if name in own else names.get(name, name)
-
-
-def _drop_constant_nodes(graph: onnx.GraphProto) -> None:
-    """Drop the Constant nodes of bodies that ONNX Runtime has saved as initializers, too: it would not read that."""
-    names = {tensor.name for tensor in graph.initializer}
-    for node in [n for n in graph.node if n.op_type == "Constant" and n.output[0] in names]:
-        graph.node.remove(node)
+    return names
 
 
 def _failure(graph: onnx.GraphProto, why: str) -> ModelError:

@@ -34,6 +34,36 @@ def merge(first: Graph, second: Graph, sizes: tuple[int, int]) -> Graph:
     return _Merger(first, second, sizes).run()
 
 
+def alike(one: Graph, other: Graph) -> bool:
+    """Whether two graphs have the same nodes, in whatever order, and the same constants, by whatever names."""
+    nodes, outputs = {node.outputs: node for node in other.nodes}, {v.name for v in one.outputs}
+    return (
+        len(one.nodes) == len(nodes)
+        and outputs.isdisjoint(one.constants)
+        and all(node.outputs in nodes and _twins(node, nodes[node.outputs], one, other) for node in one.nodes)
+    )
+
+
+def _twins(x: Node, y: Node, one: Graph, other: Graph) -> bool:
+    """Whether two nodes with the same outputs, each in its graph, are the same."""
+    if (x.op, x.domain, len(x.inputs)) != (y.op, y.domain, len(y.inputs)) or not _equal(x.attrs, y.attrs):
+        return False
+    for index, names in enumerate(zip(x.inputs, y.inputs, strict=True)):
+        a, b = one.constants.get(names[0]), other.constants.get(names[1])
+        if a is None or b is None:
+            if names[0] != names[1]:
+                return False
+        elif not _same(a, b):
+            shape, known = (graph.value(x.outputs[0]).shape for graph in (one, other))
+            if (
+                (x.op, index) != ("Reshape", 1)
+                or shape != known
+                or not all(isinstance(d, int) for d in known or (None,))
+            ):
+                return False  # else one of them has -1 for a size
+    return True
+
+
 class _Merger:
     def __init__(self, first: Graph, second: Graph, sizes: tuple[int, int]) -> None:
         if len(first.nodes) != len(second.nodes):

@@ -39,8 +39,8 @@ labels = click.option("--labels", type=PATH, help="Text file that names the clas
 cache = click.option(
     "--cache",
     type=PATH,
-    help="Folder that keeps, for the next time, what takes long to work out about a large model; default:"
-    " $ONNXPLAIN_CACHE, or nothing is kept.",
+    help="Folder that keeps, for the next time, what takes long to make of a model and a method, at most 4 GiB;"
+    " default: $ONNXPLAIN_CACHE, or nothing is kept.",
 )
 
 _params = click.option(

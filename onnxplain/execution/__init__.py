@@ -25,7 +25,7 @@ from onnxplain.execution.averaged import explain_averaged
 from onnxplain.execution.compared import explain_compared
 from onnxplain.execution.lines import explain_line
 from onnxplain.execution.perturbed import explain_perturbed, to_inpaint
-from onnxplain.execution.runner import Answer, Runner, sum_per_sample
+from onnxplain.execution.runner import Answer, Runner, Setting, sum_per_sample
 from onnxplain.execution.sampled import explain_sampled
 from onnxplain.methods import Method
 from onnxplain.program import Assignment
@@ -34,7 +34,7 @@ from onnxplain.runtime.chunked import Progress
 from onnxplain.runtime.device import Given, Tensor
 from onnxplain.sampling import Lines, Noise, Sampled
 
-__all__ = ["Answer", "Runner", "check", "run", "run_resident", "stays", "traced"]
+__all__ = ["Answer", "Runner", "Setting", "check", "run", "run_resident", "stays", "traced"]
 
 Array = np.ndarray[Any, Any]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,9 @@ class Patched:
     count: int
 
     @classmethod
-    def load(cls, program: Program, choice: Choice, asked: Asked) -> Patched | None:
+    def load(cls, compiled: Callable[[], Program], choice: Choice, asked: Asked) -> Patched | None:
         """Make the sessions; None where the plain way is as good."""
+        program = compiled()
         shape = (1, *asked.sizes)
         value = next(v for v in program.graph.inputs if v.name == asked.name)
         if asked.windows.axes(shape) != tuple(range(2, len(shape))) or (value.shape or ())[1:] != asked.sizes:

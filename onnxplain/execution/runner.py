@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,28 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What a program runs in.
+
+    Attributes
+    ----------
+    choice
+        Execution providers.
+    graph
+        The canonical graph that the program was compiled for.
+    fixed_batch
+        The batch size that it is bound to, if it is.
+    memory
+        Bytes; a bound on what one run's activations take. Where one sample's take more, `recomputed` saves some.
+    """
+
+    choice: Choice
+    graph: Graph
+    fixed_batch: int | None
+    memory: int
+
+
+@dataclass(frozen=True)
 class Runner:
     """A program, ready to run, with its front and back (see `Program`) where it has them.
 
@@ -76,21 +99,46 @@ class Runner:
     patched: Recent[Asked, Patched | None] | None = None
 
     @classmethod
-    def load(cls, program: Program, choice: Choice, graph: Graph, fixed_batch: int | None, memory: int) -> Runner:
+    def load(cls, program: Program, setting: Setting, saved: Path | None = None) -> Runner:
         """Make the sessions.
 
         Parameters
         ----------
-        choice
-            Execution providers.
-        graph
-            The canonical graph that the program was compiled for.
-        fixed_batch
-            The batch size that it is bound to, if it is.
-        memory
-            Bytes; a bound on what one run's activations take. Where one sample's take more, `recomputed` saves some.
+        saved
+            Folder that they are saved in, see `Session`.
         """
-        question = program.question
+        if program.question.axis is None and setting.fixed_batch not in (None, 1):
+            raise UnsupportedModelError(f"the model is bound to {setting.fixed_batch} samples, which share one output")
+        whole, memory = program.graph, setting.memory
+        if peak_per_sample(whole, BATCH) > memory:
+            seeds, ends = (program.target, program.weights), (program.score, program.resolved, program.baseline_score)
+            whole = recomputed(whole, [*filter(None, seeds)], [*filter(None, ends)], BATCH)
+        graphs = {"front": program.front, "main": whole, "back": program.back}
+        sessions = {
+            name: (Session(graph, setting.choice, saved and saved / name), chunk_size(graph, BATCH, memory))
+            for name, graph in graphs.items()
+            if graph
+        }
+        return cls.of(program, sessions, setting, lambda: program)
+
+    @classmethod
+    def of(
+        cls,
+        program: Program,
+        sessions: Mapping[str, tuple[Session, int]],
+        setting: Setting,
+        compiled: Callable[[], Program],
+    ) -> Runner:
+        """Take sessions that are there, each with the number of samples that its memory allows.
+
+        Parameters
+        ----------
+        program
+            Of its graph, the inputs and outputs will do.
+        compiled
+            Gives the whole of it.
+        """
+        question, graph = program.question, setting.graph
         axes = {**batch_axes(graph.inputs), program.target: 0} | ({program.weights: 0} if program.weights else {})
         axes |= {program.attributions[part.name]: part.axis for part in question.slices}
         axes |= {program.baselines[p.name]: p.axis for p in question.slices if p.name in program.baselines}
@@ -99,22 +147,12 @@ class Runner:
             axis = batch_axis(graph, tensor) or 0
             axes |= {n: axis for n in (tensor, program.cotangents.get(tensor), program.values.get(tensor)) if n}
         alone = question.axis is None or 1 in (rows(graph.value(n)) for n in (question.explained, *tensors))
-        if question.axis is None and fixed_batch not in (None, 1):
-            raise UnsupportedModelError(f"the model is bound to {fixed_batch} samples, which share one output")
-        fixed = fixed_batch or (1 if alone else None)
-
-        def chunked(part: Graph) -> Chunked:
-            return Chunked(Session(part, choice), axes, fixed or chunk_size(part, BATCH, memory), fixed is not None)
-
-        front, back = (chunked(part) if part else None for part in (program.front, program.back))
-        whole = program.graph
-        if peak_per_sample(whole, BATCH) > memory:
-            seeds, ends = (program.target, program.weights), (program.score, program.resolved, program.baseline_score)
-            whole = recomputed(whole, [*filter(None, seeds)], [*filter(None, ends)], BATCH)
-        main = chunked(whole)
+        fixed = setting.fixed_batch or (1 if alone else None)
+        parts = {n: Chunked(s, axes, fixed or chunk, fixed is not None) for n, (s, chunk) in sessions.items()}
+        main = parts["main"]
         alike = main.session.provider == CPU and fixed in (None, 1)
-        patched = Recent(partial(Patched.load, program, choice)) if alike else None
-        return cls(program, main, front, back, patched)
+        patched = Recent(partial(Patched.load, compiled, setting.choice)) if alike else None
+        return cls(program, main, parts.get("front"), parts.get("back"), patched)
 
     def run(
         self,

@@ -7,16 +7,20 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxplain import writer
+from onnxplain.canonize.trial import ort_value
 from onnxplain.errors import ModelError, ProviderError, RunError
 from onnxplain.ir import Graph
+from onnxplain.reader import Source
 from onnxplain.runtime.device import Device, Given, Tensor
 from onnxplain.runtime.providers import CPU, CUDA, Choice, onnxruntime
+from onnxplain.tensors import LARGE, is_stub
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -32,9 +36,11 @@ class Session:
     Parameters
     ----------
     graph
-        What to run.
+        What to run: a graph, or what `reader.read_optimized` made of the file that another session has saved.
     choice
         Execution providers.
+    saved
+        Where to write the graph as ONNX Runtime has rewritten it, for this processor. Large weights go next to it.
 
     Attributes
     ----------
@@ -44,8 +50,9 @@ class Session:
         Where it calculates.
     """
 
-    def __init__(self, graph: Graph, choice: Choice) -> None:
-        ort, graph = onnxruntime(), graph.scheduled()
+    def __init__(self, graph: Graph | Source, choice: Choice, saved: Path | None = None) -> None:
+        ort = onnxruntime()
+        graph = graph.scheduled() if isinstance(graph, Graph) else graph
         options = ort.SessionOptions()
         options.log_severity_level = 4
         # Memory patterns keep a second copy of the activations once a shape has been seen (twice the peak memory).
@@ -55,17 +62,24 @@ class Session:
         # After a run, its threads would go on spinning for a while, and slow down whatever runs next in the process:
         # the model's own session, or another one of this explainer, by up to three times.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if saved:
+            options.optimized_model_filepath = str(saved)
+            external = "session.optimized_model_external_initializers"
+            options.add_session_config_entry(f"{external}_file_name", f"{saved.name}.data")
+            options.add_session_config_entry(f"{external}_min_size_in_bytes", str(LARGE))
         if CUDA in choice.names and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()
+        start = partial(ort.InferenceSession, sess_options=options, providers=list(choice.providers), enable_fallback=0)
         try:
-            if writer.size_of(graph) <= SMALL:
-                model = writer.to_proto(graph).SerializeToString()
-                self._session = ort.InferenceSession(model, options, list(choice.providers), enable_fallback=0)
+            if isinstance(graph, Source):
+                self._session = _resumed(graph, options, start)
+            elif writer.size_of(graph) <= SMALL:
+                self._session = start(writer.to_proto(graph).SerializeToString())
             else:
                 with tempfile.TemporaryDirectory(prefix="onnxplain-") as scratch:
                     path = Path(scratch) / "program.onnx"
                     writer.save(graph, path, inline=0)
-                    self._session = ort.InferenceSession(str(path), options, list(choice.providers), enable_fallback=0)
+                    self._session = start(str(path))
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
             raise ModelError(f"ONNX Runtime cannot load the program: {str(error).strip()}") from None
         self.provider: str = self._session.get_providers()[0]
@@ -75,7 +89,7 @@ class Session:
                 raise ProviderError(what)
             warnings.warn(f"{what}; running on {self.provider}", RuntimeWarning, stacklevel=2)
         self.device: Device = ("cuda", choice.device) if self.provider == CUDA else ("cpu", 0)
-        self.outputs = [v.name for v in graph.outputs]
+        self.outputs = [v.name for v in (graph.proto.graph.output if isinstance(graph, Source) else graph.outputs)]
         self._slow = True  # until a run tells otherwise
 
     def run(
@@ -135,6 +149,16 @@ class Session:
             binding.synchronize_inputs()  # whoever makes them may not be done yet, on a stream that nobody knows here
         self._session.run_with_iobinding(binding, options)
         return [value.numpy() for value in binding.get_outputs()[: len(names)]]
+
+
+def _resumed(model: Source, options: Any, start: Callable[[bytes], Any]) -> Any:
+    """Go on with what ONNX Runtime has rewritten before; it maps the weights in the file, and copies the others."""
+    options.graph_optimization_level = onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+    assert model.path is not None
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.path.parent))
+    own = [tensor.name for tensor in model.proto.graph.initializer if is_stub(tensor)]
+    options.add_external_initializers(own, [ort_value(model.weights[name]) for name in own])
+    return start(model.proto.SerializeToString())
 
 
 def _interruptible(run: Callable[[Any], Sequence[Array]]) -> Sequence[Array]:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
 
 from onnxplain.canonize import batch, canonize
-from onnxplain.canonize.merge import DifferError, merge
+from onnxplain.canonize.merge import DifferError, alike, merge
 from onnxplain.canonize.retarget import StuckError, retargeted
 from onnxplain.ir import Graph, Node, Value
 from onnxplain.reader import read
@@ -112,6 +114,53 @@ def test_a_wrong_merge_is_caught_by_the_trial_run(monkeypatch):
     result = canonical(proto)
     assert "Shape" in ops(result.graph)
     check(result, proto, {"x": normal(2, 6, 4)})
+
+
+def flat(size: int = 1, scale: float = 1.0, to: tuple[int, ...] = (-1, 24), **change: Any) -> Graph:
+    """Of what shape arithmetic comes to, at one batch size."""
+    values = {
+        n: Value(n, np.dtype(np.float32), s) for n, s in {"x": (size, 6, 4), "f": (size, 24), "y": (size, 24)}.items()
+    }
+    nodes = [Node("Reshape", ("x", "to"), ("f",), {"allowzero": 0}), Node("Mul", ("f", "w"), ("y",))]
+    constants = {"to": np.array(to), "w": np.float32(scale) * np.arange(24, dtype=np.float32)}
+    return Graph((values["x"],), (values["y"],), tuple(nodes), constants, values).replace(**change)
+
+
+def test_graphs_are_alike_whatever_the_order_and_what_constants_are_called():
+    assert alike(flat(), flat())
+    assert alike(flat(), flat(to=(1, 24)))  # the same, where sizes are known
+    renamed = Node("Mul", ("f", "v"), ("y",))
+    constants = {**flat().constants, "v": flat().constants["w"]}
+    assert alike(flat(), flat(nodes=(renamed, flat().nodes[0]), constants=constants))
+
+
+OTHERS = {
+    "constant": flat(scale=2.0),
+    "operator": flat(nodes=(flat().nodes[0], Node("Add", ("f", "w"), ("y",)))),
+    "attribute": flat(nodes=(Node("Reshape", ("x", "to"), ("f",), {"allowzero": 1}), flat().nodes[1])),
+    "wiring": flat(nodes=(flat().nodes[0], Node("Mul", ("x", "w"), ("y",)))),
+    "order of inputs": flat(nodes=(flat().nodes[0], Node("Mul", ("w", "f"), ("y",)))),
+    "missing input": flat(nodes=(flat().nodes[0], Node("Mul", ("f",), ("y",)))),
+    "node": flat(nodes=(*flat().nodes, Node("Neg", ("y",), ("z",)))),
+    "name": flat(nodes=(flat().nodes[0], Node("Mul", ("f", "w"), ("z",)))),
+    "shape": flat(to=(2, 12), values=flat(size=2).values),
+    "unknown shape": flat(to=(1, 24), values={**flat().values, "f": Value("f", np.dtype(np.float32), None)}),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_graphs_that_differ_are_not_alike(other):
+    assert not alike(flat(), other)
+    assert not alike(other, flat())
+
+
+def test_where_one_sample_comes_to_the_same_nothing_is_run(monkeypatch):
+    def never(*_: Any) -> bool:
+        raise AssertionError("a trial run")
+
+    monkeypatch.setattr(batch, "_agree", never)
+    proto = model(f"(float[N,6,4] x) => (float[N,6,2] y) {{ {ARITHMETIC} y = MatMul(h, w) }}", w=normal(4, 2))
+    assert ops(canonical(proto).graph) == ["Reshape", "MatMul"]
 
 
 def test_sizes_of_other_free_dimensions():

@@ -1,0 +1,97 @@
+"""Runners kept in a folder: what a method's program says of itself, and its graphs as ONNX Runtime has rewritten them.
+
+They hold weights in the layout that suits one kind of processor, whose features are part of an entry's name. What runs
+on other providers than the CPU is not kept.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import astuple, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from onnxplain import entries
+from onnxplain.digests import NoDigestError, digest
+from onnxplain.errors import ModelError
+from onnxplain.execution.runner import Runner, Setting
+from onnxplain.program import Program
+from onnxplain.questions import Question, Slice
+from onnxplain.reader import Source, read_optimized, to_graph
+from onnxplain.runtime.providers import CPU
+from onnxplain.runtime.session import Session
+from onnxplain.writer import to_proto
+
+_INTERFACE = "interface"
+_PLAIN = {f.name for f in fields(Program)} - {"graph", "question", "front", "back", "trace", "moved"}
+_MAKE = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU variant", "CPU part", "CPU revision")
+_FEATURES = ("flags", "Features")  # of x86-64 and of ARM
+
+
+def entry(folder: Path, setting: Setting, *depends: Any) -> Path | None:
+    """Where a runner is kept; None if it cannot be.
+
+    Parameters
+    ----------
+    depends
+        All that the program and the canonical graph depend on.
+    """
+    if setting.choice.names != [CPU] or not _processor():
+        return None
+    try:
+        name = digest(_processor(), setting.choice.providers, setting.memory, depends)
+    except NoDigestError:
+        return None
+    return folder / f"{name}{entries.ENDING}"
+
+
+def load(path: Path, compiled: Callable[[], Program], question: Question, setting: Setting) -> Runner:
+    """What ``Runner.load(compiled(), setting)`` makes, or has made before; ``compiled()`` answers the question."""
+    with tempfile.TemporaryDirectory(prefix="onnxplain-") as scratch:
+        return entries.kept(
+            path,
+            lambda: _read(path, compiled, question, setting),
+            lambda: _make(compiled, setting, Path(scratch)),
+            lambda runner: _write(path, setting, Path(scratch), runner),
+        )
+
+
+def _make(compiled: Callable[[], Program], setting: Setting, scratch: Path) -> Runner:
+    program = compiled()
+    try:
+        return Runner.load(program, setting, scratch)
+    except ModelError:  # perhaps ONNX Runtime cannot save what it can run
+        return Runner.load(program, setting)
+
+
+def _write(path: Path, setting: Setting, scratch: Path, runner: Runner) -> None:
+    program, parts = runner.program, {"front": runner.front, "main": runner.main, "back": runner.back}
+    chunks = {name: part.chunk for name, part in parts.items() if part}
+    models = {name: read_optimized(scratch / name) for name in chunks}
+    models[_INTERFACE] = Source(to_proto(program.graph.replace(nodes=(), constants={}, values={})), {}, None)
+    plain = {name: getattr(program, name) for name in _PLAIN}
+    note = {"program": plain, "moved": [astuple(part) for part in program.moved], "chunks": chunks}
+    entries.write(path, note, models, setting.graph.constants)
+
+
+def _read(path: Path, compiled: Callable[[], Program], question: Question, setting: Setting) -> Runner:
+    note, models = entries.read(path, setting.graph.constants)
+    moved = tuple(Slice(name, tuple(tensors), axis) for name, tensors, axis in note["moved"])
+    interface = to_graph(models.pop(_INTERFACE).proto)
+    program = Program(interface, question, moved=moved, **note["program"])
+    sessions = {name: (Session(model, setting.choice), note["chunks"][name]) for name, model in models.items()}
+    return Runner.of(program, sessions, setting, compiled)
+
+
+@cache
+def _processor() -> list[str]:
+    """What ONNX Runtime chooses kernels and layouts by, of each processor; empty where nobody tells."""
+    try:
+        lines = [line.split(":") for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
+    except OSError:
+        return []
+    told = [(name.strip(), value.strip()) for name, value, *_ in lines]
+    known = any(name in _FEATURES for name, _ in told)
+    return [f"{name}: {value}" for name, value in told if name in (*_MAKE, *_FEATURES)] if known else []
