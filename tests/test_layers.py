@@ -35,6 +35,7 @@ LAYERS = [
     "quantities",
     "questions",
     "fills",
+    "copies",
     "distributions",
     "sampling",
     "reference",

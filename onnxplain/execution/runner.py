@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 
 from onnxplain.canonize import BATCH
-from onnxplain.distributions import (
-    Baseline,
-    baseline_like,
-)
+from onnxplain.copies import with_copies
+from onnxplain.distributions import Baseline, Perturbation, baseline_like
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.execution.patched import Asked, Patched
 from onnxplain.ir import Graph
@@ -76,7 +74,15 @@ class Runner:
     patched: Recent[Asked, Patched | None] | None = None
 
     @classmethod
-    def load(cls, program: Program, choice: Choice, graph: Graph, fixed_batch: int | None, memory: int) -> Runner:
+    def load(
+        cls,
+        program: Program,
+        choice: Choice,
+        graph: Graph,
+        fixed_batch: int | None,
+        memory: int,
+        perturbation: Perturbation | None = None,
+    ) -> Runner:
         """Make the sessions.
 
         Parameters
@@ -89,6 +95,8 @@ class Runner:
             The batch size that it is bound to, if it is.
         memory
             Bytes; a bound on what one run's activations take. Where one sample's take more, `recomputed` saves some.
+        perturbation
+            Says which masked copies the main session makes of samples, if any.
         """
         question = program.question
         axes = {**batch_axes(graph.inputs), program.target: 0} | ({program.weights: 0} if program.weights else {})
@@ -108,7 +116,11 @@ class Runner:
 
         front, back = (chunked(part) if part else None for part in (program.front, program.back))
         whole = program.graph
-        if peak_per_sample(whole, BATCH) > memory:
+        if perturbation:
+            own, masked = [program.target, *filter(None, [program.weights])], program.points
+            whole = with_copies(whole, axes, own, masked, perturbation.masked)
+            axes |= {v.name: 0 for v in whole.inputs if v.shape and v.shape[0] == BATCH}
+        elif peak_per_sample(whole, BATCH) > memory:
             seeds, ends = (program.target, program.weights), (program.score, program.resolved, program.baseline_score)
             whole = recomputed(whole, [*filter(None, seeds)], [*filter(None, ends)], BATCH)
         main = chunked(whole)
@@ -157,14 +169,11 @@ class Runner:
             found[output] = Tensor.empty(sizes, value.dtype, self.main.session.device)
         return found
 
-    def labels(self, feeds: Mapping[str, Array], count: int) -> Array:
-        """The labels that the model gives, for outputs that hold no floats."""
-        program = self.program
-        value = next(v for v in program.graph.inputs if v.name == program.target)
+    def no_target(self, count: int) -> Array:
+        """What stands for targets where the output that they choose from is not read."""
+        value = next(v for v in self.program.graph.inputs if v.name == self.program.target)
         shape = (count, *[1] * (len(value.shape or (None,)) - 1))
-        unused = np.full(shape, "" if value.dtype.kind == "O" else 0, value.dtype)
-        name = program.question.explained
-        return self.main.run({**feeds, program.target: unused}, count, [name])[name]
+        return np.full(shape, "" if value.dtype.kind == "O" else 0, value.dtype)
 
     def tensors(self, feeds: Mapping[str, Array], count: int) -> dict[str, Array]:
         """The tensors that move."""
