@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxplain.canonize import BATCH
 from onnxplain.emit import Emitter, Var, where
-from onnxplain.ir import Graph, Node, Shape
+from onnxplain.ir import Dim, Graph, Node, Shape
 
 Array = np.ndarray[Any, Any]
 
@@ -68,7 +68,7 @@ class Prologue:
     def per_sample(self, name: str, dtype: Any, shape: Shape) -> Var:
         """The rows, for each copy, of an input that has one for each sample."""
         rows = self.shared(name, dtype, (None, *shape))
-        return self.emitter.op("Gather", rows, self.sample, known=(BATCH, *shape), axis=0)
+        return _rows(rows, self.sample, BATCH)
 
     def broadcast(self, name: str, dtype: Any, shape: Shape, row: Var) -> Var:
         """The rows of an input for each copy; if it has one only, just that, which need not be repeated in memory."""
@@ -76,7 +76,7 @@ class Prologue:
         alone = rows.sizes(0, 1).equal(1)
         end = where(alone, self.emitter.ints([1]), self.emitter.ints([_ALL]))
         needed = self.emitter.op("Slice", row, self.emitter.ints([0]), end, known=(None,))
-        return self.emitter.op("Gather", rows, needed, known=(None, *shape), axis=0)
+        return _rows(rows, needed, None)
 
 
 Masked = Callable[[Prologue, str, Var, Var], Var]  # (prologue, name, samples, fill) -> masked copies
@@ -131,6 +131,14 @@ def with_copies(
         given[name] = copies.transpose([*range(1, axis + 1), 0, *range(axis + 1, len(value.shape))])
     results = emitter.inline(graph, given, outputs)
     return emitter.graph(list(prologue.inputs.values()), dict(zip(outputs, results, strict=True)))
+
+
+def _rows(rows: Var, numbers: Var, count: Dim) -> Var:
+    known = (count, *(rows.shape or ())[1:])
+    if rows.dtype.kind != "O":
+        return rows.emitter.op("Gather", rows, numbers, known=known, axis=0)
+    # of texts, ONNX Runtime's Gather (1.31) returns only the first of each row
+    return rows.emitter.op("GatherND", rows, numbers.reshape([-1, 1]), known=known, batch_dims=0)
 
 
 def chosen(kept: Var, x: Var, fill: Var) -> Var:

@@ -42,7 +42,7 @@ def explain_perturbed(
     baseline = 0.0 if painted else perturbation.baseline  # of other tensors, if there are any
     fills = {n: a for n, a in baselines_of(runner, baseline, feeds, here, count).items() if n not in painted}
     plans = perturbation.plans(here)
-    copies = _Copies(runner, feeds, here, fills, plans)
+    copies = Copies(runner, feeds, here, fills, plans)
     nothing_hidden = np.stack([np.arange(count), np.full(count, -1)], axis=1)
     if target is None:
         (target,) = copies.run(nothing_hidden, runner.no_target(count), [runner.program.question.explained])
@@ -87,7 +87,7 @@ def to_inpaint(perturbation: Perturbation, here: Mapping[str, Array]) -> set[str
 
 
 @dataclass(frozen=True)
-class _Copies:
+class Copies:
     """What masked copies are made of.
 
     Attributes
@@ -110,11 +110,11 @@ class _Copies:
         """Outputs for pairs of a sample and the number of its copy, in order of samples; the targets are theirs."""
         parts = []
         for some in chunks(len(jobs), self.runner.main.chunk):
-            results = self.runner.run(self._described(jobs[some]), target[some], outputs)
+            results = self.runner.run(self.described(jobs[some]), target[some], outputs)
             parts.append([results[name] for name in outputs])
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
-    def _described(self, jobs: Array) -> dict[str, Array]:
+    def described(self, jobs: Array) -> dict[str, Array]:
         """What the graph makes copies of; see `onnxplain.copies.with_copies`."""
         axes, weights = self.runner.main.axes, self.runner.program.weights
         samples, rows = np.unique(jobs[:, 0], return_inverse=True)
@@ -154,7 +154,7 @@ def _joined(parts: Sequence[Array]) -> Array:
     return np.concatenate(parts)
 
 
-def _runs(copies: _Copies, perturbation: Perturbation, target: Array, jobs: Array) -> Iterator[tuple[Array, Array]]:
+def _runs(copies: Copies, perturbation: Perturbation, target: Array, jobs: Array) -> Iterator[tuple[Array, Array]]:
     """Run copies: pairs of a sample and the number of its copy, some at a time, and their scores."""
     if isinstance(perturbation, Windows):
         left = np.ones(len(jobs), bool)
@@ -170,7 +170,7 @@ def _runs(copies: _Copies, perturbation: Perturbation, target: Array, jobs: Arra
         yield part, scores
 
 
-def _patched(copies: _Copies, windows: Windows, target: Array) -> Iterator[tuple[slice, int, Array]]:
+def _patched(copies: Copies, windows: Windows, target: Array) -> Iterator[tuple[slice, int, Array]]:
     """Samples, the number of one of their copies, and the scores, as far as incremental occlusion finds them."""
     runner, feeds, fills = copies.runner, copies.feeds, copies.fills
     axes, offset = runner.main.axes, 0

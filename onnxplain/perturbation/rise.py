@@ -226,16 +226,18 @@ class Blended:
 
     def _moments(self, masks: Masks, weights: Array) -> tuple[Array, Array]:
         count = len(weights)
-        powers = np.stack([weights, weights**2, np.ones(count)])
-        at_once = max(1, BLOCK // int(np.prod(masks.own_shape)))
-        sums = second = np.zeros(())
+        powers = np.stack([np.ones(count), weights, weights**2])
+        size = int(np.prod(masks.own_shape))
+        sums, part = np.zeros((4, size)), np.empty((4, size))  # of M, s M, s^2 M and (s M)^2
+        at_once = max(1, BLOCK // size)
         for numbers in np.split(np.arange(count), range(at_once, count, at_once)):
-            some = masks.whole(numbers)
-            sums = sums + np.tensordot(powers[:, numbers], some, 1)
-            second = second + np.tensordot(powers[1, numbers], np.square(some, out=some), 1)
-        mean, crossed, plain = sums / count
+            some = masks.whole(numbers).reshape(len(numbers), size)
+            np.matmul(powers[:, numbers], some, out=part[:3])
+            np.matmul(powers[2:, numbers], np.square(some, out=some), out=part[3:])
+            sums += part
+        plain, mean, crossed, second = sums.reshape(4, *masks.own_shape) / count
         middle = plain if self.center else np.zeros(())
-        square = second / count - 2 * middle * crossed + middle**2 * (powers[1].mean())
+        square = second - 2 * middle * crossed + middle**2 * powers[2].mean()
         variance = np.maximum(square - mean**2, 0) / (count - 1) if count > 1 else np.full(mean.shape, np.nan)
         return mean / self.keep, np.sqrt(variance) / self.keep
 
