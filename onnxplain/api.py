@@ -16,7 +16,6 @@ import onnx
 from onnxplain import checks, execution, export, files, methods, quantities, writer
 from onnxplain.canonize import BATCH, Canonical, canonize, prepare
 from onnxplain.canonize.cache import folder_of
-from onnxplain.distributions import Perturbation
 from onnxplain.errors import OptionError
 from onnxplain.ir import Value
 from onnxplain.methods import Method
@@ -438,9 +437,7 @@ class Explainer:
     def _compile(self, asked: Asked, traced: bool = False) -> execution.Runner:
         canonical, question = self._question(asked)
         program = compile_method(canonical.graph, self.method, question, traced=traced)
-        masks = self.method.distribution if isinstance(self.method.distribution, Perturbation) else None
-        fixed = canonical.fixed_batch
-        return execution.Runner.load(program, self.providers, canonical.graph, fixed, self.memory, masks)
+        return execution.Runner.load(program, self.providers, canonical.graph, canonical.fixed_batch, self.memory)
 
 
 def explain(

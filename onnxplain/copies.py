@@ -13,6 +13,7 @@ import numpy as np
 
 from onnxplain.canonize import BATCH
 from onnxplain.emit import Emitter, Var, where
+from onnxplain.errors import UnsupportedModelError
 from onnxplain.ir import Dim, Graph, Node, Shape
 
 Array = np.ndarray[Any, Any]
@@ -115,7 +116,8 @@ def with_copies(
         if axis is None or name in per_copy:
             given[name] = prologue.shared(name, value.dtype, value.shape)
             continue
-        assert value.shape is not None
+        if value.shape is None:
+            raise UnsupportedModelError(f"nobody knows how many axes the tensor has before it runs: {value}")
         shape = (*value.shape[:axis], *value.shape[axis + 1 :])
         if name in masked:
             x = prologue.broadcast(samples_of(name), value.dtype, shape, prologue.sample)

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain.canonize import BATCH
-from onnxplain.copies import with_copies
-from onnxplain.distributions import Baseline, Perturbation, baseline_like
+from onnxplain.distributions import Baseline, baseline_like
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.execution.patched import Asked, Patched
 from onnxplain.ir import Graph
@@ -74,15 +73,7 @@ class Runner:
     patched: Recent[Asked, Patched | None] | None = None
 
     @classmethod
-    def load(
-        cls,
-        program: Program,
-        choice: Choice,
-        graph: Graph,
-        fixed_batch: int | None,
-        memory: int,
-        perturbation: Perturbation | None = None,
-    ) -> Runner:
+    def load(cls, program: Program, choice: Choice, graph: Graph, fixed_batch: int | None, memory: int) -> Runner:
         """Make the sessions.
 
         Parameters
@@ -95,8 +86,6 @@ class Runner:
             The batch size that it is bound to, if it is.
         memory
             Bytes; a bound on what one run's activations take. Where one sample's take more, `recomputed` saves some.
-        perturbation
-            Says which masked copies the main session makes of samples, if any.
         """
         question = program.question
         axes = {**batch_axes(graph.inputs), program.target: 0} | ({program.weights: 0} if program.weights else {})
@@ -115,10 +104,8 @@ class Runner:
             return Chunked(Session(part, choice), axes, fixed or chunk_size(part, BATCH, memory), fixed is not None)
 
         front, back = (chunked(part) if part else None for part in (program.front, program.back))
-        whole = program.graph
-        if perturbation:
-            own, masked = [program.target, *filter(None, [program.weights])], program.points
-            whole = with_copies(whole, axes, own, masked, perturbation.masked)
+        whole = program.copied or program.graph
+        if program.copied:
             axes |= {v.name: 0 for v in whole.inputs if v.shape and v.shape[0] == BATCH}
         elif peak_per_sample(whole, BATCH) > memory:
             seeds, ends = (program.target, program.weights), (program.score, program.resolved, program.baseline_score)
