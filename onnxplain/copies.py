@@ -18,7 +18,7 @@ from onnxplain.ir import Dim, Graph, Node, Shape
 
 Array = np.ndarray[Any, Any]
 
-SAMPLE = "copies/sample"
+SAMPLE, PLAN = "copies/sample", "copies/plan"
 _CHOSEN = {"bool": "uint8", "uint16": "int32", "int16": "int32", "uint64": "int64"}  # no provider has Where for these
 _ALL = np.iinfo(np.int64).max
 
@@ -47,14 +47,14 @@ class Prologue:
         Writes it.
     inputs
         Those that there are so far, by name.
-    sample
-        Per copy: the row of its sample.
+    sample, plan
+        Per copy: the row of its sample, and of what its plan tells.
     """
 
     def __init__(self) -> None:
         self.emitter = Emitter()
         self.inputs: dict[str, Var] = {}
-        self.sample = self.per_copy(SAMPLE, np.int64, ())
+        self.sample, self.plan = (self.per_copy(name, np.int64, ()) for name in (SAMPLE, PLAN))
 
     def shared(self, name: str, dtype: Any, shape: Shape | None) -> Var:
         """An input that is the same for all copies of all samples."""
@@ -68,8 +68,11 @@ class Prologue:
 
     def per_sample(self, name: str, dtype: Any, shape: Shape) -> Var:
         """The rows, for each copy, of an input that has one for each sample."""
-        rows = self.shared(name, dtype, (None, *shape))
-        return _rows(rows, self.sample, BATCH)
+        return _rows(self.shared(name, dtype, (None, *shape)), self.sample, BATCH)
+
+    def per_plan(self, name: str, dtype: Any, shape: Shape) -> Var:
+        """The rows, for each copy, of an input that has one for each plan."""
+        return _rows(self.shared(name, dtype, (None, *shape)), self.plan, BATCH)
 
     def broadcast(self, name: str, dtype: Any, shape: Shape, row: Var) -> Var:
         """The rows of an input for each copy; if it has one only, just that, which need not be repeated in memory."""

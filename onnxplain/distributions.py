@@ -199,7 +199,7 @@ class Estimate:
 
 
 class Plan(Protocol):
-    """Which masked copies of one sample are run, and what becomes of their scores.
+    """Which masked copies of a sample are run, and what becomes of their scores.
 
     A graph makes the copies, of inputs that have the names of the arrays here (see `Perturbation.masked`).
     """
@@ -216,7 +216,7 @@ class Plan(Protocol):
 
     @property
     def own(self) -> Mapping[str, Array]:
-        """Inputs that describe all copies of this sample."""
+        """Inputs that are the same for all copies that it describes; several samples may share a plan."""
         ...
 
     def describe(self, copies: Array) -> Mapping[str, Array]:

@@ -44,11 +44,14 @@ class Squares:
         return {name: results[name] for name in outputs}
 
 
+PER_COPY = ("copies/sample", "copies/plan", "copies/x/filler", "copies/kept")
+
+
 def copied(feeds: Mapping[str, Array]) -> Array:
     """The fill where an element's feature is not kept."""
     copies = []
-    for sample, filler, kept in zip(*(feeds[f"copies/{n}"] for n in ("sample", "x/filler", "kept")), strict=True):
-        labels = feeds["copies/x/labels"][sample]
+    for sample, plan, filler, kept in zip(*(feeds[name] for name in PER_COPY), strict=True):
+        labels = feeds["copies/x/labels"][plan]
         copies.append(np.where(kept[labels], feeds["copies/x"][sample], feeds["copies/x/fill"][filler]))
     return np.array(copies)
 
@@ -69,7 +72,7 @@ FEEDS = {"x": X, "scale": np.float32(3)}
 TARGET = np.array([-1, 1, 2, 3, 4, 5, 6])
 
 
-AXES = dict.fromkeys(("x", "target", "copies/sample", "copies/x/filler", "copies/kept"), 0)
+AXES = dict.fromkeys(("x", "target", *PER_COPY), 0)
 
 
 def runner(chunk: int, exactly: bool = False, **session: Any) -> Runner:

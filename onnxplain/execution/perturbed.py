@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.copies import SAMPLE, compact, fill_of, filler_of, samples_of
+from onnxplain.copies import PLAN, SAMPLE, compact, fill_of, filler_of, samples_of
 from onnxplain.distributions import Estimate, Perturbation, Plan, check_named, is_named
 from onnxplain.errors import OptionError
 from onnxplain.execution.patched import Asked
@@ -52,15 +52,15 @@ def explain_perturbed(
     done = np.zeros(count, np.int64)  # copies that each sample has been run with
     stage = 0
     while going := [k for k in range(count) if k not in found]:
-        ends = {k: plans[k].stages[stage] for k in going}
-        samples = np.repeat(going, [ends[k] - done[k] for k in going])
-        jobs = np.stack([samples, np.concatenate([np.arange(done[k], ends[k]) for k in going])], axis=1)
+        ends = np.array([plans[k].stages[stage] for k in going])
+        numbers = [np.arange(start, end) for start, end in zip(done[going], ends, strict=True)]
+        jobs = np.stack([np.repeat(going, ends - done[going]), np.concatenate(numbers)], axis=1)
         for part, results in _runs(copies, perturbation, target, jobs):
-            for (k, index), result in zip(part, results, strict=True):
+            for (k, index), result in zip(part.tolist(), results, strict=True):
                 scores[k][index] = result
             np.add.at(done, part[:, 0], 1)
-            if all(done[k] == end for k, end in ends.items()):
-                found |= _settled(perturbation, plans, score, scores, ends)
+            if (done[going] == ends).all():
+                found |= _settled(perturbation, plans, score, scores, dict(zip(going, ends.tolist(), strict=True)))
             if progress:
                 progress(int(done.sum()), sum(int(done[k]) if k in found else len(scores[k]) for k in range(count)))
         stage += 1
@@ -118,12 +118,14 @@ class Copies:
         """What the graph makes copies of; see `onnxplain.copies.with_copies`."""
         axes, weights = self.runner.main.axes, self.runner.program.weights
         samples, rows = np.unique(jobs[:, 0], return_inverse=True)
-        plans = [self.plans[k] for k in samples]
-        copies = np.split(jobs[:, 1], np.flatnonzero(np.diff(rows)) + 1)  # of each of them
+        first = [row for row, k in enumerate(samples) if not row or self.plans[k] is not self.plans[samples[row - 1]]]
+        plans = [self.plans[k] for k in samples[first]]
+        numbers = np.searchsorted(first, rows, "right") - 1  # of the plan, for each copy
+        copies = np.split(jobs[:, 1], np.flatnonzero(np.diff(numbers)) + 1)  # of each plan
         fed = {n: a for n, a in self.feeds.items() if n not in axes}
         fed |= {samples_of(n): a[samples] for n, a in self.feeds.items() if n in axes and n != weights}
         fed |= {weights: self.feeds[weights][jobs[:, 0]]} if weights else {}
-        fed |= {SAMPLE: rows, **plans[0].shared}
+        fed |= {SAMPLE: rows, PLAN: numbers, **plans[0].shared}
         fed |= {name: np.stack([plan.own[name] for plan in plans]) for name in plans[0].own}
         described = [plan.describe(numbers) for plan, numbers in zip(plans, copies, strict=True)]
         fed |= {name: _joined([one[name] for one in described]) for name in described[0]}

@@ -87,7 +87,7 @@ class Sets(Perturbation):
     def masked(self, prologue: Prologue, name: str, x: Var, fill: Var) -> Var:
         """Write what hides the features that are not in a copy's set."""
         kept = prologue.per_copy(KEPT, bool, (None,))
-        labels = prologue.per_sample(_labels_of(name), np.int32, (None,) * (x.rank - 1))
+        labels = prologue.per_plan(_labels_of(name), np.int32, (None,) * (x.rank - 1))
         return chosen(looked_up(kept, labels), x, fill)
 
 
@@ -100,9 +100,9 @@ class Coalitional(Sets):
     def game(self, features: int) -> Game:
         """The game for a number of features; the same for every sample that has as many."""
 
-    def partition(self, sample: Mapping[str, Array]) -> Partition:
-        """The features of a sample."""
-        return partition(self.features, sample)
+    def numbering(self, sample: Mapping[str, Array]) -> Features:
+        """How the features of samples like this one are numbered."""
+        return self.features
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise OptionError where the features do not fit an input."""
@@ -111,9 +111,13 @@ class Coalitional(Sets):
     def plans(self, here: Mapping[str, Array]) -> Sequence[Plan]:
         """One plan per sample."""
         samples = range(len(next(iter(here.values()))))
-        found = [self.partition({name: x[k, ...] for name, x in here.items()}) for k in samples]
+        numbering = self.numbering({name: x[0, ...] for name, x in here.items()})
+        apart = isinstance(numbering, str) and numbering == "slic"  # else, features are the same for all
+        some = samples if apart else samples[:1]
+        found = [partition(numbering, {name: x[k, ...] for name, x in here.items()}) for k in some]
         games = {count: self.game(count) for count in {one.count for one in found}}
-        return [Coalitions(one, games[one.count]) for one in found]
+        plans = [Coalitions(one, games[one.count]) for one in found]
+        return plans if apart else plans * len(samples)
 
 
 def _labels_of(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -156,12 +157,12 @@ class _Cells:
             labels = np.int32(len(edges) - 1) * labels[..., None] + places.astype(np.int32)
         return cls(labels, covers)
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Number of cells."""
         return int(np.prod([table.shape[1] for table in self.covers]))
 
-    @property
+    @cached_property
     def windows(self) -> int:
         """Number of windows."""
         return int(np.prod([len(table) for table in self.covers]))
@@ -176,12 +177,16 @@ class _Cells:
 
     def mean(self, losses: Array) -> Array:
         """Mean loss over the windows that cover a cell."""
-        return self._summed(losses) / self._summed(np.ones(losses.shape))
+        return self._summed(losses) / self._covering
+
+    @cached_property
+    def _covering(self) -> Array:
+        return self._summed(np.ones(self.windows))
 
     def _summed(self, values: Array) -> Array:
         found = values.reshape([len(table) for table in self.covers])
         for table in self.covers:
-            found = np.tensordot(found, table.astype(np.float64), (0, 0))  # the next axis comes in front
+            found = np.moveaxis(found, 0, -1) @ table.astype(np.float64)
         return np.asarray(found.reshape(-1))
 
 
