@@ -269,8 +269,8 @@ class Explainer:
             ndarray of shape (N, ...), or a mapping of input name -> ndarray; dtypes as the model declares them. Tensors
             of other libraries, which implement DLPack (torch, cupy, jax), are taken without a copy: on the host, where
             their memory is used, and on GPU 0 if the explainer runs there. Methods that look at several points or
-            masked copies make these on the host, and copy a tensor there first; for the others it stays on the GPU, is
-            to be contiguous, and nobody looks for NaN in it.
+            masked copies add up on the host, and copy a tensor there first; for the others it stays on the GPU, is to
+            be contiguous, and nobody looks for NaN in it.
         target
             None: the predicted class of each sample; an int: one class for all; an array of N ints: one each; a tuple:
             an index into the output without its batch axis (of all of the output, if it has none); an array of N such

@@ -1,4 +1,4 @@
-"""Distributions: the points at which a method looks, with their weights. Arrays only, no graphs."""
+"""Distributions: the points at which a method looks, with their weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from onnxplain import fills
+from onnxplain.copies import Prologue
+from onnxplain.emit import Var
 from onnxplain.errors import OptionError, did_you_mean
 
 Array = np.ndarray[Any, Any]
@@ -197,15 +199,36 @@ class Estimate:
 
 
 class Plan(Protocol):
-    """Which masked copies of one sample are run, and what becomes of their scores."""
+    """Which masked copies of a sample are run, and what becomes of their scores.
+
+    A graph makes the copies, of inputs that have the names of the arrays here (see `Perturbation.masked`).
+    """
 
     @property
     def stages(self) -> Sequence[int]:
         """Numbers of copies after which there may be an estimate, rising; the last is that of all copies."""
         ...
 
-    def hide(self, index: int, copy: Mapping[str, Array]) -> None:
-        """Mask one copy of the sample, in place: an array without batch axis by name of a tensor."""
+    @property
+    def shared(self) -> Mapping[str, Array]:
+        """Inputs that are the same for all samples of the batch."""
+        ...
+
+    @property
+    def own(self) -> Mapping[str, Array]:
+        """Inputs that are the same for all copies that it describes; several samples may share a plan."""
+        ...
+
+    def describe(self, copies: Array) -> Mapping[str, Array]:
+        """Inputs that describe copies, by number, a row for each; copy -1 hides nothing."""
+        ...
+
+    def donors(self, copies: Array) -> Array | None:
+        """Which samples of the batch stand where each copy hides something; None: the baseline does."""
+        ...
+
+    def hole(self, copy: int) -> Mapping[str, Array]:
+        """What one copy hides, for fills that are made of what is left: booleans by name of a tensor."""
         ...
 
     def estimate(self, score: float, scores: Array) -> Estimate:
@@ -232,15 +255,14 @@ class Perturbation(ABC):
     mixes: ClassVar[bool] = False
 
     @abstractmethod
-    def plans(self, here: Mapping[str, Array], fills: Mapping[str, Array]) -> Sequence[Plan]:
-        """One plan per sample.
+    def plans(self, here: Mapping[str, Array]) -> Sequence[Plan]:
+        """One plan per sample of the explained tensors, which are given by name, the batch axis in front."""
 
-        Parameters
-        ----------
-        here
-            The explained tensors by name, the batch axis in front.
-        fills
-            The same at the baseline; pictures that are not in it are inpainted.
+    @abstractmethod
+    def masked(self, prologue: Prologue, name: str, x: Var, fill: Var) -> Var:
+        """Write what makes masked copies of the tensor ``name`` from its samples and what stands where it is hidden.
+
+        The batch axis is in front; one row of x, or of the fill, stands for all copies.
         """
 
     def check(self, shape: tuple[int, ...]) -> None:  # noqa: B027 - most fit every shape

@@ -83,6 +83,9 @@ class Program:
         What moves from point to point, if not the question's slices.
     values
         For methods that multiply with a tensor's change: its name -> the output with it.
+    copied
+        For methods that mask: ``graph`` behind what makes the masked copies, of which it is told little (see
+        `onnxplain.copies`).
     """
 
     graph: Graph
@@ -100,6 +103,7 @@ class Program:
     trace: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     moved: tuple[Slice, ...] = ()
     values: Mapping[str, str] = field(default_factory=dict)
+    copied: Graph | None = None
 
     @property
     def slices(self) -> tuple[Slice, ...]:

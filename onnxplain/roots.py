@@ -7,14 +7,15 @@ from dataclasses import replace
 import numpy as np
 
 from onnxplain import quantities
-from onnxplain.distributions import Line, Root
+from onnxplain.copies import with_copies
+from onnxplain.distributions import Line, Perturbation, Root
 from onnxplain.emit import Emitter, Var, where
 from onnxplain.inside import Inside, rows_of
 from onnxplain.ir import Graph
 from onnxplain.masked import compile_masked
 from onnxplain.methods import Method
 from onnxplain.program import BASELINE_SCORE, Program, compile_program, gathered
-from onnxplain.questions import Question, batch_axis
+from onnxplain.questions import Question, batch_axes, batch_axis
 
 
 def compile_method(
@@ -25,7 +26,16 @@ def compile_method(
         return _rooted(graph, method, method.distribution, question, model_outputs)
     if method.cam and method.cam.masks:
         return compile_masked(graph, method, method.cam, question, model_outputs)
-    return compile_program(graph, method, question, model_outputs, traced)
+    program = compile_program(graph, method, question, model_outputs, traced)
+    if isinstance(method.distribution, Perturbation):
+        return replace(program, copied=_copied(graph, program, method.distribution))
+    return program
+
+
+def _copied(graph: Graph, program: Program, perturbation: Perturbation) -> Graph:
+    axes = {**batch_axes(graph.inputs), **{part.name: part.axis for part in program.slices}}
+    per_copy = [program.target, *filter(None, [program.weights])]
+    return with_copies(program.graph, axes, per_copy, program.points, perturbation.masked)
 
 
 def _rooted(graph: Graph, method: Method, root: Root, question: Question, model_outputs: bool) -> Program:

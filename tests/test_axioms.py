@@ -281,9 +281,8 @@ def test_rise_has_the_expectation_and_the_scatter_of_its_masks(cells: int, keep:
     x, samples, runs = BUMPY.x(1), 150, 30
     masks, chances = rise_masks((4, 6), cells, keep)
     np.testing.assert_allclose([chances.sum(), *np.ravel(np.tensordot(chances, masks, 1))], [1, *[keep] * 24])
-    drawn = Rise(cells, keep).masks(x[0], 0)
-    for k in range(40):
-        assert abs(drawn.get(k) - masks).max(axis=(1, 2)).min() < 1e-6
+    for mask in Rise(cells, keep).masks(x[0], 0).whole(np.arange(40)):
+        assert abs(mask - masks).max(axis=(1, 2)).min() < 1e-6
     copies = (BASELINE + masks[:, None] * (x - BASELINE)).astype(np.float32)
     each = BUMPY.evaluate({"x": copies})[:, :, None] * masks / keep
     expected = np.tensordot(chances, each, 1)

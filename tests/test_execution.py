@@ -23,14 +23,17 @@ from tests.reference import rng
 
 @dataclass
 class Squares:
-    """A session that explains score = sum(scale x^2), whose gradient is 2 scale x. It remembers the batches it saw."""
+    """A session that explains score = sum(scale x^2), whose gradient is 2 scale x. It remembers the batches it saw.
+
+    It makes the masked copies, too, that methods of forward passes only describe to it.
+    """
 
     seen: list[int] = field(default_factory=list)
     rows: int = 1  # per sample, of the attribution
     outputs = ("attribution", "score", "resolved")
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], into: object) -> dict[str, Array]:
-        x, scale = feeds["x"].astype(np.float64), feeds["scale"]
+        x, scale = (copied(feeds) if "copies/x" in feeds else feeds["x"]).astype(np.float64), feeds["scale"]
         self.seen.append(len(x))
         assert len(feeds["target"]) == len(x)
         results = {
@@ -39,6 +42,18 @@ class Squares:
             "resolved": np.where(feeds["target"] < 0, 7, feeds["target"]),
         }
         return {name: results[name] for name in outputs}
+
+
+PER_COPY = ("copies/sample", "copies/plan", "copies/x/filler", "copies/kept")
+
+
+def copied(feeds: Mapping[str, Array]) -> Array:
+    """The fill where an element's feature is not kept."""
+    copies = []
+    for sample, plan, filler, kept in zip(*(feeds[name] for name in PER_COPY), strict=True):
+        labels = feeds["copies/x/labels"][plan]
+        copies.append(np.where(kept[labels], feeds["copies/x"][sample], feeds["copies/x/fill"][filler]))
+    return np.array(copies)
 
 
 QUESTION = Question("y", "y", 0, (Slice("x", ("x",)),))
@@ -57,8 +72,11 @@ FEEDS = {"x": X, "scale": np.float32(3)}
 TARGET = np.array([-1, 1, 2, 3, 4, 5, 6])
 
 
+AXES = dict.fromkeys(("x", "target", *PER_COPY), 0)
+
+
 def runner(chunk: int, exactly: bool = False, **session: Any) -> Runner:
-    return Runner(PROGRAM, Chunked(Squares(**session), {"x": 0, "target": 0}, chunk, exactly), None, None)  # type: ignore[arg-type]
+    return Runner(PROGRAM, Chunked(Squares(**session), AXES, chunk, exactly), None, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

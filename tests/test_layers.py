@@ -38,6 +38,7 @@ LAYERS = [
     "quantities",
     "questions",
     "fills",
+    "copies",
     "distributions",
     "sampling",
     "reference",

@@ -158,7 +158,7 @@ def programs(model: ox.Model, method: str) -> list[Graph]:
     pairs = (option.split("=", 1) for part in given for option in part.split(","))
     explainer = ox.Explainer(model, name, providers=["CPUExecutionProvider"], **{k: parsed(v) for k, v in pairs})
     program = explainer.prepare({value.name: example(value) for value in model.inputs}).runner.program
-    return [graph for graph in (program.front, program.graph, program.back) if graph]
+    return [graph for graph in (program.front, program.copied or program.graph, program.back) if graph]
 
 
 def parsed(text: str) -> Any:

@@ -24,8 +24,8 @@ from onnxplain.runtime.providers import CPU
 from onnxplain.runtime.session import Session
 from onnxplain.writer import to_proto
 
-_INTERFACE = "interface"
-_PLAIN = {f.name for f in fields(Program)} - {"graph", "question", "front", "back", "trace", "moved"}
+_INTERFACES = ("graph", "copied")
+_PLAIN = {f.name for f in fields(Program)} - {*_INTERFACES, "question", "front", "back", "trace", "moved"}
 _MAKE = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU variant", "CPU part", "CPU revision")
 _FEATURES = ("flags", "Features")  # of x86-64 and of ARM
 
@@ -70,7 +70,9 @@ def _write(path: Path, setting: Setting, scratch: Path, runner: Runner) -> None:
     program, parts = runner.program, {"front": runner.front, "main": runner.main, "back": runner.back}
     chunks = {name: part.chunk for name, part in parts.items() if part}
     models = {name: read_optimized(scratch / name) for name in chunks}
-    models[_INTERFACE] = Source(to_proto(program.graph.replace(nodes=(), constants={}, values={})), {}, None)
+    for name in _INTERFACES:
+        if graph := getattr(program, name):
+            models[name] = Source(to_proto(graph.replace(nodes=(), constants={}, values={})), {}, None)
     plain = {name: getattr(program, name) for name in _PLAIN}
     note = {"program": plain, "moved": [astuple(part) for part in program.moved], "chunks": chunks}
     entries.write(path, note, models, setting.graph.constants)
@@ -79,8 +81,9 @@ def _write(path: Path, setting: Setting, scratch: Path, runner: Runner) -> None:
 def _read(path: Path, compiled: Callable[[], Program], question: Question, setting: Setting) -> Runner:
     note, models = entries.read(path, setting.graph.constants)
     moved = tuple(Slice(name, tuple(tensors), axis) for name, tensors, axis in note["moved"])
-    interface = to_graph(models.pop(_INTERFACE).proto)
-    program = Program(interface, question, moved=moved, **note["program"])
+    graph, copied = (to_graph(models.pop(name).proto) if name in models else None for name in _INTERFACES)
+    assert graph is not None
+    program = Program(graph, question, moved=moved, copied=copied, **note["program"])
     sessions = {name: (Session(model, setting.choice), note["chunks"][name]) for name, model in models.items()}
     return Runner.of(program, sessions, setting, compiled)
 

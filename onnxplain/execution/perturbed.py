@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from onnxplain.copies import PLAN, SAMPLE, compact, fill_of, filler_of, samples_of
 from onnxplain.distributions import Estimate, Perturbation, Plan, check_named, is_named
 from onnxplain.errors import OptionError
 from onnxplain.execution.patched import Asked
-from onnxplain.execution.runner import Answer, Runner, baselines_of, resolve
+from onnxplain.execution.runner import Answer, Runner, baselines_of
+from onnxplain.fills import inpainted
 from onnxplain.ir import is_float
 from onnxplain.perturbation import Windows
 from onnxplain.runtime.batching import chunks
@@ -38,28 +41,30 @@ def explain_perturbed(
     painted = to_inpaint(perturbation, here)
     baseline = 0.0 if painted else perturbation.baseline  # of other tensors, if there are any
     fills = {n: a for n, a in baselines_of(runner, baseline, feeds, here, count).items() if n not in painted}
+    plans = perturbation.plans(here)
+    copies = Copies(runner, feeds, here, fills, plans)
+    nothing_hidden = np.stack([np.arange(count), np.full(count, -1)], axis=1)
     if target is None:
-        target = runner.labels(feeds, count)
-    target, score = resolve(runner, feeds, target)
-    plans = perturbation.plans(here, fills)
+        (target,) = copies.run(nothing_hidden, runner.no_target(count), [runner.program.question.explained])
+    target, score = copies.run(nothing_hidden, target, [runner.program.resolved, runner.program.score])
     scores = [np.zeros(plan.stages[-1]) for plan in plans]
     found: dict[int, Estimate] = {}
-    copies = np.zeros(count, np.int64)  # that each sample has been run with
+    done = np.zeros(count, np.int64)  # copies that each sample has been run with
     stage = 0
     while going := [k for k in range(count) if k not in found]:
-        ends = {k: plans[k].stages[stage] for k in going}
-        samples = np.repeat(going, [ends[k] - copies[k] for k in going])
-        jobs = np.stack([samples, np.concatenate([np.arange(copies[k], ends[k]) for k in going])], axis=1)
-        for part, results in _runs(runner, perturbation, plans, feeds, here, fills, target, jobs):
-            for (k, index), result in zip(part, results, strict=True):
+        ends = np.array([plans[k].stages[stage] for k in going])
+        numbers = [np.arange(start, end) for start, end in zip(done[going], ends, strict=True)]
+        jobs = np.stack([np.repeat(going, ends - done[going]), np.concatenate(numbers)], axis=1)
+        for part, results in _runs(copies, perturbation, target, jobs):
+            for (k, index), result in zip(part.tolist(), results, strict=True):
                 scores[k][index] = result
-            np.add.at(copies, part[:, 0], 1)
-            if all(copies[k] == end for k, end in ends.items()):
-                found |= _settled(perturbation, plans, score, scores, ends)
+            np.add.at(done, part[:, 0], 1)
+            if (done[going] == ends).all():
+                found |= _settled(perturbation, plans, score, scores, dict(zip(going, ends.tolist(), strict=True)))
             if progress:
-                progress(int(copies.sum()), sum(int(copies[k]) if k in found else len(scores[k]) for k in range(count)))
+                progress(int(done.sum()), sum(int(done[k]) if k in found else len(scores[k]) for k in range(count)))
         stage += 1
-    return _answer(here, found, target, score, copies)
+    return _answer(here, found, target, score, done)
 
 
 def to_inpaint(perturbation: Perturbation, here: Mapping[str, Array]) -> set[str]:
@@ -81,40 +86,97 @@ def to_inpaint(perturbation: Perturbation, here: Mapping[str, Array]) -> set[str
     return names
 
 
-def _runs(
-    runner: Runner,
-    perturbation: Perturbation,
-    plans: Sequence[Plan],
-    feeds: Mapping[str, Array],
-    here: Mapping[str, Array],
-    fills: Mapping[str, Array],
-    target: Array,
-    jobs: Array,
-) -> Iterator[tuple[Array, Array]]:
+@dataclass(frozen=True)
+class Copies:
+    """What masked copies are made of.
+
+    Attributes
+    ----------
+    feeds
+        All inputs of the program, the batch axis in front.
+    here, fills
+        The tensors that are masked, and the same at the baseline; pictures that are not in it are inpainted.
+    plans
+        One per sample.
+    """
+
+    runner: Runner
+    feeds: Mapping[str, Array]
+    here: Mapping[str, Array]
+    fills: Mapping[str, Array]
+    plans: Sequence[Plan]
+
+    def run(self, jobs: Array, target: Array, outputs: list[str]) -> list[Array]:
+        """Outputs for pairs of a sample and the number of its copy, in order of samples; the targets are theirs."""
+        parts = []
+        for some in chunks(len(jobs), self.runner.main.chunk):
+            results = self.runner.run(self.described(jobs[some]), target[some], outputs)
+            parts.append([results[name] for name in outputs])
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+    def described(self, jobs: Array) -> dict[str, Array]:
+        """What the graph makes copies of; see `onnxplain.copies.with_copies`."""
+        axes, weights = self.runner.main.axes, self.runner.program.weights
+        samples, rows = np.unique(jobs[:, 0], return_inverse=True)
+        first = [row for row, k in enumerate(samples) if not row or self.plans[k] is not self.plans[samples[row - 1]]]
+        plans = [self.plans[k] for k in samples[first]]
+        numbers = np.searchsorted(first, rows, "right") - 1  # of the plan, for each copy
+        copies = np.split(jobs[:, 1], np.flatnonzero(np.diff(numbers)) + 1)  # of each plan
+        fed = {n: a for n, a in self.feeds.items() if n not in axes}
+        fed |= {samples_of(n): a[samples] for n, a in self.feeds.items() if n in axes and n != weights}
+        fed |= {weights: self.feeds[weights][jobs[:, 0]]} if weights else {}
+        fed |= {SAMPLE: rows, PLAN: numbers, **plans[0].shared}
+        fed |= {name: np.stack([plan.own[name] for plan in plans]) for name in plans[0].own}
+        described = [plan.describe(numbers) for plan, numbers in zip(plans, copies, strict=True)]
+        fed |= {name: _joined([one[name] for one in described]) for name in described[0]}
+        donors = [plan.donors(numbers) for plan, numbers in zip(plans, copies, strict=True)]
+        for name in self.here:
+            fed[fill_of(name)], fed[filler_of(name)] = self._fill(name, jobs, donors)
+        return fed
+
+    def _fill(self, name: str, jobs: Array, donors: Sequence[Array | None]) -> tuple[Array, Array]:
+        """What stands where a tensor is hidden, and the row of it for each copy."""
+        if name not in self.fills:  # inpainting is OpenCV's, so these are made here, hole by hole
+            return np.stack([self._inpainted(name, k, copy) for k, copy in jobs.tolist()]), np.arange(len(jobs))
+        given = [rows for rows in donors if rows is not None]
+        array = self.here[name] if given else compact(self.fills[name], 1)
+        rows, filler = np.unique(np.concatenate(given) if given else jobs[:, 0], return_inverse=True)
+        return array[rows], filler
+
+    def _inpainted(self, name: str, sample: int, copy: int) -> Array:
+        x = self.here[name][sample]
+        return inpainted(x, self.plans[sample].hole(copy)[name]) if copy >= 0 else x
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    """Rows that describe copies of several samples, which may differ in how many features they have."""
+    if len({array.shape[1:] for array in parts}) > 1:
+        most = max(array.shape[1] for array in parts)
+        parts = [np.pad(array, ((0, 0), (0, most - array.shape[1]))) for array in parts]
+    return np.concatenate(parts)
+
+
+def _runs(copies: Copies, perturbation: Perturbation, target: Array, jobs: Array) -> Iterator[tuple[Array, Array]]:
     """Run copies: pairs of a sample and the number of its copy, some at a time, and their scores."""
     if isinstance(perturbation, Windows):
         left = np.ones(len(jobs), bool)
         numbers = {(k, index): job for job, (k, index) in enumerate(jobs.tolist())}
-        for rows, index, scores in _patched(runner, perturbation, feeds, here, fills, target):
-            part = [numbers[k, index] for k in range(len(target))[rows]]
-            left[part] = False
-            yield jobs[part], scores
+        for rows, index, scores in _patched(copies, perturbation, target):
+            places = [numbers[k, index] for k in range(len(target))[rows]]
+            left[places] = False
+            yield jobs[places], scores
         jobs = jobs[left]
-    for some in chunks(len(jobs), runner.main.chunk):
-        yield jobs[some], _scores(runner, plans, feeds, list(here), target, jobs[some])
+    for some in chunks(len(jobs), copies.runner.main.chunk):
+        part = jobs[some]
+        (scores,) = copies.run(part, target[part[:, 0]], [copies.runner.program.score])
+        yield part, scores
 
 
-def _patched(
-    runner: Runner,
-    windows: Windows,
-    feeds: Mapping[str, Array],
-    here: Mapping[str, Array],
-    fills: Mapping[str, Array],
-    target: Array,
-) -> Iterator[tuple[slice, int, Array]]:
+def _patched(copies: Copies, windows: Windows, target: Array) -> Iterator[tuple[slice, int, Array]]:
     """Samples, the number of one of their copies, and the scores, as far as incremental occlusion finds them."""
+    runner, feeds, fills = copies.runner, copies.feeds, copies.fills
     axes, offset = runner.main.axes, 0
-    for name, x in here.items():
+    for name, x in copies.here.items():
         fit = runner.patched is not None and name in fills and axes[name] == 0
         patched = runner.patched(Asked(windows, name, x.shape[1:])) if fit and runner.patched else None
         for rows in chunks(len(target), runner.main.chunk):
@@ -125,22 +187,6 @@ def _patched(
             for place, scores in enumerate(patched.scores(some, np.ascontiguousarray(fills[name][rows]))):
                 yield rows, offset + place, scores
         offset += sum(1 for _ in windows.slices(x.shape))
-
-
-def _scores(
-    runner: Runner,
-    plans: Sequence[Plan],
-    feeds: Mapping[str, Array],
-    masked: Sequence[str],
-    target: Array,
-    jobs: Array,
-) -> Array:
-    """Scores of a chunk of copies: pairs of a sample and the number of its copy."""
-    samples = jobs[:, 0]
-    points = {n: a[samples] if n in runner.main.axes else a for n, a in feeds.items()}
-    for row, (sample, index) in enumerate(jobs.tolist()):
-        plans[sample].hide(index, {name: points[name][row, ...] for name in masked})
-    return runner.run(points, target[samples], [runner.program.score])[runner.program.score]
 
 
 def _settled(

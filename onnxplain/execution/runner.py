@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain.canonize import BATCH
-from onnxplain.distributions import (
-    Baseline,
-    baseline_like,
-)
+from onnxplain.distributions import Baseline, baseline_like
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.execution.patched import Asked, Patched
 from onnxplain.ir import Graph
@@ -109,8 +106,8 @@ class Runner:
         """
         if program.question.axis is None and setting.fixed_batch not in (None, 1):
             raise UnsupportedModelError(f"the model is bound to {setting.fixed_batch} samples, which share one output")
-        whole, memory = program.graph, setting.memory
-        if peak_per_sample(whole, BATCH) > memory:
+        whole, memory = program.copied or program.graph, setting.memory
+        if not program.copied and peak_per_sample(whole, BATCH) > memory:
             seeds, ends = (program.target, program.weights), (program.score, program.resolved, program.baseline_score)
             whole = recomputed(whole, [*filter(None, seeds)], [*filter(None, ends)], BATCH)
         graphs = {"front": program.front, "main": whole, "back": program.back}
@@ -146,6 +143,8 @@ class Runner:
         for tensor in tensors:
             axis = batch_axis(graph, tensor) or 0
             axes |= {n: axis for n in (tensor, program.cotangents.get(tensor), program.values.get(tensor)) if n}
+        if program.copied:
+            axes |= {v.name: 0 for v in program.copied.inputs if v.shape and v.shape[0] == BATCH}
         alone = question.axis is None or 1 in (rows(graph.value(n)) for n in (question.explained, *tensors))
         fixed = setting.fixed_batch or (1 if alone else None)
         parts = {n: Chunked(s, axes, fixed or chunk, fixed is not None) for n, (s, chunk) in sessions.items()}
@@ -195,14 +194,11 @@ class Runner:
             found[output] = Tensor.empty(sizes, value.dtype, self.main.session.device)
         return found
 
-    def labels(self, feeds: Mapping[str, Array], count: int) -> Array:
-        """The labels that the model gives, for outputs that hold no floats."""
-        program = self.program
-        value = next(v for v in program.graph.inputs if v.name == program.target)
+    def no_target(self, count: int) -> Array:
+        """What stands for targets where the output that they choose from is not read."""
+        value = next(v for v in self.program.graph.inputs if v.name == self.program.target)
         shape = (count, *[1] * (len(value.shape or (None,)) - 1))
-        unused = np.full(shape, "" if value.dtype.kind == "O" else 0, value.dtype)
-        name = program.question.explained
-        return self.main.run({**feeds, program.target: unused}, count, [name])[name]
+        return np.full(shape, "" if value.dtype.kind == "O" else 0, value.dtype)
 
     def tensors(self, feeds: Mapping[str, Array], count: int) -> dict[str, Array]:
         """The tensors that move."""

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from onnxplain.copies import Prologue, chosen, compact, looked_up
 from onnxplain.distributions import Baseline, Estimate, Perturbation, Plan, check_baseline, is_count
+from onnxplain.emit import Var
 from onnxplain.errors import OptionError
-from onnxplain.fills import inpainted
 from onnxplain.perturbation.features import Features, Partition, check_features, check_shape, partition
 
 Array = np.ndarray[Any, Any]
+KEPT = "copies/kept"  # the features in a copy's set
 FIRST = 16  # samples without which no standard error is good enough to stop at
 
 
@@ -27,35 +29,51 @@ class Game:
     stages
         Numbers of sets after which there may be an estimate; the last is that of all sets.
     keep
-        Number of a set -> bool for each feature: whether it stays.
+        Numbers of sets, (K,) -> bools, (K, features): whether a feature stays.
     solve
         (score of the sample, scores of the first sets) -> one value per feature, and their standard errors, if known.
     """
 
     stages: Sequence[int]
-    keep: Callable[[int], Array]
+    keep: Callable[[Array], Array]
     solve: Callable[[float, Array], tuple[Array, Array | None]]
 
 
 @dataclass(frozen=True, eq=False)
 class Coalitions:
-    """The plan of a game; ``fill`` is what hidden elements become, and what is not in it is inpainted."""
+    """The plan of a game; ``others``: per copy, whose features stand where the sample's own are hidden."""
 
     partition: Partition
     game: Game
-    fill: Mapping[str, Array]
+    others: Array | None = None
 
     @property
     def stages(self) -> Sequence[int]:
         """Those of the game."""
         return self.game.stages
 
-    def hide(self, index: int, copy: Mapping[str, Array]) -> None:
-        """Put the fill where the features of one set are not."""
-        keep = self.game.keep(index)
-        for name, labels in self.partition.labels.items():
-            x, hole = copy[name], ~keep[labels]
-            np.copyto(x, self.fill[name] if name in self.fill else inpainted(x, hole), where=hole)
+    @property
+    def shared(self) -> Mapping[str, Array]:
+        """Nothing."""
+        return {}
+
+    @property
+    def own(self) -> Mapping[str, Array]:
+        """The features of the elements."""
+        return {_labels_of(name): compact(labels) for name, labels in self.partition.labels.items()}
+
+    def describe(self, copies: Array) -> Mapping[str, Array]:
+        """The sets."""
+        return {KEPT: self.game.keep(np.maximum(copies, 0)) | (copies < 0)[:, None]}
+
+    def donors(self, copies: Array) -> Array | None:
+        """Those of exchanged features."""
+        return None if self.others is None else self.others[copies]
+
+    def hole(self, copy: int) -> Mapping[str, Array]:
+        """The features that are not in the set."""
+        (keep,) = self.game.keep(np.array([copy]))
+        return {name: ~keep[labels] for name, labels in self.partition.labels.items()}
 
     def estimate(self, score: float, scores: Array) -> Estimate:
         """The value of a feature at each of its elements."""
@@ -63,7 +81,17 @@ class Coalitions:
         return Estimate(self.partition.spread(values), None if errors is None else self.partition.spread(errors))
 
 
-class Coalitional(Perturbation):
+class Sets(Perturbation):
+    """A method that hides sets of features."""
+
+    def masked(self, prologue: Prologue, name: str, x: Var, fill: Var) -> Var:
+        """Write what hides the features that are not in a copy's set."""
+        kept = prologue.per_copy(KEPT, bool, (None,))
+        labels = prologue.per_plan(_labels_of(name), np.int32, (None,) * (x.rank - 1))
+        return chosen(looked_up(kept, labels), x, fill)
+
+
+class Coalitional(Sets):
     """A method that only asks which sets of features reach which score."""
 
     features: Features = None
@@ -72,23 +100,28 @@ class Coalitional(Perturbation):
     def game(self, features: int) -> Game:
         """The game for a number of features; the same for every sample that has as many."""
 
-    def partition(self, sample: Mapping[str, Array]) -> Partition:
-        """The features of a sample."""
-        return partition(self.features, sample)
+    def numbering(self, sample: Mapping[str, Array]) -> Features:
+        """How the features of samples like this one are numbered."""
+        return self.features
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise OptionError where the features do not fit an input."""
         check_shape(self.features, shape[1:])
 
-    def plans(self, here: Mapping[str, Array], fills: Mapping[str, Array]) -> Sequence[Plan]:
+    def plans(self, here: Mapping[str, Array]) -> Sequence[Plan]:
         """One plan per sample."""
-        games: dict[int, Game] = {}
-        plans = []
-        for k in range(len(next(iter(here.values())))):
-            found = self.partition({name: x[k, ...] for name, x in here.items()})
-            game = games.get(found.count) or games.setdefault(found.count, self.game(found.count))
-            plans.append(Coalitions(found, game, {name: fill[k, ...] for name, fill in fills.items()}))
-        return plans
+        samples = range(len(next(iter(here.values()))))
+        numbering = self.numbering({name: x[0, ...] for name, x in here.items()})
+        apart = isinstance(numbering, str) and numbering == "slic"  # else, features are the same for all
+        some = samples if apart else samples[:1]
+        found = [partition(numbering, {name: x[k, ...] for name, x in here.items()}) for k in some]
+        games = {count: self.game(count) for count in {one.count for one in found}}
+        plans = [Coalitions(one, games[one.count]) for one in found]
+        return plans if apart else plans * len(samples)
+
+
+def _labels_of(name: str) -> str:
+    return f"copies/{name}/labels"
 
 
 def doubling(most: int, tolerance: float | None) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxplain.copies import compact
 from onnxplain.errors import OptionError, did_you_mean
 from onnxplain.fills import spatial
 
@@ -65,7 +66,7 @@ class Partition:
     Attributes
     ----------
     labels
-        Name of a tensor -> number of the feature that each element belongs to; no number is in two tensors.
+        Name of a tensor -> number of the feature that each element belongs to, int32; no number is in two tensors.
     count
         Number of features.
     """
@@ -75,15 +76,16 @@ class Partition:
 
     def spread(self, values: Array) -> dict[str, Array]:
         """One value per feature -> one per element."""
-        return {name: values[labels] for name, labels in self.labels.items()}
+        return {n: np.broadcast_to(values[compact(labels)], labels.shape) for n, labels in self.labels.items()}
 
 
 def partition(features: Features, sample: Mapping[str, Array]) -> Partition:
     """Number the features of a sample from 0, one tensor after the other."""
     labels, count = {}, 0
     for name, x in sample.items():
-        numbers = np.unique(_numbers(features, x), return_inverse=True)[1].reshape(x.shape)
-        labels[name] = numbers + count
+        given = compact(_numbers(features, x))
+        numbers = np.unique(given, return_inverse=True)[1].reshape(given.shape)
+        labels[name] = np.broadcast_to((numbers + count).astype(np.int32), x.shape)
         count += int(numbers.max()) + 1
     return Partition(labels, count)
 

@@ -13,7 +13,7 @@ from onnxplain.distributions import Baseline
 from onnxplain.errors import OptionError, did_you_mean
 from onnxplain.perturbation.coalitions import Coalitional, Game, check_options, doubling
 from onnxplain.perturbation.errors import regression_errors
-from onnxplain.perturbation.features import Features, Partition, is_picture, library, partition
+from onnxplain.perturbation.features import Features, is_picture, library
 
 Array = np.ndarray[Any, Any]
 SURROGATES = {"ridge": ("Ridge", 1.0), "lasso": ("Lasso", 0.01)}  # and the strength that nobody gives
@@ -68,10 +68,10 @@ class Lime(Coalitional):
         super().check(shape)
         self._model()
 
-    def partition(self, sample: Mapping[str, Array]) -> Partition:
-        """The features of a sample."""
+    def numbering(self, sample: Mapping[str, Array]) -> Features:
+        """How the features of samples like this one are numbered."""
         pictures = self.features is None and any(is_picture(x) for x in sample.values())
-        return partition("slic" if pictures else self.features, sample)
+        return "slic" if pictures else self.features
 
     def game(self, features: int) -> Game:
         """Random sets."""

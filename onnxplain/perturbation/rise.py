@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from onnxplain.canonize import BATCH
+from onnxplain.copies import Prologue, chosen
 from onnxplain.distributions import Baseline, Estimate, Perturbation, Plan, is_count
+from onnxplain.emit import Var, concat
 from onnxplain.errors import OptionError
-from onnxplain.fills import inpainted, spatial
+from onnxplain.fills import spatial
+from onnxplain.ir import is_float
 from onnxplain.perturbation.coalitions import check_options, doubling
 
 Array = np.ndarray[Any, Any]
+BLOCK = 1 << 18  # elements of masks that are made at a time when they are added up
+STEPS = 1 << 23  # to whose multiples shares are rounded, between 0 and 1: single precision has these
 
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """Random masks for a tensor, each made whenever it is asked for, and each by itself.
+    """Random masks for a tensor, from 0 (hidden) to 1 (kept); each is drawn by itself, once.
 
     Attributes
     ----------
@@ -39,17 +45,40 @@ class Masks:
     keep: float
     extents: Mapping[int, int]
     upsampling: tuple[Array, ...]
+    _drawn: list[tuple[Array, list[int]]] = field(default_factory=list)  # a bit per cell, and the shifts
 
-    def get(self, index: int) -> Array:
-        """A mask from 0 (hidden) to 1 (kept), which broadcasts to a sample."""
-        rng = np.random.default_rng([*self.seed, index])
-        if not self.upsampling:
-            return (rng.random(self.shape) < self.keep).astype(np.float64)
-        mask = (rng.random([table.shape[1] for table in self.upsampling]) < self.keep).astype(np.float64)
-        for k, (axis, table) in enumerate(zip(self.extents, self.upsampling, strict=True)):
-            start = rng.integers(self.extents[axis])
-            mask = np.moveaxis(np.tensordot(table[start : start + self.shape[axis]], mask, (1, k)), 0, k)
-        return mask.reshape([n if axis in self.extents else 1 for axis, n in enumerate(self.shape)])
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """Shape of the grid."""
+        return tuple(table.shape[1] for table in self.upsampling) if self.upsampling else self.shape
+
+    @property
+    def own_shape(self) -> tuple[int, ...]:
+        """Shape of a mask, which broadcasts to that of a sample."""
+        return tuple(n if axis in self.extents or not self.extents else 1 for axis, n in enumerate(self.shape))
+
+    def drawn(self, numbers: Array) -> tuple[Array, Array]:
+        """Which cells masks keep, and where in the up-sampled grid they begin: (masks, cells...), (masks, axes)."""
+        cells = self.cells
+        for number in range(len(self._drawn), 1 + numbers.max(initial=-1)):
+            random = np.random.default_rng([*self.seed, number])
+            kept = random.random(cells) < self.keep
+            shifts = [int(random.integers(extent)) for extent in self.extents.values()]
+            self._drawn.append((np.packbits(kept), shifts))
+        bits, begins = zip(*(self._drawn[number] for number in numbers.tolist()), strict=True)
+        grids = np.unpackbits(np.stack(bits), axis=1, count=int(np.prod(cells))).astype(bool)
+        return grids.reshape(len(numbers), *cells), np.array(begins, np.int64)
+
+    def whole(self, numbers: Array) -> Array:
+        """Masks that broadcast to samples, in double precision; the masks in front."""
+        grids, shifts = self.drawn(numbers)
+        found = grids.astype(np.float64)
+        for k, axis in reversed(list(enumerate(self.extents))):
+            rows = self.upsampling[k][shifts[:, k, None] + np.arange(self.shape[axis])]
+            turned = np.moveaxis(found, -1, 1)
+            found = rows @ turned.reshape(*turned.shape[:2], -1)
+            found = found.reshape(*found.shape[:2], *turned.shape[2:])
+        return found.reshape(len(numbers), *self.own_shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,15 +131,37 @@ class Rise(Perturbation):
             tables = tuple(np.eye(w.shape[1])[w.argmax(axis=1)] for w in tables)
         return Masks(x.shape, seed, self.keep, extents, tables)
 
-    def plans(self, here: Mapping[str, Array], fills: Mapping[str, Array]) -> Sequence[Plan]:
-        """One plan per sample; all have the same masks."""
+    def plans(self, here: Mapping[str, Array]) -> Sequence[Plan]:
+        """The same plan for all samples: one copy per mask."""
         masks = {name: self.masks(x[0, ...], place) for place, (name, x) in enumerate(here.items())}
-        stages = doubling(self.samples, self.tolerance)
-        samples = len(next(iter(here.values())))
-        return [
-            Blended(masks, stages, self.keep, self.center, {n: f[k, ...] for n, f in fills.items()})
-            for k in range(samples)
-        ]
+        plan = Blended(masks, doubling(self.samples, self.tolerance), self.keep, self.center)
+        return [plan] * len(next(iter(here.values())))
+
+    def masked(self, prologue: Prologue, name: str, x: Var, fill: Var) -> Var:
+        """Write the up-sampling of the grids, and what blends a tensor with its fill.
+
+        Where a mask is 1 or 0, that is the tensor or the fill itself.
+        """
+        emitter, own, axes = prologue.emitter, _names(name), x.rank - 2
+        if axes < 1:
+            return chosen(prologue.per_copy(own("grid"), bool, (None,) * (x.rank - 1)), x, fill)
+        number = np.dtype(x.dtype if is_float(x.dtype) else np.float32)
+        mask = prologue.per_copy(own("grid"), bool, (None,) * axes).cast(number)
+        for k in reversed(range(axes)):  # as `Masks.whole` does
+            table = prologue.shared(own(f"table{k}"), np.float32, (None, None))
+            places = prologue.shared(own(f"places{k}"), np.int64, (None,))
+            begin = prologue.per_copy(own(f"shift{k}"), np.int64, (1,))
+            rows = emitter.op("Gather", table, begin + places, known=(BATCH, None, None), axis=0).cast(number)
+            turned = mask.transpose([0, axes, *range(1, axes)])
+            product = emitter.op("MatMul", rows, turned.reshape([0, 0, -1]), known=(BATCH, None, None))
+            mask = product.reshape(concat([product.sizes(0, 2), turned.sizes(2)]), turned.shape)
+        channel = prologue.shared(own("channel"), np.int64, (1,))
+        mask = emitter.op("Unsqueeze", mask, channel, known=(BATCH, *[None] * (axes + 1)))
+        if not is_float(x.dtype):
+            return chosen(mask > 0.5, x, fill)
+        if np.ndim(self.baseline) == 0 and self.baseline == 0:
+            return mask * x
+        return mask * x + (1 - mask) * fill
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,18 +172,44 @@ class Blended:
     stages: Sequence[int]
     keep: float
     center: bool
-    fill: Mapping[str, Array]
 
-    def hide(self, index: int, copy: Mapping[str, Array]) -> None:
-        """Blend with the baseline; what is inpainted is where less than half is kept."""
+    @property
+    def shared(self) -> Mapping[str, Array]:
+        """How grids become masks."""
+        found: dict[str, Array] = {}
         for name, masks in self.masks.items():
-            x, mask = copy[name], masks.get(index)
-            if x.dtype.kind == "f":
-                hole = np.broadcast_to(mask < 0.5, x.shape)
-                fill = self.fill[name] if name in self.fill else inpainted(x, hole)
-                x[...] = fill + mask.astype(x.dtype) * (x - fill)
-            else:
-                np.copyto(x, self.fill[name], where=mask == 0)
+            own = _names(name)
+            for k, (axis, table) in enumerate(zip(masks.extents, masks.upsampling, strict=True)):
+                found[own(f"table{k}")] = table.astype(np.float32)
+                found[own(f"places{k}")] = np.arange(masks.shape[axis])
+            if masks.extents:
+                found[own("channel")] = np.array(
+                    [axis + 1 for axis in range(len(masks.shape)) if axis not in masks.extents]
+                )
+        return found
+
+    @property
+    def own(self) -> Mapping[str, Array]:
+        """Nothing."""
+        return {}
+
+    def describe(self, copies: Array) -> Mapping[str, Array]:
+        """Grids, and where in them masks begin."""
+        found = {}
+        for name, masks in self.masks.items():
+            own, (grids, shifts) = _names(name), masks.drawn(np.maximum(copies, 0))
+            found[own("grid")] = grids | (copies < 0).reshape(-1, *[1] * len(masks.cells))
+            found |= {own(f"shift{k}"): begins[:, None] for k, begins in enumerate(shifts.T)}
+        return found
+
+    def donors(self, copies: Array) -> Array | None:
+        """None."""
+        return None
+
+    def hole(self, copy: int) -> Mapping[str, Array]:
+        """Where less than half is kept."""
+        numbers = np.array([copy])
+        return {name: np.broadcast_to(m.whole(numbers)[0] < 0.5, m.shape) for name, m in self.masks.items()}
 
     def estimate(self, score: float, scores: Array) -> Estimate:
         """Mean of the masks M times the scores s, over the mean of a mask, p; standard error of the mean.
@@ -149,20 +226,31 @@ class Blended:
 
     def _moments(self, masks: Masks, weights: Array) -> tuple[Array, Array]:
         count = len(weights)
-        first = second = crossed = plain = np.zeros(())
-        for index, weight in enumerate(weights):
-            mask = masks.get(index)
-            part = weight * mask
-            first, second = first + part, second + part * part
-            crossed, plain = crossed + weight * part, plain + mask
-        mean = first / count
-        middle = plain / count if self.center else np.zeros(())
-        square = (second - 2 * middle * crossed + middle**2 * (weights @ weights)) / count
+        powers = np.stack([np.ones(count), weights, weights**2])
+        size = int(np.prod(masks.own_shape))
+        sums, part = np.zeros((4, size)), np.empty((4, size))  # of M, s M, s^2 M and (s M)^2
+        at_once = max(1, BLOCK // size)
+        for numbers in np.split(np.arange(count), range(at_once, count, at_once)):
+            some = masks.whole(numbers).reshape(len(numbers), size)
+            np.matmul(powers[:, numbers], some, out=part[:3])
+            np.matmul(powers[2:, numbers], np.square(some, out=some), out=part[3:])
+            sums += part
+        plain, mean, crossed, second = sums.reshape(4, *masks.own_shape) / count
+        middle = plain if self.center else np.zeros(())
+        square = second - 2 * middle * crossed + middle**2 * powers[2].mean()
         variance = np.maximum(square - mean**2, 0) / (count - 1) if count > 1 else np.full(mean.shape, np.nan)
         return mean / self.keep, np.sqrt(variance) / self.keep
 
 
+def _names(name: str) -> Callable[[str], str]:
+    """Names of inputs that describe the masks of a tensor."""
+    return f"copies/{name}/{{}}".format
+
+
 def _upsampling(cells: int, size: int) -> Array:
-    """Shape (size, cells): linear interpolation between the middles of the cells; rows sum to 1."""
+    """Shape (size, cells): linear interpolation between the middles of the cells.
+
+    Places are rounded so that shares are exact in single precision, too, and those of a place sum to 1 exactly.
+    """
     places = np.clip((np.arange(size) + 0.5) * cells / size - 0.5, 0, cells - 1)
-    return np.maximum(0, 1 - abs(places[:, None] - np.arange(cells)))
+    return np.maximum(0, 1 - abs(np.round(places[:, None] * STEPS) / STEPS - np.arange(cells)))

@@ -44,9 +44,9 @@ class ShapleySampling(Coalitional):
             orders = np.stack([rng.permutation(features) for _ in range(self.samples)])
         places = orders.argsort(axis=1)
 
-        def keep(index: int) -> Array:
-            order, step = divmod(index - 1, max(1, features - 1))
-            return np.asarray(places[order] <= step) if index else np.zeros(features, bool)
+        def keep(copies: Array) -> Array:
+            order, step = np.divmod(copies - 1, max(1, features - 1))
+            return np.asarray((places[order] <= step[:, None]) & (copies > 0)[:, None])
 
         counts = doubling(len(orders), None if every else self.tolerance)
         return Game([1 + n * (features - 1) for n in counts], keep, partial(_steps, orders, every))
@@ -95,12 +95,14 @@ class KernelShap(Coalitional):
             sets = rng.permuted(np.arange(features) < sizes[:, None], axis=1)
             weights = np.ones(len(sets))
 
-        def keep(index: int) -> Array:
-            pair, first = divmod(index - 1, 2)
-            return np.asarray(sets[pair] ^ bool(first)) if index else np.zeros(features, bool)
+        held = np.concatenate([np.zeros((1, features), bool), sets])
+
+        def keep(copies: Array) -> Array:
+            complements = (copies > 0) & (copies % 2 == 0)
+            return np.asarray(held[(copies + 1) // 2] ^ complements[:, None])
 
         counts = doubling(len(sets), None if every else self.tolerance)
-        return Game([1 + 2 * n for n in counts], keep, partial(_regression, sets, weights, every))
+        return Game([1 + 2 * n for n in counts], keep, partial(_regression, held[1:], weights, every))
 
 
 def _regression(sets: Array, weights: Array, every: bool, score: float, scores: Array) -> tuple[Array, Array]:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from onnxplain.distributions import Baseline, Estimate, Perturbation, Plan, check_baseline, is_count
+from onnxplain.distributions import Baseline, Plan, check_baseline, is_count
 from onnxplain.errors import OptionError
-from onnxplain.fills import inpainted, spatial
-from onnxplain.perturbation.features import share
+from onnxplain.fills import spatial
+from onnxplain.perturbation.coalitions import Coalitions, Game, Sets
+from onnxplain.perturbation.features import Partition, share
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Windows(Perturbation):
+class Windows(Sets):
     """The input with one window after another replaced by the baseline.
 
     Windows start every ``stride`` elements, ceil((size - window) / stride) + 1 of them an axis, the last cropped at the
@@ -98,46 +100,94 @@ class Windows(Perturbation):
         """Raise OptionError where windows do not fit an input."""
         self.geometry(shape)
 
-    def plans(self, here: Mapping[str, Array], fills: Mapping[str, Array]) -> Sequence[Plan]:
-        """One copy per window and tensor."""
-        jobs = [(name, window) for name, x in here.items() for window in self.slices(x.shape)]
-        counts = {name: np.zeros(x.shape[1:]) for name, x in here.items()}
-        for name, window in jobs:
-            counts[name][window] += 1
-        samples = len(next(iter(here.values())))
-        return [Windowed(jobs, counts, {n: fill[k, ...] for n, fill in fills.items()}) for k in range(samples)]
+    def plans(self, here: Mapping[str, Array]) -> Sequence[Plan]:
+        """One copy per tensor and window; the plan is the same for all samples."""
+        cells = {name: _Cells.of(self, x.shape) for name, x in here.items()}
+        labels, features = {}, 0
+        for name, own in cells.items():
+            labels[name] = np.broadcast_to(own.labels + np.int32(features), here[name].shape[1:])
+            features += own.count
+        parts, windows = [], 0  # and the number of the first window of each tensor
+        for own in cells.values():
+            parts.append((own, windows))
+            windows += own.windows
+
+        def keep(copies: Array) -> Array:
+            hidden = []
+            for own, first in parts:
+                inside = (first <= copies) & (copies < first + own.windows)
+                hidden.append(own.covered((copies - first) % own.windows) & inside[:, None])
+            return ~np.concatenate(hidden, axis=1)
+
+        def solve(score: float, scores: Array) -> tuple[Array, None]:
+            losses = score - scores
+            return np.concatenate([own.mean(losses[first : first + own.windows]) for own, first in parts]), None
+
+        plan = Coalitions(Partition(labels, features), Game((windows,), keep, solve))
+        return [plan] * len(next(iter(here.values())))
 
 
 @dataclass(frozen=True, eq=False)
-class Windowed:
-    """The plan of `Windows`: one copy per tensor and window; ``counts``: how many windows cover an element."""
+class _Cells:
+    """The cells into which all windows over a tensor together cut a sample; each window covers some of them.
 
-    jobs: Sequence[tuple[str, tuple[slice, ...]]]
-    counts: Mapping[str, Array]
-    fill: Mapping[str, Array]
+    Attributes
+    ----------
+    labels
+        Number of the cell of each element, int32; broadcasts to a sample.
+    covers
+        By axis of a sample: which places of windows (rows) cover which places of cells; of one place where windows span
+        all of an axis.
+    """
 
-    @property
-    def stages(self) -> Sequence[int]:
-        """All copies."""
-        return (len(self.jobs),)
+    labels: Array
+    covers: Sequence[Array]
 
-    def hide(self, index: int, copy: Mapping[str, Array]) -> None:
-        """Fill one window."""
-        name, window = self.jobs[index]
-        x = copy[name]
-        if name in self.fill:
-            x[window] = self.fill[name][window]
-        else:
-            hole = np.zeros(x.shape, bool)
-            hole[window] = True
-            x[...] = inpainted(x, hole)
+    @classmethod
+    def of(cls, windows: Windows, shape: tuple[int, ...]) -> _Cells:
+        """Cells of a tensor of this shape (batch included)."""
+        geometry = {axis: sizes for axis, *sizes in zip(*windows.geometry(shape), strict=True)}
+        labels, covers = np.zeros((), np.int32), []
+        for axis, size in enumerate(shape[1:], 1):
+            window, stride, count = geometry.get(axis, (size, size, 1))
+            starts = stride * np.arange(count)
+            edges = np.unique([starts, np.minimum(starts + window, size)])
+            covers.append((starts[:, None] <= edges[:-1]) & (edges[:-1] < starts[:, None] + window))
+            places = np.searchsorted(edges, np.arange(size if axis in geometry else 1), "right") - 1
+            labels = np.int32(len(edges) - 1) * labels[..., None] + places.astype(np.int32)
+        return cls(labels, covers)
 
-    def estimate(self, score: float, scores: Array) -> Estimate:
-        """Mean loss over the windows that cover an element."""
-        losses = {name: np.zeros(count.shape) for name, count in self.counts.items()}
-        for (name, window), masked in zip(self.jobs, scores, strict=True):
-            losses[name][window] += score - float(masked)
-        return Estimate({name: loss / self.counts[name] for name, loss in losses.items()})
+    @cached_property
+    def count(self) -> int:
+        """Number of cells."""
+        return int(np.prod([table.shape[1] for table in self.covers]))
+
+    @cached_property
+    def windows(self) -> int:
+        """Number of windows."""
+        return int(np.prod([len(table) for table in self.covers]))
+
+    def covered(self, windows: Array) -> Array:
+        """Which cells some windows cover, by number: shape (windows, cells)."""
+        found = np.ones((len(windows), 1), bool)
+        for table in reversed(self.covers):
+            windows, places = np.divmod(windows, len(table))
+            found = (table[places][:, :, None] & found[:, None]).reshape(len(found), -1)
+        return found
+
+    def mean(self, losses: Array) -> Array:
+        """Mean loss over the windows that cover a cell."""
+        return self._summed(losses) / self._covering
+
+    @cached_property
+    def _covering(self) -> Array:
+        return self._summed(np.ones(self.windows))
+
+    def _summed(self, values: Array) -> Array:
+        found = values.reshape([len(table) for table in self.covers])
+        for table in self.covers:
+            found = np.moveaxis(found, 0, -1) @ table.astype(np.float64)
+        return np.asarray(found.reshape(-1))
 
 
 def _check_sizes(name: str, value: Any) -> None:

@@ -172,7 +172,8 @@ def test_feature_ablation(case: Case) -> None:
 
 
 def test_feature_permutation(case: Case) -> None:
-    donors = [plan.donors[0] for plan in Permutation(CELLS, samples=1).plans({"x": case[2].numpy()}, {})]
+    plans = Permutation(CELLS, samples=1).plans({"x": case[2].numpy()})
+    donors = [int(plan.donors(np.array([0]))[0]) for plan in plans]
 
     def exchange(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return torch.where(mask, x[donors], x)
@@ -203,7 +204,7 @@ def by_sample(explainer: Any, x: torch.Tensor, targets: torch.Tensor, **options:
 def test_kernel_shap_on_the_same_sets(case: Case) -> None:
     """captum holds the values to their sum by a weight of a million, and we by construction."""
     game = KernelShap(CELLS, samples=40, seed=2).game(6)
-    drawn = np.array([game.keep(k) for k in range(game.stages[-1])])
+    drawn = game.keep(np.arange(game.stages[-1]))
     assert len(drawn) < 2**6
 
     def peer(net: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -217,7 +218,7 @@ def test_kernel_shap_on_the_same_sets(case: Case) -> None:
 @pytest.mark.parametrize(("surrogate", "alpha"), [("ridge", 0.02), ("lasso", 1e-4)])
 def test_lime_on_the_same_sets(case: Case, surrogate: str, alpha: float) -> None:
     method = Lime(CELLS, samples=50, seed=3, kernel_width=0.4)
-    drawn = np.array([method.game(6).keep(k) for k in range(50)])
+    drawn = method.game(6).keep(np.arange(50))
 
     def nearness(_x: Any, _copy: Any, kept: torch.Tensor, **_: Any) -> torch.Tensor:
         everything = torch.ones_like(kept, dtype=torch.float64)
@@ -253,6 +254,6 @@ def test_shapley_sampling_in_the_same_orders(case: Case) -> None:
 def _orders(method: ShapleySampling, features: int) -> Array:
     """The orders that were drawn, from the sets that grow along them."""
     game = method.game(features)
-    sets = np.array([game.keep(k) for k in range(1, game.stages[-1])]).reshape(-1, features - 1, features)
+    sets = game.keep(np.arange(1, game.stages[-1])).reshape(-1, features - 1, features)
     empty, full = np.zeros((len(sets), 1, features)), np.ones((len(sets), 1, features))
     return np.asarray(np.diff(np.concatenate([empty, sets, full], axis=1), axis=1).argmax(axis=2))

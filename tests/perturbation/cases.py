@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import permutations, product
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 
+from onnxplain.copies import with_copies
+from onnxplain.distributions import Perturbation
+from onnxplain.emit import Emitter
+from onnxplain.execution.perturbed import Copies
 from onnxplain.methods import forward_only
+from onnxplain.perturbation import Permutation, Rise
+from onnxplain.runtime.providers import CPU, choose
+from onnxplain.runtime.session import Session
 from tests.models import MLP, Array, Tiny
 from tests.reference import rng
 
@@ -54,3 +64,67 @@ def contributions(x: Array, target: int, baseline: float, labels: Array) -> Arra
             row[feature] = value[tuple(have)] - before
         rows.append(row)
     return np.array(rows)
+
+
+# Masked copies themselves: what the graph makes, and the same by hand
+
+
+def made(
+    perturbation: Perturbation, here: Mapping[str, Array], fills: Mapping[str, Array], jobs: Array, axis: int = 0
+) -> dict[str, Array]:
+    """What the graph makes for pairs of a sample and the number of its copy; ``axis``: of the batch in the model."""
+    emitter = Emitter()
+    shapes = {n: (*x.shape[1 : axis + 1], "batch", *x.shape[axis + 1 :]) for n, x in here.items()}
+    inputs = [emitter.input(n, x.dtype, shapes[n]) for n, x in here.items()]
+    outputs = {f"copied_{x.name}": emitter.op("Identity", x) for x in inputs}
+    axes = dict.fromkeys(here, axis)
+    graph = with_copies(emitter.graph(inputs, outputs), axes, [], here, perturbation.masked)
+    runner: Any = SimpleNamespace(main=SimpleNamespace(axes=axes), program=SimpleNamespace(weights=None))
+    fed = Copies(runner, here, here, fills, perturbation.plans(here)).described(jobs)
+    results = Session(graph, choose([CPU])).run(fed)
+    return {name: np.moveaxis(results[f"copied_{name}"], axis, 0) for name in here}
+
+
+def by_hand(
+    perturbation: Perturbation, here: Mapping[str, Array], fills: Mapping[str, Array], jobs: Array
+) -> dict[str, Array]:
+    """The same in numpy, copy by copy, in double precision where masks are smooth."""
+    plans, copies = perturbation.plans(here), {}
+    for place, (name, x) in enumerate(here.items()):
+        rows: list[Array] = []
+        for k, copy in jobs.tolist():
+            if copy < 0:
+                rows.append(x[k])
+            elif isinstance(perturbation, Rise):
+                mask = rise_mask(perturbation, x[k], place, copy)
+                if x.dtype.kind == "f" and x.ndim > 2:
+                    rows.append(mask * x[k].astype(np.float64) + (1 - mask) * fills[name][k])
+                else:
+                    rows.append(np.where(np.broadcast_to(mask, x[k].shape) > 0.5, x[k], fills[name][k]))
+            else:
+                plan: Any = plans[k]
+                (kept,) = plan.game.keep(np.array([copy]))
+                fill = x[plan.others[copy]] if isinstance(perturbation, Permutation) else fills[name][k]
+                rows.append(np.where(kept[plan.partition.labels[name]], x[k], fill))
+        copies[name] = np.array(rows)
+    return copies
+
+
+def rise_mask(rise: Rise, x: Array, place: int, number: int) -> Array:
+    """A grid of cells, drawn, interpolated along one axis after the other, and cut."""
+    random = np.random.default_rng([rise.seed, place, number])
+    if x.ndim < 2:
+        return (random.random(x.shape) < rise.keep).astype(float)
+    last = x.ndim > 2 and x.shape[-1] in (1, 3, 4) and x.shape[0] not in (1, 3, 4)
+    axes = range(x.ndim - 1) if last else range(1, x.ndim)
+    cells = [min(rise.cells, x.shape[axis]) for axis in axes]
+    mask = (random.random(cells) < rise.keep).astype(float)
+    for k, (axis, count) in enumerate(zip(axes, cells, strict=True)):
+        extent = -(-x.shape[axis] // count)
+        size = (count + 1) * extent
+        at = np.clip((np.arange(size) + 0.5) * count / size - 0.5, 0, count - 1)
+        at = at if x.dtype.kind == "f" else np.ceil(at - 0.5)  # the nearest cell
+        large = np.apply_along_axis(lambda row, at=at: np.interp(at, np.arange(len(row)), row), k, mask)
+        start = random.integers(extent)
+        mask = large.take(range(start, start + x.shape[axis]), k)
+    return np.expand_dims(mask, -1 if last else 0)

@@ -33,8 +33,7 @@ def test_parity_with_captum(features: Array | None) -> None:
 
 def test_parity_with_captums_permutation() -> None:
     x = MLP.x(5)
-    plans = Permutation(samples=1).plans({"x": x}, {})
-    donors = [plan.donors[0] for plan in plans]
+    donors = [int(plan.donors(np.array([0]))[0]) for plan in Permutation(samples=1).plans({"x": x})]
 
     def exchange(a: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return torch.where(mask, a[donors], a)
@@ -49,7 +48,7 @@ def test_parity_with_captums_lime() -> None:
     """On the same sets, with the same kernel."""
     method = Lime(samples=100)
     game = method.game(6)
-    sets = iter([torch.tensor(game.keep(k)[None]) for k in range(game.stages[-1])])
+    sets = iter(torch.tensor(game.keep(np.arange(game.stages[-1])))[:, None])
 
     def kernel(_x: Any, _copy: Any, kept: torch.Tensor, **_: Any) -> float:
         return float(np.exp(-((1 - float(kept.float().mean()) ** 0.5) ** 2) / 0.25**2 / 2))

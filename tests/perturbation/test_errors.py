@@ -14,6 +14,7 @@ from onnxplain.methods import forward_only, make
 from onnxplain.perturbation import KernelShap
 from onnxplain.perturbation.errors import mean_error, regression_errors
 from tests.models import IMAGES, MLP, SIGNAL, TOKENS, TWO_INPUTS, Array, Tiny
+from tests.perturbation.cases import by_hand
 from tests.reference import relative_error, rng
 from tests.test_execution import FEEDS, TARGET, runner
 
@@ -32,12 +33,11 @@ def moments(values: list[Array], errors: list[Array]) -> Array:
 
 def estimated(tiny: Tiny, x: Array, method: str, options: dict[str, Any], seed: int) -> Estimate:
     """Of the first sample; its copies go through the reference evaluator."""
-    baseline = np.full_like(x, options.get("baseline", 0))
-    plan = ox.METHODS[method](seed=seed, **options).distribution.plans({"x": x}, {"x": baseline})[0]
-    copies = np.repeat(x[:1], plan.stages[-1], axis=0)
-    for index, copy in enumerate(copies):
-        plan.hide(index, {"x": copy})
-    score, *scores = tiny.evaluate({"x": np.concatenate([x[:1], copies])})[:, 1]
+    perturbation: Any = ox.METHODS[method](seed=seed, **options).distribution
+    plan = perturbation.plans({"x": x})[0]
+    jobs = np.array([(0, copy) for copy in range(-1, plan.stages[-1])])
+    copies = by_hand(perturbation, {"x": x}, {"x": np.full_like(x, options.get("baseline", 0))}, jobs)
+    score, *scores = tiny.evaluate(copies)[:, 1]
     return plan.estimate(float(score), np.array(scores))
 
 
@@ -123,7 +123,7 @@ def test_sets_that_leave_values_open() -> None:
     unknown = []
     for seed in range(300):
         game = KernelShap(samples=44, seed=seed).game(11)
-        sets = np.array([game.keep(k) for k in range(1, 45)], float)
+        sets = game.keep(np.arange(1, 45)).astype(float)
         leaves_open = np.linalg.matrix_rank(sets - sets.mean(axis=1, keepdims=True)) < 10
         errors = game.solve(1.0, rng(seed).normal(size=45))[1]
         assert errors is not None

@@ -17,6 +17,7 @@ from onnxplain.fills import blurred, inpainted
 from onnxplain.methods import forward_only
 from tests.canonize.test_ml import COLUMNS, Case
 from tests.models import IMAGES, MLP, SIGNAL, TOKENS, TWO_INPUTS, VOLUME, Array, Tiny
+from tests.perturbation.cases import made, rise_mask
 from tests.reference import relative_error, rng
 
 HIDING = [name for name in forward_only() if name != "feature_permutation"]
@@ -186,17 +187,15 @@ def test_inpainting_sums_to_the_change_from_the_mean_colour() -> None:
 
 
 def test_inpainting_under_smooth_masks() -> None:
-    """Where at least half is kept, nothing changes; where nothing is, the fill is all."""
+    """Where at least half is kept, nothing changes but by rounding; where nothing is, the fill is all."""
     x = IMAGES.x(1)
-    copies = {}
-    (plan,) = ox.METHODS["rise"](samples=4, cells=2, baseline="inpaint").distribution.plans({"x": x}, {})
-    for index in range(4):
-        copies[index] = x[0].copy()
-        plan.hide(index, {"x": copies[index]})
-        mask = np.broadcast_to(plan.masks["x"].get(index), x[0].shape)
-        np.testing.assert_array_equal(copies[index][mask >= 0.5], x[0][mask >= 0.5])
+    rise: Any = ox.METHODS["rise"](samples=4, cells=2, baseline="inpaint").distribution
+    copies = made(rise, {"x": x}, {}, np.array([(0, number) for number in range(4)]))["x"]
+    for number, copy in enumerate(copies):
+        mask = np.broadcast_to(rise_mask(rise, x[0], 0, number), x[0].shape)
+        np.testing.assert_allclose(copy[mask >= 0.5], x[0][mask >= 0.5], rtol=2e-7)
         bare = mask == 0
-        np.testing.assert_allclose(copies[index][bare], inpainted(x[0], mask < 0.5)[bare], rtol=1e-6)
+        np.testing.assert_array_equal(copy[bare], inpainted(x[0], mask < 0.5)[bare])
     values = ox.explain(IMAGES.proto(), x, "rise", target=1, samples=30, baseline="inpaint").values
     assert np.isfinite(values).all()
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import tracemalloc
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 
 import onnxplain as ox
-from onnxplain import execution
 from onnxplain.errors import OptionError
-from onnxplain.methods import make
 from onnxplain.perturbation.coalitions import FIRST, doubling
-from onnxplain.runtime.chunked import Chunked
 from onnxplain.runtime.session import Session
-from tests.models import IMAGES, MLP, SIGNAL, TWO_INPUTS, Array
-from tests.perturbation.cases import METHODS
+from tests.models import IMAGES, MLP, SIGNAL, TWO_INPUTS, Array, model
+from tests.perturbation.cases import METHODS, by_hand
 from tests.reference import relative_error, rng
-from tests.test_execution import PROGRAM, Runner, Squares
 
 TOLERANT = {
     "rise": {"samples": 2000, "tolerance": 0.12},
@@ -46,23 +41,18 @@ def test_each_sample_ends_at_the_first_count_within_the_tolerance(method: str) -
     options = TOLERANT[method]
     assert len(set(result.copies)) > 1  # samples differ in what they need
     for k, copies in enumerate(result.copies):
-        plan = ox.METHODS[method](**options).distribution.plans({"x": X}, {"x": X * 0})[k]
+        perturbation: Any = ox.METHODS[method](**options).distribution
+        plan = perturbation.plans({"x": X})[k]
         assert copies in plan.stages
         assert copies < most
         assert missed(result, k) <= options["tolerance"]
-        scores = by_hand(plan, X[k])
+        jobs = np.array([(k, copy) for copy in range(-1, plan.stages[-1])])
+        scores = SIGNAL.evaluate(by_hand(perturbation, {"x": X}, {"x": X * 0}, jobs))[:, 1]
         before = plan.stages[: plan.stages.index(copies)]
         estimates = [plan.estimate(scores[0], scores[1 : 1 + count]) for count in before]
         assert not any(e.errors["x"].max() <= options["tolerance"] * abs(e.values["x"]).max() for e in estimates)
         there = plan.estimate(scores[0], scores[1 : 1 + copies])
         assert relative_error(result.values[k], there.values["x"]) < 1e-3
-
-
-def by_hand(plan: Any, x: Array) -> Array:
-    copies = np.repeat(x[None], 1 + plan.stages[-1], axis=0)
-    for index, copy in enumerate(copies[1:]):
-        plan.hide(index, {"x": copy})
-    return SIGNAL.evaluate({"x": copies})[:, 1]
 
 
 @SAMPLED
@@ -130,48 +120,49 @@ def test_bad_tolerances(tolerance: Any) -> None:
 # Memory
 
 
-@dataclass
-class Counted(Squares):
-    """Remembers the largest batch in bytes."""
+def peak(x: Array, chunk: int, method: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[int, int]:
+    """Bytes that are taken in Python at most, and the most copies that are made at a time."""
+    sizes = ",".join(map(str, x.shape[1:]))
+    text = f"m (float[N,{sizes}] x) => (float[N,1] y) {{ f = Flatten(x) y = MatMul(f, w) }}"
+    proto = model(text, w=np.ones((x[0].size, 1), np.float32))
+    explainer = ox.Explainer(proto, method, **options)
+    explainer(x, 0)
+    runner = explainer._runner.newest()
+    assert runner is not None
+    runner.main.chunk = chunk
+    copies: list[int] = []
+    run = Session.run
 
-    most: int = field(default=0)
+    def spied(self: Session, feeds: Any, *rest: Any) -> Any:
+        copies.append(len(feeds["copies/sample"]))
+        return run(self, feeds, *rest)
 
-    def run(self, feeds: Any, outputs: Any, into: Any) -> dict[str, Array]:
-        self.most = max(self.most, feeds["x"].nbytes)
-        return super().run(feeds, outputs, into)
-
-
-def peak(method: str, x: Array, chunk: int, **options: Any) -> tuple[int, int]:
-    """Bytes that are taken in Python at most, while one chunk of copies after the other is run; and a chunk's."""
-    session = Counted()
-    runner = Runner(PROGRAM, Chunked(session, {"x": 0, "target": 0}, chunk, False), None, None)  # type: ignore[arg-type]
-    feeds = {"x": x, "scale": np.float32(3)}
-    made = make(method, options)
+    monkeypatch.setattr(Session, "run", spied)
     tracemalloc.start()
     try:
-        execution.run(runner, made, feeds, np.zeros(len(x), np.int64), None)
-        return tracemalloc.get_traced_memory()[1], session.most
+        explainer(x, 0)
+        return tracemalloc.get_traced_memory()[1], max(copies)
     finally:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("method", ["rise", "lime", "kernel_shap", "occlusion"])
-def test_a_chunk_of_copies_exists_at_a_time(method: str) -> None:
-    """All copies would be 30 chunks; Squares itself makes arrays of a chunk, in double precision."""
+@pytest.mark.parametrize(("method", "most"), [("rise", 20), ("lime", 8), ("kernel_shap", 8), ("occlusion", 8)])
+def test_a_chunk_of_copies_exists_at_a_time(method: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Python, no copies are made, and masks a few at a time: all of them would take 40 samples."""
     x = rng(1).normal(size=(1, 3, 224, 224)).astype(np.float32)
-    options = {"window": 32, "stride": 16} if method == "occlusion" else {"samples": 120}
+    options: dict[str, Any] = {"window": 32, "stride": 16} if method == "occlusion" else {"samples": 120}
     if method in ("lime", "kernel_shap"):
         options["features"] = "grid"
-    taken, chunk = peak(method, x, 4, **options)
-    assert chunk == 4 * x.nbytes
-    assert taken < 12 * chunk
+    taken, copies = peak(x, 4, method, monkeypatch, **options)
+    assert copies == 4
+    assert taken < most * x.nbytes
 
 
-def test_masks_of_long_rows_are_made_one_by_one() -> None:
+def test_masks_of_long_rows_are_made_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """16,000 samples of sound have 16,000 cells."""
     x = rng(1).normal(size=(1, 16000)).astype(np.float32)
-    taken, _ = peak("rise", x, 4, samples=300)
-    assert taken < 300 * 16000  # bytes: less than even one byte for each cell of all masks
+    taken, _ = peak(x, 4, "rise", monkeypatch, samples=1000)
+    assert taken < 1000 * 16000 / 2  # bytes: less than half a one for each cell of all masks
 
 
 # Interruption
