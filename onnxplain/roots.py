@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 
 from onnxplain import quantities
+from onnxplain.control import as_scans
 from onnxplain.distributions import Line, Root
 from onnxplain.emit import Emitter, Var, where
 from onnxplain.inside import Inside, rows_of
 from onnxplain.ir import Graph
 from onnxplain.masked import compile_masked
 from onnxplain.methods import Method
-from onnxplain.program import BASELINE_SCORE, Program, compile_program, gathered
+from onnxplain.program import BASELINE_SCORE, Program, compile_program, gathered, with_baseline_score
 from onnxplain.questions import Question, batch_axis
 
 
@@ -22,10 +23,15 @@ def compile_method(
 ) -> Program:
     """Write the program of any method; see `onnxplain.program.compile_program`."""
     if isinstance(method.distribution, Root):
-        return _rooted(graph, method, method.distribution, question, model_outputs)
-    if method.cam and method.cam.masks:
-        return compile_masked(graph, method, method.cam, question, model_outputs)
-    return compile_program(graph, method, question, model_outputs, traced)
+        program = _rooted(graph, method, method.distribution, question, model_outputs)
+    elif method.cam and method.cam.masks:
+        program = compile_masked(graph, method, method.cam, question, model_outputs)
+    else:
+        program = compile_program(graph, method, question, model_outputs, traced)
+        if isinstance(method.distribution, Line) and not model_outputs:
+            program = with_baseline_score(program, graph, method.distribution.baseline)
+    front, back = (part and as_scans(part) for part in (program.front, program.back))
+    return replace(program, graph=as_scans(program.graph), front=front, back=back)
 
 
 def _rooted(graph: Graph, method: Method, root: Root, question: Question, model_outputs: bool) -> Program:

@@ -40,6 +40,7 @@ LAYERS = [
     "fills",
     "distributions",
     "sampling",
+    "separable",
     "reference",
     "readouts",
     "cams",
