@@ -18,8 +18,8 @@ from onnxplain.ir import Graph, Node, Shape, Value
 _BOOL = {"Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Xor", "Not", "IsNaN", "IsInf"}
 _INT64 = {"Shape", "Size", "ArgMax", "ArgMin", "NonZero"}
 _SIZE_ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}  # done at once where sizes are known
-_BROADCAST = _BOOL | {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mod", "Where", "PRelu"}
-_SAME_SHAPE = {
+BROADCAST = _BOOL | {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mod", "Where", "PRelu"}
+SAME_SHAPE = {
     *("Abs", "Neg", "Exp", "Log", "Sqrt", "Reciprocal", "Sign", "Erf", "Relu", "Sigmoid", "Tanh", "Softplus", "Cast"),
     *("Identity", "Clip", "Softmax", "LogSoftmax", "Floor", "Ceil", "Round", "Sin", "Cos", "CumSum", "Trilu"),
 }
@@ -434,7 +434,7 @@ class Emitter:
         names |= {name: self.fresh(name) for name in dict.fromkeys(_defined(graph.nodes))}
         for output in graph.producer:
             self.values[names[output]] = _named(graph.value(output), names)
-        self.nodes += [_renamed(node, names) for node in graph.nodes]
+        self.nodes += [renamed(node, names) for node in graph.nodes]
         return [self.var(names.get(name, name)) for name in outputs]
 
     def _visible(self, name: str) -> np.ndarray[Any, Any] | None:
@@ -475,9 +475,9 @@ def _dtype(op: str, inputs: Sequence[Var]) -> np.dtype[Any]:
 
 
 def _shape(op: str, inputs: Sequence[Var]) -> Shape | None:
-    if op in _BROADCAST:
+    if op in BROADCAST:
         return broadcast_shape(*(i.shape for i in inputs))
-    return inputs[0].shape if op in _SAME_SHAPE and inputs else None
+    return inputs[0].shape if op in SAME_SHAPE and inputs else None
 
 
 def _defined(nodes: Iterable[Node]) -> Iterator[str]:
@@ -490,7 +490,7 @@ def _defined(nodes: Iterable[Node]) -> Iterator[str]:
             yield from _defined(body.nodes)
 
 
-def _renamed(node: Node, names: Mapping[str, str]) -> Node:
+def renamed(node: Node, names: Mapping[str, str]) -> Node:
     """The node with other names for what it reads and writes, in its subgraphs too."""
 
     def body(graph: Graph) -> Graph:
@@ -498,7 +498,7 @@ def _renamed(node: Node, names: Mapping[str, str]) -> Node:
             graph,
             inputs=tuple(_named(v, names) for v in graph.inputs),
             outputs=tuple(_named(v, names) for v in graph.outputs),
-            nodes=tuple(_renamed(n, names) for n in graph.nodes),
+            nodes=tuple(renamed(n, names) for n in graph.nodes),
             constants={names.get(name, name): array for name, array in graph.constants.items()},
             values={names.get(name, name): _named(v, names) for name, v in graph.values.items()},
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from onnxplain.backward import backward, plan
 from onnxplain.composites import Composite, kind_of
 from onnxplain.control import ControlCall
 from onnxplain.deeplift import DeepLift
-from onnxplain.distributions import Point, References
+from onnxplain.distributions import Baseline, Point, References
 from onnxplain.emit import Emitter, Var
 from onnxplain.errors import OptionError, UnsupportedModelError, UnsupportedOperatorError
 from onnxplain.integers import returned
@@ -21,7 +21,7 @@ from onnxplain.ir import Graph, Node
 from onnxplain.methods import Method
 from onnxplain.ops import Call, Kind
 from onnxplain.questions import Question, Slice, moved
-from onnxplain.reference import Pair, is_shared, paired
+from onnxplain.reference import Pair, constant_at, is_shared, paired
 from onnxplain.rules.base import Rule
 from onnxplain.sampling import Lines, moves_inputs
 from onnxplain.stepwise import written_out
@@ -71,7 +71,7 @@ class Program:
     baselines
         For methods that compare the input with a baseline which is not built in: name of a slice -> the input for it.
     baseline_score
-        Name of the output with the score there; None for other methods.
+        Name of the output with the score there; None for other methods, or where it is no constant.
     front
         Computes, from the model's inputs, the tensors that are none of them; None if there are none.
     back
@@ -121,7 +121,7 @@ def report(graph: Graph, composite: Composite, question: Question) -> list[Assig
 
     In place of a control-flow node, the nodes in its bodies are listed.
     """
-    graph = written_out(graph, composite)
+    graph = written_out(graph, question.tensors, [question.explained])
     calls = _plan(graph, Emitter(graph), question)
     pairs = zip(calls, composite.assign(calls), strict=True)
     return [Assignment(c.node, kind_of(c), r) for c, r in pairs if not isinstance(c, ControlCall)]
@@ -156,7 +156,8 @@ def compile_program(
     UnsupportedOperatorError, NoRuleError
         All nodes that stand in the way.
     """
-    graph = written_out(graph, method.composite) if method.composite else graph
+    if method.composite is not None:
+        graph = written_out(graph, question.tensors, [question.explained])
     whole, at_point = graph, isinstance(method.distribution, Point | References)
     pair = _pair(graph, method.distribution, question) if isinstance(method.distribution, References) else None
     composite = method.composite
@@ -236,6 +237,22 @@ def compile_program(
         parts,
         values,
     )
+
+
+def with_baseline_score(program: Program, graph: Graph, baseline: Baseline) -> Program:
+    """Add the score at a baseline that is the same for all samples, where nothing else takes part in it."""
+    question = program.question
+    row = constant_at(graph, program.slices, question.explained, baseline)
+    if row is None:
+        return program
+    emitter = Emitter(program.graph)
+    explained, score = emitter.var(question.explained), emitter.fresh(BASELINE_SCORE)
+    there = emitter.op("Expand", emitter.const(row), explained.sizes(), known=explained.shape)
+    weights = [emitter.var(program.weights)] if program.weights else []
+    outputs = {v.name: emitter.var(v.name) for v in program.graph.outputs}
+    outputs[score] = quantities.select(there, emitter.var(program.resolved), question.axis, *weights).score
+    inputs = [emitter.var(v.name) for v in program.graph.inputs]
+    return replace(program, graph=emitter.graph(inputs, outputs), baseline_score=score)
 
 
 def _pair(graph: Graph, references: References, question: Question) -> Pair:

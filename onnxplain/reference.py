@@ -5,23 +5,29 @@ calculate both in the same bodies. Tokens stay what they are for everything but 
 masks and positions (as for integrated gradients).
 
 A baseline that is the same for all samples makes a reference of one row wherever the graph allows. Nothing of it then
-depends on the input, and ONNX Runtime calculates it once, when it loads the graph.
+depends on the input, and ONNX Runtime calculates it once, when it loads the graph; loops, which it would not, are
+calculated here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from onnxplain.canonize import BATCH
+from onnxplain.canonize.trial import TrialError, run
 from onnxplain.control import CONTROL
 from onnxplain.distributions import Baseline, as_baseline, is_named
 from onnxplain.emit import Emitter, Var, concat, fits
 from onnxplain.errors import OptionError, UnsupportedModelError
-from onnxplain.ir import Dim, Graph, Node, Shape, Value
-from onnxplain.questions import Question
+from onnxplain.ir import Graph, Node, Shape, Value
+from onnxplain.questions import Question, Slice
+from onnxplain.separable import per_sample, rows_of_samples
+
+Array = np.ndarray[Any, Any]
 
 _COUNTING = {"Compress", "NonMaxSuppression", "NonZero", "StringSplit", "Unique"}  # sizes of outputs depend on values
 
@@ -66,7 +72,9 @@ def paired(graph: Graph, question: Question, baseline: Baseline | None) -> Pair:
     emitter = Emitter(graph.replace(nodes=()))
     emitter.reserve(graph.nodes)
     needed = graph.needed_for([question.explained])
-    copies = _Copies(needed, baseline is not None and _separable(graph, question, needed))
+    direct = all(part.direct for part in question.slices)  # masks, for one, are made of the tokens themselves
+    rows = rows_of_samples(graph, question.tensors, needed) if direct and baseline is not None else None
+    copies = _Copies(needed, rows is not None)
     names: dict[str, str] = {}
     front: dict[str, str] = {}  # tokens, and what leads from them to floats
     indirect = {tensor for part in question.slices if not part.direct for tensor in part.tensors}
@@ -97,13 +105,54 @@ def paired(graph: Graph, question: Question, baseline: Baseline | None) -> Pair:
             copies.write(node, emitter, names, keep=question.tensors)
         for output in node.outputs:
             start(output)
+    for name, place in (rows or {}).items():
+        if place and name in names:
+            names[name] = place.repeated(emitter.var(names[name]), emitter.var(name)).name
     result = graph.replace(
         inputs=(*graph.inputs, *(emitter.values[name] for name in inputs.values())),
         nodes=tuple(emitter.nodes),
         constants=emitter.constants,
         values=emitter.values,
     )
-    return Pair(result, {**copies.inside, **names}, inputs)
+    return Pair(_calculated(result), {**copies.inside, **names}, inputs)
+
+
+def _calculated(graph: Graph) -> Graph:
+    """The graph with the results of loops in their places, where these depend on nothing but constants."""
+    moving = graph.reachable_from(v.name for v in graph.inputs)
+    loops = [n for n in graph.nodes if n.op == "Loop" and moving.isdisjoint(n.outputs)]
+    names = [name for loop in loops for name in loop.outputs]
+    try:
+        ((*arrays,),) = run(graph.replace(inputs=()).pruned(names), [{}]) if names else ((),)
+    except TrialError:
+        return graph
+    nodes = tuple(n for n in graph.nodes if n not in loops)
+    values = {k: v for k, v in graph.values.items() if k not in names}
+    return graph.replace(
+        nodes=nodes, constants={**graph.constants, **dict(zip(names, arrays, strict=True))}, values=values
+    )
+
+
+def constant_at(graph: Graph, slices: Sequence[Slice], explained: str, baseline: Baseline) -> Array | None:
+    """The explained tensor at a baseline that is the same for all samples, one row; None where it is no constant."""
+    names = [part.name for part in slices]
+    graph = graph.cut(names, [explained]).pruned([explained])
+    values = [graph.value(name) for name in names]
+    if not {v.name for v in graph.inputs if v.name in graph.users}.issubset(names):
+        return None
+    feeds = {}
+    for part, value in zip(slices, values, strict=True):
+        shape = _one_row(value.shape, part.axis)
+        sizes = [d for d in shape or () if isinstance(d, int)]
+        free = value.shape is not None and value.shape[part.axis] in (BATCH, 1)
+        if not free or not is_shared(baseline, value, part.axis) or len(sizes) < len(shape or ()):
+            return None
+        feeds[part.name] = np.broadcast_to(as_baseline(baseline, value.dtype, part.name), sizes)
+    try:
+        ((found,),) = run(graph.replace(inputs=tuple(values)), [feeds])
+    except TrialError:
+        return None
+    return found
 
 
 def _expanded(baseline: Baseline, x: Var, axis: int, one_row: bool) -> Var:
@@ -121,30 +170,6 @@ def _expanded(baseline: Baseline, x: Var, axis: int, one_row: bool) -> Var:
 
 def _one_row(shape: Shape | None, axis: int) -> Shape | None:
     return None if shape is None else tuple(1 if k == axis else d for k, d in enumerate(shape))
-
-
-def _separable(graph: Graph, question: Question, needed: set[str]) -> bool:
-    """Whether one row stands for all: every tensor has one axis for the batch, and no other input takes part."""
-    if not all(part.direct for part in question.slices):
-        return False  # masks, for one, are made of the tokens themselves
-
-    def batches(name: str) -> list[Dim]:
-        shape = graph.value(name).shape if name in graph.values else ()
-        return [None] if shape is None else [d for d in shape if BATCH in str(d)]
-
-    reached = set(question.tensors)
-    if any(batches(name) != [BATCH] for name in reached):
-        return False
-    for node in graph.nodes:
-        if reached.isdisjoint(node.reads) or needed.isdisjoint(node.outputs):
-            continue
-        outputs = [graph.value(o) for o in node.outputs if o]
-        if node.op in CONTROL or any(batches(name) for name in node.reads if name not in reached):
-            return False
-        if any(v.is_float and (batches(v.name) != [BATCH] or None in (v.shape or (None,))) for v in outputs):
-            return False
-        reached.update(v.name for v in outputs)
-    return True
 
 
 @dataclass(frozen=True)
@@ -175,7 +200,8 @@ class _Copies:
         if names.keys().isdisjoint(node.reads) or same_sizes or not wanted:
             emitter.nodes.append(node)
         elif node.op in CONTROL and not node.domain:
-            emitter.nodes.append({"If": self._if, "Loop": self._loop}[node.op](node, emitter, names))
+            loop = self._apart if self.one_row else self._loop
+            emitter.nodes.append({"If": self._if, "Loop": loop}[node.op](node, emitter, names))
         else:
             emitter.nodes.append(node)
             emitter.nodes.append(self.copy(node, emitter, names))
@@ -195,7 +221,7 @@ class _Copies:
         value = emitter.values[name]
         shape = value.shape
         if self.one_row and shape is not None:
-            shape = tuple(1 if d == BATCH else None if BATCH in str(d) else d for d in shape)
+            shape = per_sample(shape)
         return emitter.input(f"{name}/reference", value.dtype, shape).name
 
     def _if(self, node: Node, emitter: Emitter, names: dict[str, str]) -> Node:
@@ -238,6 +264,48 @@ class _Copies:
             outputs=(*node.outputs[:count], *copies[: len(kept)], *node.outputs[count:], *copies[len(kept) :]),
             attrs={**node.attrs, "body": body.replace(outputs=outputs)},
         )
+
+    def _apart(self, node: Node, emitter: Emitter, names: dict[str, str]) -> Node:
+        """A Loop that reads what another one has calculated at the reference, which is written before it."""
+        body: Graph = node.attrs["body"]
+        inner = Emitter(body.replace(nodes=()), emitter)
+        inner.reserve(body.nodes)
+        inside = {n: names[n] for n in body.captured if n in names}
+        inputs = [inner.values[inside.setdefault(v.name, self._beside(inner, v.name))] for v in body.inputs]
+        for part in body.nodes:
+            inner.nodes.append(self.copy(part, inner, inside))
+        outputs = [inner.values[inside[v.name]] for v in body.outputs]
+        index = body.inputs[0].name
+        reads = []
+        for name in (*(v.name for v in body.inputs[2:]), *body.producer):
+            there = inner.values[inside[name]]
+            self.inside[name] = there.name
+            copy = replace(there, name=inner.fresh(there.name))
+            inner.nodes.append(Node("Identity", (there.name,), (copy.name,)))
+            inner.values[copy.name] = copy
+            outputs.append(copy)
+            stack = emitter.input(f"{there.name}/all", there.dtype, there.shape and (None, *there.shape))
+            reads.append(Node("Gather", (stack.name, index), (there.name,), {"axis": 0}))
+        copies = [self._beside(emitter, o) for o in node.outputs]
+        names |= dict(zip(node.outputs, copies, strict=True))
+        at_reference = body.replace(
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
+            nodes=tuple(inner.nodes),
+            constants=inner.constants,
+            values=inner.values,
+        )
+        emitter.nodes.append(
+            replace(
+                node,
+                inputs=tuple(names.get(i, i) for i in node.inputs),
+                outputs=(*copies, *(n.inputs[0] for n in reads)),
+                attrs={"body": at_reference},
+                name="",
+            )
+        )
+        values = {**body.values, **{n.outputs[0]: inner.values[n.outputs[0]] for n in reads}}
+        return replace(node, attrs={"body": body.replace(nodes=(*reads, *body.nodes), values=values)})
 
     def _body(
         self, body: Graph, outer: Emitter, names: Mapping[str, str], states: Sequence[str] = ()

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnxplain import quantities
+from onnxplain.control import as_scans
 from onnxplain.copies import with_copies
 from onnxplain.distributions import Line, Perturbation, Root
 from onnxplain.emit import Emitter, Var, where
@@ -14,7 +15,7 @@ from onnxplain.inside import Inside, rows_of
 from onnxplain.ir import Graph
 from onnxplain.masked import compile_masked
 from onnxplain.methods import Method
-from onnxplain.program import BASELINE_SCORE, Program, compile_program, gathered
+from onnxplain.program import BASELINE_SCORE, Program, compile_program, gathered, with_baseline_score
 from onnxplain.questions import Question, batch_axes, batch_axis
 
 
@@ -23,13 +24,17 @@ def compile_method(
 ) -> Program:
     """Write the program of any method; see `onnxplain.program.compile_program`."""
     if isinstance(method.distribution, Root):
-        return _rooted(graph, method, method.distribution, question, model_outputs)
-    if method.cam and method.cam.masks:
-        return compile_masked(graph, method, method.cam, question, model_outputs)
-    program = compile_program(graph, method, question, model_outputs, traced)
-    if isinstance(method.distribution, Perturbation):
-        return replace(program, copied=_copied(graph, program, method.distribution))
-    return program
+        program = _rooted(graph, method, method.distribution, question, model_outputs)
+    elif method.cam and method.cam.masks:
+        program = compile_masked(graph, method, method.cam, question, model_outputs)
+    else:
+        program = compile_program(graph, method, question, model_outputs, traced)
+        if isinstance(method.distribution, Line) and not model_outputs:
+            program = with_baseline_score(program, graph, method.distribution.baseline)
+        if isinstance(method.distribution, Perturbation):
+            program = replace(program, copied=_copied(graph, program, method.distribution))
+    front, back, copied = (part and as_scans(part) for part in (program.front, program.back, program.copied))
+    return replace(program, graph=as_scans(program.graph), front=front, back=back, copied=copied)
 
 
 def _copied(graph: Graph, program: Program, perturbation: Perturbation) -> Graph:

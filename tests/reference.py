@@ -18,6 +18,7 @@ from onnxplain.emit import Emitter
 from onnxplain.ir import IR_VERSION, OPSET, Graph
 from onnxplain.reader import to_graph
 from onnxplain.rules.base import Gradient
+from onnxplain.stepwise import written_out
 from onnxplain.writer import to_proto
 
 # The evaluator's own Erf, which Gelu uses too, gives float32 digits only.
@@ -92,6 +93,7 @@ def single_node(
 
 def gradient_graph(graph: Graph, cotangents: Mapping[str, np.ndarray[Any, Any]], wanted: Sequence[str]) -> Graph:
     """The graph of ``sum(cotangent * output)``'s gradient with respect to ``wanted``; cotangents are graph inputs."""
+    graph = written_out(graph, wanted, list(cotangents))
     emitter = Emitter(graph)
     seeds = {
         name: emitter.input(f"ct_{name}", array.dtype, graph.value(name).shape) for name, array in cotangents.items()

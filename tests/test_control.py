@@ -10,6 +10,7 @@ import pytest
 from onnxplain.backward import active_values, plan
 from onnxplain.canonize.bodies import tidied
 from onnxplain.canonize.shapes import inferred
+from onnxplain.control import as_scans
 from onnxplain.emit import Emitter
 from onnxplain.errors import UnsupportedOperatorError
 from onnxplain.ir import Graph
@@ -51,13 +52,16 @@ def check(text: str, feeds: Mapping[str, Array], wanted: Sequence[str] = ("x",),
     weights = weights or {"w": W}
     graph = graph_of(text, **weights)
     y = run_ort(graph.pruned(["y"]), feeds)["y"]
+    np.testing.assert_array_equal(run_ort(as_scans(graph.pruned(["y"])), feeds)["y"], y)
     ct = rng(5).normal(size=y.shape).astype(np.float32)
     written = gradient_graph(graph, {"y": ct}, wanted)
-    onnx.checker.check_model(to_proto(written), full_check=True)
-    results = run_ort(written, {**feeds, "ct_y": ct})
-    for name, expected in differences(model(text, double=True, **weights), feeds, wanted, ct).items():
-        assert np.any(expected)
-        assert relative_error(results[f"d_{name}"], expected) < 1e-5, name
+    truth = differences(model(text, double=True, **weights), feeds, wanted, ct)
+    for lowered in (written, as_scans(written)):
+        onnx.checker.check_model(to_proto(lowered), full_check=True)
+        results = run_ort(lowered, {**feeds, "ct_y": ct})
+        for name, expected in truth.items():
+            assert np.any(expected)
+            assert relative_error(results[f"d_{name}"], expected) < 1e-5, name
     return written
 
 
@@ -132,9 +136,17 @@ LOOP = """m (float[N,3] x, float[T,N,3] xs, int64 n) => (float[N,3] y) {
 }"""
 
 
+def check_trips(text: str, trips: int, back: str = "Scan", **weights: Array) -> None:
+    """The number of trips is an input, and then known: the way back is a Loop, and then a Scan, or what it is to be."""
+    feeds = {name: array for name, array in (("x", X), ("xs", XS)) if f"] {name}" in text}
+    free = check(text, {**feeds, "n": np.array(trips)}, list(feeds), **weights)
+    known = check(text.replace(", int64 n", ""), feeds, list(feeds), **weights, n=np.array(trips))
+    assert [n.op for graph in (free, known) for n in graph.nodes if n.subgraphs] == ["Loop", "Loop", "Loop", back]
+
+
 @pytest.mark.parametrize("trips", [4, 3, 1])
 def test_states_captures_slices_and_scan_outputs(trips: int) -> None:
-    check(LOOP, {"x": X, "xs": XS, "n": np.array(trips)}, ["x", "xs"])
+    check_trips(LOOP, trips, w=W)
 
 
 LOOPS = {  # name: (state, its end, scan output), in terms of the state s, the trip i, x, xs, w and the trip's slice t
@@ -147,10 +159,37 @@ LOOPS = {  # name: (state, its end, scan output), in terms of the state s, the t
     "a slice, and the whole": "r = ReduceMean<keepdims=0>(xs)  p = Mul(r, t)  s_out = Mul(p, s)  z = Sin(s)",
     "the trip's number as a number": "f = Cast<to=1>(i)  g = CastLike(f, s)  s_out = Mul(s, g)  z = Add(s, t)",
     "one value as state and scan output": "s_out = Mul(s, t)  z = Identity(s_out)",
+    "a scan output that needs no state": """
+        a = Mul(t, t)
+        b, c = Split<axis=0, num_outputs=2>(a)
+        d = Concat<axis=0>(c, b)
+        e = Transpose<perm=[1, 0]>(d)
+        f = MatMul(w1, e)
+        g = MatMul(f, w1)
+        z = Tanh(g)
+        s_out = Mul(s, t)""",
+    "numbers and rows of each trip": """
+        low = ReduceMin<keepdims=0>(t)
+        r = ReduceSum<keepdims=0>(t, axis)
+        c = Clip(w1, low)
+        d = Mul(c, r)
+        z = Mul(d, x)
+        s_out = Mul(s, d)""",
+    "what no trip changes": "a = Sin(x)  b = MatMul(a, w)  c = Mul(b, t)  s_out = Mul(s, c)  z = Exp(b)",
+    "quotients of quotients": """
+        a = Exp(t)
+        b = Exp(x)
+        c = Div(s, a)
+        d = Div(c, b)
+        e = Mul(d, t)
+        f = Mul(e, x)
+        g = Div(f, b)
+        s_out = Div(g, a)
+        z = Div(s, b)""",
 }
 
 
-@pytest.mark.parametrize("trips", [2, 1])
+@pytest.mark.parametrize("trips", [4, 2, 1])
 @pytest.mark.parametrize("body", LOOPS.values(), ids=LOOPS)
 def test_loops(body: str, trips: int) -> None:
     text = f"""m (float[2,3] x, float[4,2,3] xs, int64 n) => (float[2,3] y) {{
@@ -165,11 +204,26 @@ def test_loops(body: str, trips: int) -> None:
         sin = Sin(total)
         y = Add(sin, final)
     }}"""
-    check(text, {"x": X, "xs": XS, "n": np.array(trips)}, ["x", "xs"], w1=W[:2], axis=np.array([0]))
+    most = 2 if "axis=1>(xs" in body else trips  # it has no more slices
+    check_trips(text, min(trips, most), w=W, w1=W[:2], axis=np.array([0]))
 
 
+def test_a_state_alone() -> None:
+    text = """m (float[2,3] x, int64 n) => (float[2,3] y) {
+        final = Loop(n, , x) <
+            body = step (int64 i, bool on, float[2,3] s) => (bool go, float[2,3] s_out) {
+                go = Identity(on)
+                s_out = MatMul(s, w)
+            }
+        >
+        y = Sin(final)
+    }"""
+    check_trips(text, 3, w=W)
+
+
+@pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("inner", ["s_out = Mul(s, t)", "q = Sin(s)  s_out = Add(q, t)"])
-def test_no_trip_at_all(inner: str) -> None:
+def test_no_trip_at_all(inner: str, known: bool) -> None:
     text = f"""m (float[N,3] x, float[T,N,3] xs, int64 n) => (float[N,3] y) {{
         final, zs = Loop(n, , x) <
             body = step (int64 i, bool on, float[N,3] s) => (bool go, float[N,3] s_out, float[N,3] z) {{
@@ -184,11 +238,49 @@ def test_no_trip_at_all(inner: str) -> None:
         h = Mul(sin, final)
         y = Add(h, total)
     }}"""
-    graph = graph_of(text)
-    feeds = {"x": X, "xs": XS, "n": np.array(0), "ct_y": np.ones_like(X)}
-    results = run_ort(gradient_graph(graph, {"y": X}, ["x", "xs"]), feeds)
+    n = {"n": np.array(0)}
+    graph = graph_of(text.replace(", int64 n", ""), **n) if known else graph_of(text)
+    feeds = {"x": X, "xs": XS, "ct_y": np.ones_like(X)} | ({} if known else n)
+    results = run_ort(as_scans(gradient_graph(graph, {"y": X}, ["x", "xs"])), feeds)
     np.testing.assert_allclose(results["d_x"], np.sin(X) + X * np.cos(X), rtol=1e-5)
     np.testing.assert_array_equal(results["d_xs"], np.zeros_like(XS))
+
+
+@pytest.mark.parametrize("start", [False, True])
+@pytest.mark.parametrize("go", ["Identity", "Not"])
+def test_a_condition_that_is_known(go: str, start: bool) -> None:
+    text = f"""m (float[2,3] x, float[4,2,3] xs) => (float[2,3] y) {{
+        h = Loop(n, c, x) <
+            body = step (int64 i, bool on, float[2,3] s) => (bool go, float[2,3] s_out) {{
+                go = {go}(on)
+                t = Gather<axis=0>(xs, i)
+                a = Mul(s, t)
+                s_out = Sin(a)
+            }}
+        >
+        total = ReduceSum<keepdims=0>(xs, axis)
+        y = Mul(h, total)
+    }}"""
+    check(text, {"x": X, "xs": XS}, ["x", "xs"], n=np.array(4), c=np.array(start), axis=np.array([0]))
+
+
+def test_a_size_that_grows_beside() -> None:
+    text = """m (float[1,3] x, int64 n) => (float[1,3] y) {
+        y, grown = Loop(n, , x, r) <
+            body = step (int64 i, bool on, float[1,3] s, float[K,3] p)
+                => (bool go, float[1,3] s_out, float[L,3] p_out) {
+                go = Identity(on)
+                q = Tanh(p)
+                u = Mul(s, q)
+                v = ReduceSum(u, axis)
+                s_out = Sin(v)
+                p_out = Concat<axis=0>(p, r)
+            }
+        >
+    }"""
+    feeds = {"x": X[:1]}
+    check(text, {**feeds, "n": np.array(3)}, r=W[:1], axis=np.array([0]))
+    check(text.replace(", int64 n", ""), feeds, r=W[:1], axis=np.array([0]), n=np.array(3))
 
 
 @pytest.mark.parametrize("trips", ["n", ""])
@@ -212,6 +304,7 @@ def test_a_loop_that_stops_by_itself(trips: str) -> None:
     constants = {"start": np.array(1), "two": np.array(2), "limit": np.float32(50), "axis": np.array([0])}
     for most in (2, 9):
         check(text, {"x": X, "n": np.array(most), "c": np.array(True)}, **constants)
+        check(text.replace(", int64 n, bool c", ""), {"x": X}, **constants, n=np.array(most), c=np.array(True))
 
 
 @pytest.mark.parametrize("declared", ["float[2,3] s", "float[K,3] s"])  # no matter what is declared
@@ -231,7 +324,7 @@ def test_a_state_that_grows(declared: str) -> None:
         >
         y = ReduceSum(final, axis)
     }}"""
-    check(text, {"x": X, "xs": XS, "n": np.array(3)}, ["x", "xs"], axis=np.array([0]))
+    check_trips(text, 4, back="Loop", axis=np.array([0]))
 
 
 def test_outputs_that_nobody_asks_for() -> None:

@@ -41,6 +41,7 @@ LAYERS = [
     "copies",
     "distributions",
     "sampling",
+    "separable",
     "reference",
     "readouts",
     "cams",

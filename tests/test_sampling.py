@@ -315,6 +315,48 @@ def test_shares_hold_their_points() -> None:
         assert ends[-1] == pytest.approx(1)
 
 
+# The score at the baseline.
+
+
+def at_baseline(proto: Any, x: Any, **options: Any) -> tuple[bool, ox.Attribution]:
+    """Whether the score at the baseline is a constant, and the attribution."""
+    explainer = ox.Explainer(proto, "integrated_gradients", **options)
+    return explainer.prepare(x, 1).runner.program.baseline_score is not None, explainer(x, 1)
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.3, MLP.x(1)[0], MLP.x(1)], ids=["default", "number", "sample", "row"])
+def test_a_baseline_of_all_samples_is_scored_once(shared: Any) -> None:
+    (known, one), (free, rows) = (
+        at_baseline(PROTO, X, baseline=b, steps=9) for b in (shared, np.zeros_like(X) + shared)
+    )
+    assert (known, free) == (True, False)
+    np.testing.assert_array_equal(one.values, rows.values)
+    np.testing.assert_allclose(one.residual, rows.residual, atol=1e-12)
+
+
+ENDS = {  # model, input, options, whether it is scored once
+    "blurred": (IMAGES, IMAGES.x(2), {"baseline": "blur"}, False),
+    "two inputs": (TWO_INPUTS, TWO_INPUTS.x(2), {}, True),
+    "another input": (TWO_INPUTS, TWO_INPUTS.x(2), {"wrt": "a"}, False),
+    "tokens": (TOKENS, np.array([[1, 2, 3, 4, 5], [6, 0, 0, 1, 1]]), {}, True),
+    "inside": (TOKENS, np.array([[1, 2, 3, 4, 5], [6, 0, 0, 1, 1]]), {"at": "embedded"}, True),
+}
+
+
+@pytest.mark.parametrize(("tiny", "x", "options", "once"), ENDS.values(), ids=ENDS)
+def test_scores_at_baselines(tiny: Any, x: Any, options: dict[str, Any], once: bool) -> None:
+    known, result = at_baseline(tiny.proto(), x, steps=200, **options)
+    assert known == once
+    np.testing.assert_allclose(result.residual, 0, atol=2e-3)
+
+
+def test_a_batch_that_is_bound_is_scored_as_it_is() -> None:
+    text = MLP.text.replace("N,", "3,").replace("y = Gemm(h, w2, b2)", "m = Softmax<axis=0>(h) y = Gemm(m, w2, b2)")
+    known, result = at_baseline(model(text, **MLP.weights), MLP.x(3), steps=3)
+    assert not known
+    assert result.residual is not None
+
+
 # Steps until the residual is small.
 
 

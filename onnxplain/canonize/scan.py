@@ -9,6 +9,10 @@ import numpy as np
 from onnxplain.emit import Emitter, Var
 from onnxplain.ir import Graph, Node, Value
 
+EACH_SLICE = (
+    "each_slice"  # name of the body of a Loop that has a trip for each slice, at least one, of all that it reads
+)
+
 
 def write_loop(node: Node, emitter: Emitter) -> None:
     """Write the Loop that a Scan is."""
@@ -31,6 +35,7 @@ def write_loop(node: Node, emitter: Emitter) -> None:
         outputs=(go, *ends, *body.outputs[states:]),
         nodes=(*reads, Node("Identity", (on.name,), (go.name,)), *body.nodes),
         values={**body.values, **{v.name: v for v in (index, on, go, *ends)}},
+        name=EACH_SLICE,
     )
     outputs, later = list(node.outputs), []
     for k, (value, (axis, back)) in enumerate(zip(body.outputs[states:], _order(node, "output"), strict=True), states):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from onnxplain.control.base import Activity, ControlCall, Path
 from onnxplain.control.branch import IfCall, active_if
 from onnxplain.control.loop import LoopCall, active_loop
+from onnxplain.control.scans import as_scans
 from onnxplain.ir import Node
 
 CONTROL = {"If": IfCall.enter, "Loop": LoopCall.enter}
@@ -21,4 +22,4 @@ def active_outputs(node: Node, active: set[str], activity: Activity) -> set[str]
     return _ACTIVE[node.op](node, active, activity)
 
 
-__all__ = ["CONTROL", "ControlCall", "Path", "active_outputs"]
+__all__ = ["CONTROL", "ControlCall", "Path", "active_outputs", "as_scans"]

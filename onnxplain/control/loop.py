@@ -3,19 +3,27 @@
 The forward Loop is told to save the states that its trips started with, from which each trip back calculates forward
 once more. The states of the Loop back are the cotangents of the forward one's states, and sums of those of what it
 captures.
+
+Where the number of trips is known, the way back is a Scan. Then the forward Loop saves all that is needed of its trips,
+and what a trip back makes of that alone is calculated for all trips at once (`Stacks`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from onnxplain.control.base import Activity, ControlCall, Path, Plan, Sums, Walk, dtype_of, zeros_like
+from onnxplain.control.stacks import Stacks, factored
+from onnxplain.control.trips import Saved, Trips
 from onnxplain.emit import Emitter, Var, concat
-from onnxplain.ir import Graph, Node, Shape, Value
+from onnxplain.ir import Dim, Graph, Node, Shape, Value
 from onnxplain.ops.table import Call, Cotangent
+
+CELL = 100  # nodes; what a larger body calculates is too much to be kept for all trips
 
 
 def active_loop(node: Node, active: set[str], activity: Activity) -> set[str]:
@@ -88,8 +96,8 @@ class _State:
         return Node("SequenceAt", (self.saved.name, index), (self.start,))
 
 
-def _stacked(shape: Shape | None) -> Shape | None:
-    return None if shape is None else (None, *shape)
+def _stacked(shape: Shape | None, length: Dim = None) -> Shape | None:
+    return None if shape is None else (length, *shape)
 
 
 @dataclass(frozen=True)
@@ -105,8 +113,10 @@ class LoopCall(ControlCall):
     slices
         Name in the body -> a captured tensor and its axis, of which each trip reads the slice at its index. Their
         cotangents are collected: adding each to a sum of the whole tensor's size takes time quadratic in the trips.
-    trips
+    numbers
         A number for each trip, once the forward Loop is told to save that.
+    saved
+        What the trips leave behind, where the way back is a Scan.
     """
 
     body: Graph
@@ -114,7 +124,8 @@ class LoopCall(ControlCall):
     states: Sequence[_State]
     carried: Sequence[_State]
     slices: Mapping[str, tuple[str, int]]
-    trips: Var
+    numbers: Var
+    saved: Saved | None
 
     @classmethod
     def enter(
@@ -143,9 +154,13 @@ class LoopCall(ControlCall):
         carried = [s for s in states if s.start in starts and s.end in ends]
         slices = {name: source for name, source in slices.items() if name in path.needed}
         reached = {s.initial for s in carried} | (captured & path.needed) | {source for source, _ in slices.values()}
-        trips = call.emitter.input("trips", np.int64, (None,))
+        numbers = call.emitter.input("trips", np.int64, (None,))
+        trips = Trips.of(call.emitter, call.node)
+        kept = {s.start: s.saved for s in states if s.fixed}
+        scanned = trips and all(s.fixed for s in carried) and len(body.nodes) <= CELL
+        saved = Saved(call.emitter, inner, call.node, trips, kept) if trips and scanned else None
         fields = (call.emitter, call.node, call.inputs, call.outputs, call.active)
-        call = cls(*fields, body, inner, states, carried, slices, trips)
+        call = cls(*fields, body, inner, states, carried, slices, numbers, saved)
         return call, replace(path, needed=reached)
 
     @property
@@ -171,39 +186,88 @@ class LoopCall(ControlCall):
         captured = [n for n in self.node.captured if n in arrived]
         slices = [n for n in self.slices if n in arrived]
         sums = [_input_like(inner.var(n)) for n in captured]
-        go_on = inner.input("go_on", bool, ())
-        results: list[Var] = [go_on, index - 1]
-        results += [arrived.get(s.start) or zeros_like(inner.var(s.start)) for s in self.carried]
-        results += [total + arrived[n] for n, total in zip(captured, sums, strict=True)]
-        results += [arrived[n] for n in slices]
-        inputs = [inner.input("trip", np.int64, ()), go_on, index, *carried, *sums]
-        body = inner.body(inputs, results, "backward")
-        self._save(body.captured)
-
+        states = [*carried, *sums]
+        ends = [arrived.get(s.start) or zeros_like(inner.var(s.start)) for s in self.carried]
+        ends += [total + arrived[n] for n, total in zip(captured, sums, strict=True)]
         given = dict(zip((s.start for s in self.states), cotangents, strict=False))
         initial = [given.get(s.start) or zeros_like(s.final) for s in self.carried]
         initial += [zeros_like(emitter.var(n)) for n in captured]
-        stacks = [replace(inner.var(n), shape=_stacked(inner.var(n).shape)) for n in slices]
-        like = [*(emitter.var(n) for n in (*(s.initial for s in self.carried), *captured)), *stacks]
-        count = self.trips.size(0).reshape([])
+        rows = [arrived[n] for n in slices]
+        run = partial(self._scan, self.saved) if self.saved else self._loop
+        finals, stacks = run(states, initial, ends, rows)
+        by_name = Sums(zip(captured, finals[len(carried) :], strict=True))
+        for name, stack in zip(slices, stacks, strict=True):
+            source, axis = self.slices[name]
+            whole = self.saved is not None and self.saved.trips.match(emitter.var(source), axis)
+            by_name.add(source, _unsliced(stack, emitter.var(source), axis, whole))
+        by_start = {s.start: ct for s, ct in zip(self.carried, finals, strict=False)}
+        at_inputs = [None, None, *(by_start.get(s.start) for s in self.states)][: len(self.node.inputs)]
+        return at_inputs + [by_name.get(n) for n in self.node.captured]
+
+    def _loop(
+        self, states: Sequence[Var], initial: Sequence[Var], ends: Sequence[Var], outputs: Sequence[Var]
+    ) -> tuple[Sequence[Var], Sequence[Var]]:
+        """Write the trips back as a Loop; return the last states, and what each trip gives, in their order."""
+        inner, emitter, index = self.inner, self.emitter, self.inner.var(self.body.inputs[0].name)
+        go_on = inner.input("go_on", bool, ())
+        inputs = [inner.input("trip", np.int64, ()), go_on, index, *states]
+        body = inner.body(inputs, [go_on, index - 1, *ends, *outputs], "backward")
+        self._save(body.captured)
+        count = self.numbers.size(0).reshape([])
         _, *found = emitter.ops(
             "Loop",
             count,
             emitter.const(np.array(True)),
             count - 1,
             *initial,
-            outputs=1 + len(like),
-            dtypes=[index.dtype, *(dtype_of(x) for x in like)],
-            shapes=[(), *(x.shape for x in like)],
+            outputs=1 + len(states) + len(outputs),
+            dtypes=[v.dtype for v in (index, *states, *outputs)],
+            shapes=[(), *(v.shape for v in states), *(_stacked(v.shape) for v in outputs)],
             body=body,
         )
-        by_name = Sums(zip(captured, found[len(carried) :], strict=False))
-        for name, stack in zip(slices, found[len(initial) :], strict=True):
-            source, axis = self.slices[name]
-            by_name.add(source, _unsliced(stack, emitter.var(source), axis))
-        by_start = {s.start: ct for s, ct in zip(self.carried, found, strict=False)}
-        at_inputs = [None, None, *(by_start.get(s.start) for s in self.states)][: len(self.node.inputs)]
-        return at_inputs + [by_name.get(n) for n in self.node.captured]
+        first, last, step = (emitter.ints([i]) for i in (-1, np.iinfo(np.int64).min, -1))
+        stacks = [
+            emitter.op("Slice", v, first, last, emitter.ints([0]), step, known=v.shape) for v in found[len(states) :]
+        ]
+        return found[: len(states)], stacks
+
+    def _scan(
+        self, saved: Saved, states: Sequence[Var], initial: Sequence[Var], ends: Sequence[Var], outputs: Sequence[Var]
+    ) -> tuple[Sequence[Var], Sequence[Var]]:
+        """Write the trips back as a Scan of what does not depend on the states; see `_loop`."""
+        emitter, index = self.emitter, self.inner.var(self.body.inputs[0].name)
+        trip = self.inner.body([index], [*ends, *outputs], "backward")
+        moving = trip.reachable_from(v.name for v in states)
+        trip = factored(trip, self.inner, moving)
+        length = saved.trips.length
+        stacks = Stacks(emitter, trip, index.name, moving, length, saved)
+        names = [v.name for v in trip.outputs]
+        rows = names[len(ends) :]
+        apart = {n: found[0] for n in rows if n not in moving and (found := stacks(n)) and found[1]}
+        scanned = [n for n in rows if n not in apart]
+        nodes, read = stacks.left([*names[: len(ends)], *scanned])
+        if not read or any(index.name in node.reads for node in nodes):
+            zero, one = (emitter.const(np.array(i)) for i in (0, 1))
+            read[index.name] = emitter.op("Range", zero, saved.count, one, known=(length,))
+        values = {**trip.values, **{v.name: Value(v.name, v.dtype, v.shape) for v in states}}
+        body = trip.replace(
+            inputs=tuple(values[n] for n in (*(v.name for v in states), *read)), nodes=tuple(nodes), values=values
+        ).pruned([*names[: len(ends)], *scanned])
+        self._save(body.captured)
+        made = emitter.ops(
+            "Scan",
+            *initial,
+            *read.values(),
+            outputs=len(states) + len(scanned),
+            dtypes=[values[n].dtype for n in (*names[: len(ends)], *scanned)],
+            shapes=[*(v.shape for v in states), *(_stacked(values[n].shape, length) for n in scanned)],
+            body=body,
+            num_scan_inputs=len(read),
+            scan_input_directions=[1] * len(read),
+            scan_output_directions=[1] * len(scanned),
+        )
+        apart |= dict(zip(scanned, made[len(states) :], strict=True))
+        return made[: len(states)], [apart[n] for n in rows]
 
     def _save(self, wanted: Sequence[str]) -> None:
         """Make the forward Loop save the number of its trips, and the states whose ``saved`` is wanted."""
@@ -212,9 +276,12 @@ class LoopCall(ControlCall):
         listed = [s for s in self.states if not s.fixed and s.saved.name in wanted]
 
         # ONNX Runtime may put the last trip's number everywhere, but there are as many as there were trips.
-        sources = {body.inputs[0].name: self.trips, **{s.start: s.saved for s in stacked}}
-        copies = [Value(emitter.fresh(n), v.dtype, (v.shape or ())[1:]) for n, v in sources.items()]
-        nodes = [Node("Identity", (n,), (copy.name,)) for n, copy in zip(sources, copies, strict=True)]
+        sources = self.saved.found if self.saved else {body.inputs[0].name: self.numbers}
+        sources = {**sources, **{s.start: s.saved for s in stacked}}
+        outputs = {v.name for v in body.outputs}
+        names = {n: n if n in body.producer and n not in outputs else emitter.fresh(n) for n in sources}
+        copies = [Value(names[n], v.dtype, (v.shape or ())[1:]) for n, v in sources.items()]
+        nodes = [Node("Identity", (n,), (copy,)) for n, copy in names.items() if n != copy]
 
         empty, start, end = ([emitter.fresh(s.saved.name) for s in listed] for _ in range(3))
         nodes += [Node("SequenceInsert", (a, s.start), (b,)) for a, s, b in zip(start, listed, end, strict=True)]
@@ -256,16 +323,13 @@ def _input_like(x: Var) -> Var:
     return x.emitter.input(x.name, dtype_of(x), x.shape)
 
 
-def _unsliced(stack: Var, source: Var, axis: int) -> Var:
-    """The cotangent of ``source`` from those of its slices, which are stacked from the last trip's to the first's."""
+def _unsliced(stack: Var, source: Var, axis: int, whole: bool) -> Var:
+    """The cotangent of ``source`` from those of its slices, which are stacked in the order of the trips."""
     emitter = stack.emitter
-    first, last, step = (emitter.ints([i]) for i in (-1, np.iinfo(np.int64).min, -1))
-    ordered = emitter.op("Slice", stack, first, last, emitter.ints([0]), step, known=stack.shape)
     order = [axis, *(a for a in range(source.rank) if a != axis)]
-    missing = concat([source.size(a) for a in order]) - emitter.op(
-        "Shape", stack
-    )  # there may be fewer trips, even none
-    pads = concat([emitter.ints([0] * source.rank), missing])
     known = tuple((source.shape or ())[a] for a in order)
-    whole = emitter.op("Pad", ordered, pads, known=known, mode="constant")
-    return whole.transpose(np.argsort(order).tolist())
+    if not whole:  # there may be fewer trips, even none
+        missing = concat([source.size(a) for a in order]) - emitter.op("Shape", stack)
+        pads = concat([emitter.ints([0] * source.rank), missing])
+        stack = emitter.op("Pad", stack, pads, known=known, mode="constant")
+    return stack.transpose(np.argsort(order).tolist())

@@ -13,7 +13,7 @@ from onnxplain.distributions import (
     Line,
     calibrated,
 )
-from onnxplain.execution.runner import Answer, Runner, baselines_of, resolve, sum_per_sample
+from onnxplain.execution.runner import Answer, Runner, baselines_of, sum_per_sample
 from onnxplain.methods import Method
 from onnxplain.runtime.batching import chunks
 from onnxplain.runtime.chunked import Progress
@@ -25,10 +25,14 @@ def explain_line(
     runner: Runner, method: Method, line: Line, feeds: Mapping[str, Array], target: Array, progress: Progress | None
 ) -> Answer:
     """Average cotangents over the line; where a tolerance is missed, over more and more points of it."""
+    program = runner.program
     here = runner.tensors(feeds, len(target))
     baselines = baselines_of(runner, line.baseline, feeds, here, len(target))
-    answer = _steps(runner, method, line, feeds, target, progress, here, baselines)
-    residual = np.asarray(answer.residual)
+    ends = [program.resolved, program.score, *filter(None, [program.baseline_score])]
+    target, score, *known = runner.run({**feeds, **here}, target, ends).values()
+    (there,) = known or runner.run({**feeds, **baselines}, target, [program.score]).values()
+    change = score.astype(np.float64) - there
+    attributions, residual = _steps(runner, method, line, feeds, target, change, progress, here, baselines)
     tolerance = np.inf if line.tolerance is None else line.tolerance
     while 2 * line.steps <= MOST_STEPS:
         line = replace(line, steps=2 * line.steps)
@@ -37,11 +41,10 @@ def explain_line(
             break
         some = {n: a[rough] if n in runner.main.axes else a for n, a in feeds.items()}
         rows = [{n: a[rough] for n, a in arrays.items()} for arrays in (here, baselines)]
-        finer = _steps(runner, method, line, some, answer.target[rough], progress, *rows)
-        residual[rough] = np.asarray(finer.residual)
-        for name, values in answer.attributions.items():
-            values[rough] = finer.attributions[name]
-    return replace(answer, residual=residual)
+        finer, residual[rough] = _steps(runner, method, line, some, target[rough], change[rough], progress, *rows)
+        for name, values in attributions.items():
+            values[rough] = finer[name]
+    return Answer(attributions, target, score, residual)
 
 
 def _steps(
@@ -50,17 +53,16 @@ def _steps(
     line: Line,
     feeds: Mapping[str, Array],
     target: Array,
+    change: Array,
     progress: Progress | None,
     here: Mapping[str, Array],
     baselines: Mapping[str, Array],
-) -> Answer:
+) -> tuple[dict[str, Array], Array]:
+    """Attributions, and their residuals; ``change``: of the scores from the baselines."""
     program, samples = runner.program, len(target)
     wanted = program.question.tensors
-    target, score = resolve(runner, {**feeds, **here}, target)
-    _, score_at_baseline = resolve(runner, {**feeds, **baselines}, target)
     positions, weights = line.nodes()
     total = samples * line.steps
-    change = score.astype(np.float64) - score_at_baseline
     means = {name: np.zeros(here[name].shape, np.float64) for name in wanted}
     tilted = {name: np.zeros_like(mean) for name, mean in means.items() if line.calibrate}
     gap, square = np.zeros(samples), np.zeros(samples)  # of slope minus change: weighted mean, and mean of squares
@@ -96,7 +98,7 @@ def _steps(
     }
     found = runner.attributions(arrived, feeds, samples)
     attributions = {name: found[output] for name, output in program.attributions.items()}
-    return Answer(attributions, target, score, sum_per_sample(attributions, samples) - change)
+    return attributions, sum_per_sample(attributions, samples) - change
 
 
 def _slopes(

@@ -32,7 +32,6 @@ class Kind(enum.Flag):
     SOFTMAX = enum.auto()
     NORMALIZATION = enum.auto()  # divides by statistics of its own input
     REDUCTION = enum.auto()  # nonlinear summary of several elements: a norm, a log-sum
-    RECURRENT = enum.auto()  # a whole sequence through gates: products and nonlinear functions of several inputs
     MOVEMENT = enum.auto()  # moves elements, changes none
 
 

@@ -19,8 +19,9 @@ from onnxplain.reader import read
 from onnxplain.reference import paired
 from onnxplain.rules import deeplift as rules
 from onnxplain.rules.deeplift import Linear, Rescale, RevealCancel, Through
+from onnxplain.stepwise import written_out
 from tests.models import BRANCHES, IMAGES, MLP, REPEATED, RESIDUAL, TOKENS, Tiny, model, weights
-from tests.reference import relative_error, rng
+from tests.reference import relative_error, rng, run_ort
 from tests.rules.paper import ACTIVATIONS, Array, Layer, contributions
 
 TOLERANCE = 1e-4  # float32 rounding through a few layers
@@ -307,6 +308,24 @@ def test_recurrent_networks_are_complete(op: str, gates: int, rule: str) -> None
     np.testing.assert_allclose(result.values.sum((1, 2)), result.score - scores, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("steps", ["7", "T"])
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+@pytest.mark.parametrize("rule", ["rescale", "reveal_cancel"])
+def test_a_loop_at_a_reference_of_one_row(op: str, gates: int, rule: str, steps: str) -> None:
+    """It is a Loop of its own, where that of a baseline for each sample is the input's."""
+    arrays = weights(1, w=(1, gates * 5, 3), r=(1, gates * 5, 5), b=(1, gates * 10), v=(5, 4)) | {"axis": np.array([0])}
+    x, x0 = rng(3).normal(size=(2, 3, 7, 3)).astype(np.float32)
+    text = RECURRENT.replace("OP", op).replace("7", steps)
+    one, rows = (
+        explained(text, arrays, x, rule=rule, baseline=baseline) for baseline in (x0[:1], np.repeat(x0[:1], 3, 0))
+    )
+    assert relative_error(one.values, rows.values) < TOLERANCE
+    graph = canonize(read(model(text, **arrays))).graph
+    graph = written_out(graph, ["x"], ["y"])
+    loops = [n for n in paired(graph, ask(graph), x0[:1]).graph.nodes if n.op == "Loop"]
+    assert len(loops) == (1 if steps == "7" else 2)
+
+
 # Control flow.
 
 
@@ -342,8 +361,39 @@ def test_references_of_a_fixed_baseline_are_constants() -> None:
         assert set(rows.inputs) == {"x"}
 
 
-def test_rows_that_mix_with_the_batch_get_a_full_reference() -> None:
-    """As in windowed attention, where the batch and the windows share an axis."""
+MERGED = """net (float[N, 6, 4] x) => (float[N, 5] y) {
+    steps_first = Transpose<perm=[1, 0, 2]>(x)
+    rows = Reshape(steps_first, to_rows)
+    wide = Gemm(rows, w1, b1)
+    active = Tanh(wide)
+    heads = Reshape(active, to_heads)
+    samples_first = Transpose<perm=[1, 2, 0, 3]>(heads)
+    apart = Reshape(samples_first, to_parts)
+    shares = Softmax(apart)
+    flat = Reshape(shares, to_flat)
+    y = MatMul(flat, w2)
+}"""
+
+
+def test_samples_on_an_axis_with_others_have_a_reference_of_one_row() -> None:
+    """As steps and heads of attention do, in front of the batch and behind it."""
+    sizes = {"to_rows": [-1, 4], "to_heads": [6, -1, 2, 4], "to_parts": [-1, 6, 4], "to_flat": [-1, 48]}
+    arrays = weights(w1=(4, 8), b1=(8,), w2=(48, 5)) | {name: np.array(size) for name, size in sizes.items()}
+    graph = canonize(read(model(MERGED, **arrays))).graph
+    assert {"6*batch", "2*batch"} <= {str(d) for value in graph.values.values() for d in value.shape or ()}
+    x, x0 = rng().normal(size=(2, 3, 6, 4)).astype(np.float32)
+    pair = paired(graph, ask(graph), x0[:1])
+    at_reference = run_ort(pair.graph.pruned([pair.names["active"], pair.names["shares"]]), {"x": x})
+    full = run_ort(graph.pruned(["active", "shares"]), {"x": np.repeat(x0[:1], 3, 0)})
+    for name, values in full.items():
+        assert relative_error(at_reference[pair.names[name]], values) < TOLERANCE
+    one, rows = (explained(MERGED, arrays, x, baseline=b) for b in (x0[:1], np.repeat(x0[:1], 3, 0)))
+    assert relative_error(one.values, rows.values) < TOLERANCE
+    assert np.all(abs(one.residual) < 1e-5)
+
+
+def test_windows_on_the_axis_of_the_batch() -> None:
+    """As in windowed attention."""
     text = """net (float[N, 6, 4] x) => (float[N, 5] y) {
         a = Reshape(x, rows)
         b = Gemm(a, w1, b1)
