@@ -43,10 +43,9 @@ def explain_perturbed(
     fills = {n: a for n, a in baselines_of(runner, baseline, feeds, here, count).items() if n not in painted}
     plans = perturbation.plans(here)
     copies = Copies(runner, feeds, here, fills, plans)
-    nothing_hidden = np.stack([np.arange(count), np.full(count, -1)], axis=1)
     if target is None:
-        (target,) = copies.run(nothing_hidden, runner.no_target(count), [runner.program.question.explained])
-    target, score = copies.run(nothing_hidden, target, [runner.program.resolved, runner.program.score])
+        (target,) = copies.whole(runner.no_target(count), [runner.program.question.explained])
+    target, score = copies.whole(target, [runner.program.resolved, runner.program.score])
     scores = [np.zeros(plan.stages[-1]) for plan in plans]
     found: dict[int, Estimate] = {}
     done = np.zeros(count, np.int64)  # copies that each sample has been run with
@@ -114,22 +113,27 @@ class Copies:
             parts.append([results[name] for name in outputs])
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
+    def whole(self, target: Array, outputs: list[str]) -> list[Array]:
+        """Outputs for the samples themselves: nothing is hidden."""
+        count = len(target)
+        return self.run(np.stack([np.arange(count), np.full(count, -1)], axis=1), target, outputs)
+
     def described(self, jobs: Array) -> dict[str, Array]:
         """What the graph makes copies of; see `onnxplain.copies.with_copies`."""
         axes, weights = self.runner.main.axes, self.runner.program.weights
         samples, rows = np.unique(jobs[:, 0], return_inverse=True)
-        first = [row for row, k in enumerate(samples) if not row or self.plans[k] is not self.plans[samples[row - 1]]]
-        plans = [self.plans[k] for k in samples[first]]
-        numbers = np.searchsorted(first, rows, "right") - 1  # of the plan, for each copy
-        copies = np.split(jobs[:, 1], np.flatnonzero(np.diff(numbers)) + 1)  # of each plan
+        plans = list(dict.fromkeys(self.plans[k] for k in samples))  # several samples may share one
+        places = {plan: place for place, plan in enumerate(plans)}
+        of = np.array([places[self.plans[k]] for k in samples])[rows]
+        copies = np.split(jobs[:, 1], np.flatnonzero(np.diff(of)) + 1)  # of each plan
         fed = {n: a for n, a in self.feeds.items() if n not in axes}
         fed |= {samples_of(n): a[samples] for n, a in self.feeds.items() if n in axes and n != weights}
         fed |= {weights: self.feeds[weights][jobs[:, 0]]} if weights else {}
-        fed |= {SAMPLE: rows, PLAN: numbers, **plans[0].shared}
+        fed |= {SAMPLE: rows, PLAN: of, **plans[0].shared}
         fed |= {name: np.stack([plan.own[name] for plan in plans]) for name in plans[0].own}
-        described = [plan.describe(numbers) for plan, numbers in zip(plans, copies, strict=True)]
+        described = [plan.describe(some) for plan, some in zip(plans, copies, strict=True)]
         fed |= {name: _joined([one[name] for one in described]) for name in described[0]}
-        donors = [plan.donors(numbers) for plan, numbers in zip(plans, copies, strict=True)]
+        donors = [plan.donors(some) for plan, some in zip(plans, copies, strict=True)]
         for name in self.here:
             fed[fill_of(name)], fed[filler_of(name)] = self._fill(name, jobs, donors)
         return fed

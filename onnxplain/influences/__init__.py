@@ -109,7 +109,7 @@ def influence(
         units.error,
         axes,
         len(value.shape or ()) - 1,
-        make("occlusion"),
+        make("feature_ablation"),
         target,
     )
 

@@ -11,9 +11,11 @@ import numpy as np
 from onnxplain.api import Call, Explainer
 from onnxplain.distributions import Baseline, baseline_like, check_baseline, is_count
 from onnxplain.errors import OptionError
-from onnxplain.execution.runner import resolve
+from onnxplain.execution.perturbed import Copies
 from onnxplain.influences.data import Data, Progress, walk
 from onnxplain.influences.moments import Moments, with_error
+from onnxplain.perturbation.coalitions import Coalitions, Game
+from onnxplain.perturbation.features import Partition
 
 Array = np.ndarray[Any, Any]
 
@@ -74,7 +76,7 @@ def carried(
     Parameters
     ----------
     explainer
-        Of forward passes from the tensor ``at`` on.
+        Of a method that hides features of the tensor ``at``.
     order
         Positions of the units, the strongest first.
     sizes
@@ -92,25 +94,27 @@ def carried(
 
     def score(call: Call, count: int) -> None:
         runner, feeds = call.runner, call.runner.in_front(call.feeds)
-        here = runner.tensors(feeds, count)[at]
-        there = baseline_like(baseline, here, at)
+        here = runner.tensors(feeds, count)
+        there = {at: baseline_like(baseline, here[at], at)}
         assert call.target is not None
-        asked, whole = resolve(runner, {**feeds, at: here}, call.target)
-
-        def left(chosen: Array) -> Array:
-            """Scores with the chosen units of each sample, shape (count, k), alone."""
-            kept = np.zeros((count, units), bool)
-            np.put_along_axis(kept, chosen, True, axis=1)
-            point = np.where(kept.reshape(count, *sizes), here, there)
-            return runner.run({**feeds, at: point}, asked, [runner.program.score])[runner.program.score]
-
         top = np.broadcast_to(order, (count, len(order)))
-        columns = [left(top[:, :k]) for k in (0, *between)] + [whole]
+        alone = [top[:, :k] for k in (0, *between, units)]  # units that are kept, shape (count, k)
         if control is not None:
             seeds = [(control, scores.count + row) for row in range(count)]
             random = np.stack([np.random.default_rng(seed).permutation(units) for seed in seeds])
-            columns += [left(random[:, :k]) for k in between]
-        scores.add(np.stack(columns, axis=1).astype(np.float64))
+            alone += [random[:, :k] for k in between]
+        kept = np.zeros((count, len(alone), units), bool)
+        for column, chosen in enumerate(alone):
+            np.put_along_axis(kept[:, column], chosen, True, axis=1)
+        kept[:, 1 + len(between)] = True
+        labels = {at: np.broadcast_to(np.arange(units, dtype=np.int32).reshape(sizes), here[at].shape[1:])}
+        games = [Game((len(sets),), sets.__getitem__, lambda _, scores: (scores, None)) for sets in kept]
+        plans = [Coalitions(Partition(labels, units), game) for game in games]
+        copies = Copies(runner, {**feeds, **here}, here, there, plans)
+        (asked,) = copies.whole(call.target, [runner.program.resolved])
+        jobs = np.stack(np.divmod(np.arange(kept[..., 0].size), len(alone)), axis=1)
+        (found,) = copies.run(jobs, asked[jobs[:, 0]], [runner.program.score])
+        scores.add(found.reshape(count, len(alone)).astype(np.float64))
 
     walk(explainer, data, target, score, progress)
     rows = np.arange(len(between) + 2)

@@ -246,9 +246,10 @@ def test_inputs_that_are_not_explained_are_repeated_with_their_sample() -> None:
 
 
 def test_weighted_sums_keep_their_weights() -> None:
-    """One set of them per sample."""
-    x = MLP.x(3)
-    both = ox.explain(MLP.proto(), x, "kernel_shap", target=ox.Difference(np.array([0, 1, 2]), 3)).values
+    """One per sample; of the 189 copies, 64 are run at a time."""
+    x, weights = MLP.x(3), np.array([1.0, -2.0, 0.5])
+    both = weights * ox.Class(np.array([0, 1, 2])) - ox.Class(3)
+    found = ox.explain(MLP.proto(), x, "kernel_shap", target=both).values
     one = [ox.explain(MLP.proto(), x[[k]], "kernel_shap", target=k).values for k in range(3)]
     other = ox.explain(MLP.proto(), x, "kernel_shap", target=3).values
-    np.testing.assert_allclose(both, np.concatenate(one) - other, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found, weights[:, None] * np.concatenate(one) - other, rtol=1e-4, atol=1e-5)
