@@ -9,7 +9,7 @@ from onnxplain.runtime import providers as _providers
 
 _providers.onnxruntime()  # says which extra to install where ONNX Runtime is missing
 
-from onnxplain.api import Explainer, Model, explain, load  # noqa: E402 - after the check above
+from onnxplain.api import Explainer, explain  # noqa: E402 - after the check above
 from onnxplain.composites import COMPOSITES, Composite, Row  # noqa: E402
 from onnxplain.errors import (  # noqa: E402
     BusyError,
@@ -27,6 +27,7 @@ from onnxplain.errors import (  # noqa: E402
 )
 from onnxplain.influences import Influence, influence  # noqa: E402
 from onnxplain.methods import METHODS  # noqa: E402
+from onnxplain.model import Model, load  # noqa: E402
 from onnxplain.ops.table import Kind  # noqa: E402
 from onnxplain.quantities import (  # noqa: E402
     Channel,

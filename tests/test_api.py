@@ -13,7 +13,6 @@ import onnx
 import pytest
 
 import onnxplain as ox
-from onnxplain import api
 from onnxplain.execution import runner
 from onnxplain.ops import OPS
 from onnxplain.runtime.recent import KEPT
@@ -168,7 +167,7 @@ def test_eight_threads_share_an_explainer(method: str, sessions: type[Counting])
 def test_a_model_is_prepared_once_for_many_explainers(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = ox.load(MLP.proto())
     ox.explain(loaded, MLP.x(1))
-    monkeypatch.setattr(api, "canonize", None)
+    monkeypatch.setattr("onnxplain.model.canonize", None)
     ox.explain(loaded, MLP.x(1), "lrp")
     ox.Explainer(loaded, "occlusion").report()
 
@@ -243,7 +242,7 @@ def nothing_is_prepared(nothing_is_loaded: None, monkeypatch: pytest.MonkeyPatch
     def refuse(*_: Any) -> None:
         raise AssertionError("the model was prepared")
 
-    monkeypatch.setattr(api, "canonize", refuse)
+    monkeypatch.setattr("onnxplain.model.canonize", refuse)
 
 
 BAD_OPTIONS: list[tuple[str, dict[str, Any], str]] = [

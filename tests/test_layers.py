@@ -63,6 +63,7 @@ LAYERS = [
     "result",
     "checks",
     "requests",
+    "model",
     "api",
     "influences",
     "serving",
@@ -72,7 +73,7 @@ LAYERS = [
 ]
 
 FENCES = {
-    "onnx": {"tensors", "reader", "writer", "entries", "canonize", "api"},  # api: for the type of what `load` takes
+    "onnx": {"tensors", "reader", "writer", "entries", "canonize", "model"},  # model: for the type of what `load` takes
     "onnxruntime": {"runtime", "canonize"},
     "cv2": {"heatmap", "images", "fills"},
     "click": {"cli"},

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain import execution
-from onnxplain.api import Call, Explainer, Loadable, load
+from onnxplain.api import Call, Explainer
 from onnxplain.cams import channel_axes
 from onnxplain.errors import InputError, OptionError
 from onnxplain.influences.carried import Carried
@@ -17,6 +17,7 @@ from onnxplain.influences.data import Data, Progress, walk
 from onnxplain.influences.moments import Moments
 from onnxplain.influences.units import Agreement, Influence, Unit
 from onnxplain.ir import Graph, Value
+from onnxplain.model import Loadable, load
 from onnxplain.quantities import Quantity, Target
 from onnxplain.questions import internal
 from onnxplain.runtime.batching import DEFAULT_MEMORY

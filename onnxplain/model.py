@@ -1,0 +1,137 @@
+"""Loaded models: what they take and give, and the canonical graphs that explainers are compiled for."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+import onnx
+
+from onnxplain.canonize import BATCH, Canonical, canonize, prepare
+from onnxplain.entries import folder_of
+from onnxplain.errors import OptionError
+from onnxplain.ir import Value
+from onnxplain.ops.nograd import stops_gradients
+from onnxplain.reader import Source, nodes_of, read
+from onnxplain.requests import Sizes
+from onnxplain.runtime.recent import Recent
+
+_MISSING = {"Imputer", "IsNaN", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
+
+
+class Model:
+    """A loaded model; made by `load`.
+
+    Attributes
+    ----------
+    source
+        What was read.
+    cache
+        The folder that keeps what takes long to make, if any.
+    """
+
+    def __init__(self, source: Source, cache: Path | None = None) -> None:
+        self.source = source
+        self.cache = cache
+        self._canonical = Recent(self._canonize)
+
+    @cached_property
+    def inputs(self) -> list[Value]:
+        """The inputs; free dimensions have names, ``"batch"`` is that of a free first axis."""
+        return prepare.named_inputs(self.source.proto)
+
+    @property
+    def outputs(self) -> list[Value]:
+        """The outputs, with shapes as far as they follow from the inputs'."""
+        return list(self.canonical().graph.outputs)
+
+    @property
+    def tensors(self) -> list[Value]:
+        """Every floating-point tensor that can be a slice (``at=``), in the order of calculation."""
+        graph = self.canonical().graph
+        return [
+            graph.values[o] for n in graph.nodes for o in n.outputs if o in graph.values and graph.values[o].is_float
+        ]
+
+    @property
+    def labels(self) -> dict[str, tuple[str | int, ...]]:
+        """Name of an output -> the names of its classes, where the model tells them."""
+        return dict(self.canonical().labels)
+
+    @cached_property
+    def takes_nan(self) -> bool:
+        """Whether NaN in an input may mean a missing value: some operator asks for it."""
+        return any(node.op_type in _MISSING for node in nodes_of(self.source.proto.graph))
+
+    @property
+    def free_sizes(self) -> list[str]:
+        """Names of the free dimensions other than the batch, and of the ranks of inputs without any shape."""
+        dims = {d for v in self.inputs for d in v.shape or () if isinstance(d, str) and d != BATCH}
+        return sorted(dims | {prepare.rank_of(v.name) for v in self.inputs if v.shape is None})
+
+    def canonical(self, sizes: Mapping[str, int] | None = None) -> Canonical:
+        """The canonical graph, for given sizes of the free dimensions or for any; made once and kept."""
+        return self._canonical(tuple(sorted((sizes or {}).items())))
+
+    def _canonize(self, sizes: Sizes) -> Canonical:
+        return canonize(self.source, dict(sizes), self.cache)
+
+    def __str__(self) -> str:
+        canonical = self.canonical()
+        graph = canonical.graph
+        counted = _counted(node.operator for node in graph.nodes)
+        stops = [n for n in graph.nodes if stops_gradients(n) and any(graph.value(i).is_float for i in n.reads)]
+        weights = sum(a.size for a in graph.constants.values())
+        lines = [f"{self.source.path or 'model'}: {len(graph.nodes)} nodes, {weights:,} weights"]
+        lines += [f"  input  {v}" for v in self.inputs] + [f"  output {v}" for v in graph.outputs]
+        lines += [f"  nodes  {counted}"]
+        lines += [f"  no gradient through {_counted(node.operator for node in stops)}"] if stops else []
+        lines += [f"  changed: {change}" for change in canonical.changes]
+        return "\n".join(lines)
+
+
+Loadable = Model | str | os.PathLike[str] | bytes | onnx.ModelProto
+
+
+def load(model: Loadable, cache: str | os.PathLike[str] | None = None) -> Model:
+    """Load a model.
+
+    Parameters
+    ----------
+    model
+        Path of an .onnx file (opset 7 to 26, external data allowed), its bytes, or a ModelProto.
+    cache
+        Folder that keeps what takes long to make of models and methods, for this and other processes: canonical graphs,
+        and programs as ONNX Runtime has optimised them for this processor (on the CPU, under Linux; not those with
+        functions or rules of one's own). Results are the same to the last bit. It is made if need be, and bounded to
+        4 GiB: what was used least recently goes. Default: the one that the environment variable ONNXPLAIN_CACHE names;
+        without it, nothing is kept.
+
+    Returns
+    -------
+    Model
+        ``str(model)`` is a readable summary; ``model.inputs``, ``.outputs`` and ``.tensors`` describe it.
+
+    Raises
+    ------
+    ModelError
+        Not a usable ONNX model.
+    OutputError
+        The cache cannot be written.
+    OptionError
+        A cache for a model that is loaded already.
+    """
+    if isinstance(model, Model):
+        if cache is not None:
+            raise OptionError("the model is loaded already, so cache= comes too late", "Give it to the first load.")
+        return model
+    folder = folder_of(cache)
+    return Model(read(model), folder)
+
+
+def _counted(operators: Iterable[str]) -> str:
+    counts = sorted(Counter(operators).items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {op}" for op, count in counts)
