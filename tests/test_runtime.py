@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -233,6 +234,15 @@ ENDLESS = """m (float[N,4] x, int64 trips) => (float[N,4] y) {
 }"""
 
 
+@pytest.fixture
+def heeding_ctrl_c() -> Iterator[None]:
+    """Processes that a shell has put into the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeding_ctrl_c")
 def test_ctrl_c_ends_a_run_at_once() -> None:
     """A run of minutes; the signal goes to the main thread, which is where tests run."""
     session = Session(canonize(read(model(ENDLESS))).graph, choose(None))
