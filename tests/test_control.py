@@ -155,6 +155,7 @@ LOOPS = {  # name: (state, its end, scan output), in terms of the state s, the t
     "a state that forgets": "s_out = Identity(w1)  z = Mul(s, t)",
     "a scan output that is the state": "s_out = Mul(s, t)  z = Identity(s)",
     "a slice of another axis": "q = Gather<axis=1>(xs, i)  r = ReduceSum(q, axis)  s_out = Mul(s, r)  z = Mul(r, s)",
+    "a slice as a scan output": "s_out = Mul(s, t)  z = Gather<axis=0>(xs, i)",
     "a slice read twice": "q = Gather<axis=0>(xs, i)  p = Mul(q, t)  s_out = Sin(p)  z = Mul(s, q)",
     "a slice, and the whole": "r = ReduceMean<keepdims=0>(xs)  p = Mul(r, t)  s_out = Mul(p, s)  z = Sin(s)",
     "the trip's number as a number": "f = Cast<to=1>(i)  g = CastLike(f, s)  s_out = Mul(s, g)  z = Add(s, t)",

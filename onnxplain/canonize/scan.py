@@ -9,9 +9,8 @@ import numpy as np
 from onnxplain.emit import Emitter, Var
 from onnxplain.ir import Graph, Node, Value
 
-EACH_SLICE = (
-    "each_slice"  # name of the body of a Loop that has a trip for each slice, at least one, of all that it reads
-)
+# Name of the body of a Loop that makes a trip for each slice of all that it reads, and one at least.
+EACH_SLICE = "each_slice"
 
 
 def write_loop(node: Node, emitter: Emitter) -> None:

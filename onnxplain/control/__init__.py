@@ -1,8 +1,8 @@
 """Control flow: how the reverse walk enters the bodies of If and Loop, and what it leaves there.
 
-A control-flow node has no rule; the nodes in its bodies have theirs. Its cotangents come from a node of the same
-operator whose bodies calculate forward once more and then walk back. The two are siblings, so both may use the names in
-the bodies.
+A control-flow node has no rule; the nodes in its bodies have theirs. Its cotangents come from a node of the same kind
+whose bodies walk back, and calculate forward once more what nobody has kept for them. The two are siblings, so both may
+use the names in the bodies.
 """
 
 from __future__ import annotations

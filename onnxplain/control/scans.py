@@ -57,7 +57,8 @@ def _scan(node: Node, emitter: Emitter) -> Node:
         return node
     dropped = {go.name, *(n.outputs[0] for n in slices)}
     nodes = tuple(n for n in body.nodes if dropped.isdisjoint(n.outputs))
-    if any(on.name in n.reads or go.name in n.reads for n in nodes):
+    copied = not dropped.isdisjoint(v.name for v in ends)  # a body has to compute what it gives
+    if copied or any(on.name in n.reads or go.name in n.reads for n in nodes):
         return node
     scanned = body.replace(
         inputs=(*starts, *(body.value(n.outputs[0]) for n in slices)), outputs=tuple(ends), nodes=nodes

@@ -110,9 +110,7 @@ class Stacks:
         )
         return {o: (v, stacked) for o, v in zip(node.outputs, made, strict=True)}
 
-    def _fitted(
-        self, node: Node, inputs: Sequence[Stacked | None]
-    ) -> tuple[list[Var | None], Mapping[str, object]] | None:
+    def _fitted(self, node: Node, inputs: Sequence[Stacked | None]) -> Fitted | None:
         """Inputs and attributes with which a node calculates a stack, if it can."""
         if node.domain or any(v and v[0].shape is None for v in inputs):
             return None
