@@ -21,6 +21,7 @@ ELSEWHERE = {
         "the canonizer writes them with floating-point layers",
     ),
     **dict.fromkeys(("If", "Loop", "Scan", "SequenceMap"), "control flow"),
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), "the walk goes through their steps, written as a loop"),
     **dict.fromkeys(
         ("ConcatFromSequence", "SequenceAt", "SequenceConstruct", "SequenceErase", "SequenceInsert", "SplitToSequence"),
         "sequences of tensors",
