@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -24,7 +25,16 @@ from onnxplain.errors import ModelError, OnnxplainError, OptionError, ProviderEr
 from onnxplain.ir import Graph
 from onnxplain.reader import read
 from onnxplain.runtime import session as sessions
-from onnxplain.runtime.batching import LARGEST, bytes_per_sample, chunk_size, chunks, parse_memory
+from onnxplain.runtime.batching import (
+    LARGEST,
+    MARGIN,
+    USUAL,
+    chunk_size,
+    chunks,
+    parse_memory,
+    peak_per_sample,
+    samples_that_fit,
+)
 from onnxplain.runtime.providers import CPU, CUDA, Choice, choose
 from onnxplain.runtime.session import Session
 from tests.models import IMAGES, TINY, model
@@ -67,16 +77,30 @@ def layers(batch: str) -> Graph:
     return emitter.graph([x], {"w": windows, "c": constant, "s": scalar})
 
 
-def test_bytes_per_sample() -> None:
-    assert bytes_per_sample(layers("batch"), "batch") == (5 + 5 + 30 + 30) * 4  # "w" is written twice: as w, and before
+def test_what_fits() -> None:
+    graph = layers("batch")
+    peak = peak_per_sample(graph, "batch")
+    assert peak == (30 + 30) * 4 + 8  # "w" is written twice, as w, and before; "s" is there, too
+    assert samples_that_fit(graph, "batch", math.ceil(3 * MARGIN * peak)) == 3
+    assert samples_that_fit(graph, "batch", peak) == 0  # ONNX Runtime may take more than what we count
 
 
-def test_chunk_size() -> None:
-    per_sample = bytes_per_sample(layers("batch"), "batch")
-    assert chunk_size(layers("batch"), "batch", 3 * per_sample) == 3
-    assert chunk_size(layers("batch"), "batch", 1) == 1
-    assert chunk_size(layers("batch"), "batch", 1 << 40) == LARGEST
-    assert chunk_size(layers("n"), "batch", 1000) == LARGEST  # nothing grows with the batch
+@pytest.mark.parametrize("cpu", [True, False])
+def test_chunks_fit(cpu: bool) -> None:
+    graph = layers("batch")
+    assert chunk_size(graph, "batch", math.ceil(3 * MARGIN * 248), cpu) == 3
+    assert chunk_size(graph, "batch", 1, cpu) == 1
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "best"), [(0.001, LARGEST), (3, 21), (12, USUAL), (30, USUAL), (60, 4), (200, 1), (2000, 1)]
+)
+def test_chunks_are_as_large_as_is_fast(megabytes: float, best: int) -> None:
+    emitter = Emitter()
+    x = emitter.input("x", "float32", ("batch", int(megabytes * 2**20 / 8)))
+    graph = emitter.graph([x], {"y": -x + 1})  # two such tensors are there at a time
+    assert chunk_size(graph, "batch", 1 << 40, cpu=True) == best
+    assert chunk_size(graph, "batch", 1 << 40, cpu=False) == LARGEST
 
 
 def test_chunks() -> None:

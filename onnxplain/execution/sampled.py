@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.execution.moments import moment_and_error
+from onnxplain.execution.moments import add_weighted, moment_and_error
 from onnxplain.execution.runner import Answer, Runner, baselines_of, resolve, sum_per_sample
 from onnxplain.methods import Method
 from onnxplain.runtime.batching import chunks
@@ -62,9 +62,8 @@ def explain_sampled(
         found = runner.attributions(arrived, fixed, len(sample))
         for name, output in program.attributions.items():
             values = found[output].astype(np.float64)
-            weighted = values * weights.reshape(-1, *[1] * (values.ndim - 1))
-            for moments, power in ((sums, weighted), (squares, weighted * values)):
-                np.add.at(moments.setdefault(name, np.zeros((samples, *values.shape[1:]))), sample, power)
+            for moments, power in ((sums, values), (squares, values**2)):
+                add_weighted(moments.setdefault(name, np.zeros((samples, *values.shape[1:]))), sample, weights, power)
         if progress:
             progress(part.stop, total)
     dtypes = dict.fromkeys(sums, score.dtype)
@@ -78,8 +77,11 @@ def explain_sampled(
 
 
 def _noisy(noise: Noise, place: int, x: Array, index: Array, sample: Array) -> Array:
-    draws = {int(i): noise.draw(int(i), place, x.shape[1:]).astype(x.dtype) for i in np.unique(index)}
-    return np.asarray(x[sample] + noise.scale(x)[sample] * np.stack([draws[int(i)] for i in index]))
+    draws = {i: noise.draw(i, place, x.shape[1:]).astype(x.dtype) for i in map(int, np.unique(index))}
+    points = np.stack([draws[int(i)] for i in index])
+    points *= noise.scale(x)[sample]
+    points += x[sample]
+    return points
 
 
 def _between(

@@ -9,6 +9,9 @@ from onnxplain.ir import Graph, Value
 
 DEFAULT_MEMORY = 1 << 30  # bytes
 LARGEST = 64  # samples; beyond that a larger batch brings nothing on any provider we measured
+USUAL = 8  # samples; beyond that, on CPUs, it costs more a sample, since less of it is in caches, unless they are small
+SMALL, LARGE = 64 << 20, 256 << 20  # bytes; as many as fit into the first at least, and into the second at most
+MARGIN = 1.6  # the most that ONNX Runtime took in the place of one estimated byte; 1.1 on average
 
 _UNITS = {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9, "b": 1, "": 1}
 
@@ -31,16 +34,6 @@ def parse_memory(memory: int | float | str) -> int:
     if amount <= 0:
         raise OptionError(f"memory must be a positive number of bytes, or a text such as '512 MiB', not {memory!r}")
     return amount
-
-
-def bytes_per_sample(graph: Graph, batch: str) -> int:
-    """Estimate of the memory that one sample's activations take: everything that the graph computes per sample.
-
-    An upper bound for a forward graph, whose activations are freed on the way; close for a backward one, which keeps
-    them. ``batch`` is the name of the batch dimension; a dimension such as "64*batch" counts 64 times.
-    """
-    values = [graph.values.get(name) for node in graph.nodes for name in node.outputs]
-    return sum(size_per_sample(v, batch) for v in values if v and any(batch in str(d) for d in v.shape or ()))
 
 
 def size_per_sample(value: Value | None, batch: str) -> int:
@@ -75,9 +68,16 @@ def peak_per_sample(graph: Graph, batch: str) -> int:
     return most
 
 
-def chunk_size(graph: Graph, batch: str, memory: int) -> int:
-    """Samples per run such that `bytes_per_sample` of them fit into ``memory``."""
-    return max(1, min(LARGEST, memory // max(1, bytes_per_sample(graph, batch))))
+def samples_that_fit(graph: Graph, batch: str, memory: int) -> int:
+    """Samples whose activations take no more than ``memory`` at a time, whatever ONNX Runtime makes of the graph."""
+    return int(memory / (MARGIN * max(1, peak_per_sample(graph, batch))))
+
+
+def chunk_size(graph: Graph, batch: str, memory: int, cpu: bool) -> int:
+    """Samples per run: those that fit, and on CPUs not more than cost the least each (`tools/chunks.py`)."""
+    peak = max(1, peak_per_sample(graph, batch))
+    fastest = max(SMALL // peak, min(USUAL, LARGE // peak)) if cpu else LARGEST
+    return max(1, min(samples_that_fit(graph, batch, memory), fastest, LARGEST))
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:
