@@ -12,6 +12,7 @@ import numpy as np
 from onnxplain.emit import Emitter, Var
 from onnxplain.ir import Graph, Node, is_float
 from onnxplain.ops.index import zeros
+from onnxplain.ops.parts import Part, joined
 from onnxplain.ops.table import Call, Cotangent
 
 
@@ -63,13 +64,31 @@ class ControlCall(Call):
         """Write the way back: one cotangent per operand."""
 
 
-class Sums(dict[str, Var]):
+class Sums(Mapping[str, Var]):
     """Name -> the sum of the cotangents that have arrived there."""
+
+    def __init__(self, arrived: Mapping[str, Var] | Iterable[tuple[str, Var]] = ()) -> None:
+        self._sums = dict(arrived)
+        self._parts: dict[str, list[Part]] = {}  # which wait for each other, see `joined`
 
     def add(self, name: str, cotangent: Cotangent) -> None:
         """Add one; None is nothing."""
-        if cotangent is not None:
-            self[name] = self[name] + cotangent if name in self else cotangent
+        part = Part.of(cotangent) if cotangent else None
+        if part:
+            self._parts.setdefault(name, []).append(part)
+        elif cotangent:
+            self._sums[name] = self._sums[name] + cotangent if name in self._sums else cotangent
+
+    def __getitem__(self, name: str) -> Var:
+        for whole in joined(self._parts.pop(name, ())):
+            self._sums[name] = self._sums[name] + whole if name in self._sums else whole
+        return self._sums[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sums.keys() | self._parts.keys())
+
+    def __len__(self) -> int:
+        return len(self._sums.keys() | self._parts.keys())
 
 
 def dtype_of(x: Var) -> np.dtype[Any]:

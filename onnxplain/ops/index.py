@@ -80,7 +80,10 @@ def unpick(ct: Var, rows: Var, x: Var, axes: int) -> Var:
 
 def pad(ct: Var, begins: Sequence[Var], ends: Sequence[Var], known: Shape | None) -> Var:
     """Zeros around ``ct``: one Var of shape (1,) per axis and side; negative ones crop."""
-    return ct.emitter.op("Pad", ct, concat([*begins, *ends]), known=known, mode="constant")
+    widths = concat([*begins, *ends])
+    if widths.value is not None and not widths.value.any():
+        return ct.emitter.refine(ct, known) if known else ct
+    return ct.emitter.op("Pad", ct, widths, known=known, mode="constant")
 
 
 def untake(ct: Var, index: Var, x: Var, axis: int) -> Var:
@@ -120,7 +123,7 @@ def gather(call: Call, ct: Var) -> list[Var]:
     axis = call.attrs["axis"] % x.rank
     known = None if x.shape is None else (*x.shape[:axis], None, *x.shape[axis + 1 :])
     if index.rank == 0:
-        ct = call.op("Unsqueeze", ct, call.ints([axis]), known=known)
+        ct = call.op("Unsqueeze", ct, call.ints([axis]), known=x.shape and (*x.shape[:axis], 1, *x.shape[axis + 1 :]))
     elif index.rank > 1:
         ct = ct.reshape(concat([x.sizes(0, axis), call.ints([-1]), x.sizes(axis + 1)]), known=known)
     flat = index.reshape([-1]) if index.value is None else call.emitter.const(index.value.reshape(-1))

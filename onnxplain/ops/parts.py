@@ -1,0 +1,73 @@
+"""Cotangents of what is read in parts: by Slice, by Gather, step by step.
+
+Each part arrives with zeros around it. Where parts lie side by side, what they sum to is written without any sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxplain.emit import Var, concat
+from onnxplain.ops.index import pad
+
+
+@dataclass(frozen=True)
+class Part:
+    """A cotangent that is zero but for some places of one axis.
+
+    Attributes
+    ----------
+    whole
+        The cotangent.
+    inner
+        What is not zero.
+    axis, start, end
+        The places.
+    """
+
+    whole: Var
+    inner: Var
+    axis: int
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, ct: Var) -> Part | None:
+        """Find the part that a Pad by fixed numbers has put zeros around; None if that has not made ``ct``."""
+        emitter, node = ct.emitter, ct.emitter.producer(ct.name)
+        if node is None or node.op != "Pad" or node.attrs["mode"] != "constant" or len(node.inputs) != 2:
+            return None
+        inner, widths = map(emitter.var, node.inputs)
+        if widths.value is None or (widths.value < 0).any():
+            return None
+        before, after = widths.value.reshape(2, -1)
+        axes = np.flatnonzero(before + after).tolist()
+        size = inner.shape[axes[0]] if len(axes) == 1 and inner.shape else None
+        start = int(before[axes[0]]) if axes else 0
+        return cls(ct, inner, axes[0], start, start + size) if isinstance(size, int) else None
+
+
+def joined(parts: Iterable[Part]) -> list[Var]:
+    """Cotangents that have the sum of all parts: as few as there are gaps and overlaps between these."""
+    runs: list[list[Part]] = []
+    for part in sorted(parts, key=lambda part: (part.axis, part.start)):
+        before = (run for run in runs if (run[-1].axis, run[-1].end) == (part.axis, part.start))
+        run = next(before, None)
+        runs.append([part]) if run is None else run.append(part)
+    return [_written(run) for run in runs]
+
+
+def _written(run: list[Part]) -> Var:
+    first, whole = run[0], run[0].whole
+    if len(run) == 1:
+        return whole
+    row, emitter = concat([part.inner for part in run], first.axis), whole.emitter
+    size = whole.shape[first.axis] if whole.shape else None
+    if (first.start, run[-1].end) == (0, size):
+        return emitter.refine(row, whole.shape)
+    begins, ends = ([emitter.ints([0])] * whole.rank for _ in range(2))
+    begins[first.axis], ends[first.axis] = emitter.ints([first.start]), whole.size(first.axis) - run[-1].end
+    return pad(row, begins, ends, whole.shape)
