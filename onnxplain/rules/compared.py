@@ -119,8 +119,9 @@ def secant(call: Call, ct: Var, a: Var, b: Var) -> Var:
     tangent = OPS[call.node.op].vjp(middle, ct)[at]
     assert tangent is not None
     change, step = ct * (fa - fb), a - b
-    # The tangent halfway is taken where no digit of f tells it from the secant, whose own digits are lost there.
-    unsure = abs(ct) * (abs(fa) + abs(fb)) * (4 * float(np.finfo(a.dtype).eps))
+    # The tangent halfway is taken where no digit of f tells it from the secant, whose own digits are lost there. There,
+    # f(a) and f(b) are as large as each other.
+    unsure = abs(ct * fa) * (8 * float(np.finfo(a.dtype).eps))
     return where(abs(change - tangent * step) <= unsure, tangent, change / step)
 
 
