@@ -92,7 +92,7 @@ class Explainer:
         full float32 unless that option says otherwise.
     memory
         Bound on the memory that one run's activations take: bytes, or a text such as "512 MiB". Larger batches, and the
-        points of methods that sample, are split into runs that fit, and on CPUs into smaller ones where these cost less.
+        points of methods that sample, are split into runs that fit; on CPUs into smaller ones where these cost less.
         Where one sample alone does not fit, methods that walk back compute activations again instead of keeping them:
         less memory for about one more forward pass.
     **options

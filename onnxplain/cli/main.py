@@ -130,7 +130,7 @@ def explain(
         _write(result, out, sample, drawn, None if plain else prepared.photo, None if asked["at"] else prepared.layout)
     lines = result.report() if report else None
     what = f"'{of}' at {target}" if of else None
-    show.result(result, out, sample, classes, explainer, prepared, lines, drawn, as_json, what)
+    show.result(result, out, sample, classes, explainer, prepared, lines, drawn, as_json, what, versus is not None)
 
 
 def _check_one(out: Path, explainer: ox.Explainer) -> None:

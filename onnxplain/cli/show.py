@@ -68,9 +68,9 @@ def progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
         yield lambda done, total: bar.update(task, description=label, completed=done, total=total)
 
 
-def _explained(target: Any, names: Sequence[str] | None) -> str:
-    """A class; or one rather than another, which are the terms of a difference."""
-    classes = target if isinstance(target, list) and len(target) == 2 and names else [target]
+def _explained(target: Any, names: Sequence[str] | None, compared: bool) -> str:
+    """A class; or, of two that are ``compared``, the terms of a difference, one rather than the other."""
+    classes = target if compared else [target]
     return "class " + " rather than ".join(f"{c} ({label(c, names)})" if label(c, names) else str(c) for c in classes)
 
 
@@ -89,9 +89,13 @@ def result(
     report: Sequence[Assignment] | None,
     drawn: Drawing,
     as_json: bool,
-    what: str | None = None,
+    what: str | None,
+    compared: bool,
 ) -> None:
-    """Print what was explained (``what``, if it is no class), where it was written, and the strongest features."""
+    """Print what was explained, where it was written, and the strongest features.
+
+    Explained was ``what``, or else a class, or two that are ``compared``.
+    """
     targets = answer.target.tolist()
     listed = len(answer.names) == 1 and answer.values.ndim == 2
     if as_json:
@@ -120,7 +124,7 @@ def result(
     for position, target in enumerate(targets):
         gap = "" if answer.residual is None else f", residual {answer.residual[position]:+.3g}"
         prefix = f"sample {position}: " if several else ""
-        click.echo(f"{prefix}{what or _explained(target, names)}, score {answer.score[position]:.4g}{gap}")
+        click.echo(f"{prefix}{what or _explained(target, names, compared)}, score {answer.score[position]:.4g}{gap}")
     shown = f" of sample {sample}" if several and out.suffix not in (".npy", ".npz") else ""
     click.echo(f"{out}: {answer.method}{shown}, on {explainer.provider}")
     if listed and drawn.labels:
