@@ -93,7 +93,7 @@ def test_chunks_fit(cpu: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("megabytes", "best"), [(0.001, LARGEST), (3, 10), (12, USUAL), (30, USUAL), (60, 4), (200, 1), (2000, 1)]
+    ("megabytes", "best"), [(0.001, LARGEST), (3, 10), (12, USUAL), (30, USUAL), (60, 2), (200, 1), (2000, 1)]
 )
 def test_chunks_are_as_large_as_is_fast(megabytes: float, best: int) -> None:
     emitter = Emitter()

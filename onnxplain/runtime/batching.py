@@ -9,8 +9,8 @@ from onnxplain.ir import Graph, Value
 
 DEFAULT_MEMORY = 1 << 30  # bytes
 LARGEST = 64  # samples; beyond that a larger batch brings nothing on any provider we measured
-USUAL = 8  # samples; beyond that, on CPUs, it costs more a sample, since less of it is in caches, unless they are small
-SMALL, LARGE = 32 << 20, 256 << 20  # bytes; as many as fit into the first at least, and into the second at most
+USUAL = 4  # samples; more cost as much each on CPUs, or more, since less of them is in caches, unless they are small
+SMALL, LARGE = 32 << 20, 160 << 20  # bytes; as many as fit into the first at least, and into the second at most
 MARGIN = 1.6  # the most that ONNX Runtime took in the place of one estimated byte; 1.1 on average
 
 _UNITS = {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9, "b": 1, "": 1}
