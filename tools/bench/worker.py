@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # neither is imported before it is needed: cold starts and me
 
 MARK = "bench: "  # in front of what the parent reads; libraries print, too
 SPAN = 0.05  # seconds that a measurement takes at least: short calls are repeated
+SHORT = 1.0  # seconds below which a call is warmed up each time
 PAUSE = 0.02  # seconds, in which threads that spin after a run fall asleep: they would slow down whoever comes next
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
@@ -112,6 +113,8 @@ def times(calls: dict[str, Call], estimates: dict[str, float], job: Job) -> dict
     for _ in range(job.repeat):
         for name, call in calls.items():
             time.sleep(PAUSE)
+            if estimates[name] < SHORT:  # or it would pay for what a long call before it has left in the caches
+                call()
             before = clock()
             for _ in range(inner[name]):
                 call()
