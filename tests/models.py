@@ -34,6 +34,15 @@ def weights(seed: int = 0, **shapes: tuple[int, ...]) -> dict[str, Array]:
     return {n: (scale[n] * random.normal(size=s)).astype(np.float32) for n, s in shapes.items()}
 
 
+def labelled() -> onnx.ModelProto:
+    """An output that holds labels."""
+    text = """labelled (float[N,6] x) => (int64[N] label, float[N,3] y) {
+        label, y = ai.onnx.ml.LinearClassifier
+            <coefficients = %s, intercepts = [0.5, 0.0, 1.0], classlabels_ints = [4,5,6]>(x)
+    }""" % [float(v) for v in range(18)]
+    return onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 17, "ai.onnx.ml" : 3]>\n' + text)
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A model with a free batch axis.

@@ -19,7 +19,7 @@ from onnxplain.rules.lrp import Epsilon
 from onnxplain.runtime import session
 from onnxplain.runtime.providers import CPU, CUDA, Choice
 from tests import models
-from tests.models import TINY, model
+from tests.models import TINY, labelled, model
 from tests.reference import rng
 
 BOX = {"low": -3.0, "high": 3.0}
@@ -46,15 +46,6 @@ def pooled() -> onnx.ModelProto:
     """Convolutions with enough channels to be laid out in blocks, for vector instructions."""
     shapes = {"w1": (32, 2, 3, 3), "w2": (48, 32, 3, 3), "w3": (48, 5)}
     return model(POOLED, **models.weights(7, **shapes))
-
-
-def labelled() -> onnx.ModelProto:
-    """An output that holds labels."""
-    text = """labelled (float[N,6] x) => (int64[N] label, float[N,3] y) {
-        label, y = ai.onnx.ml.LinearClassifier
-            <coefficients = %s, intercepts = [0.5, 0.0, 1.0], classlabels_ints = [4,5,6]>(x)
-    }""" % [float(v) for v in range(18)]
-    return onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 17, "ai.onnx.ml" : 3]>\n' + text)
 
 
 @pytest.fixture(autouse=True)

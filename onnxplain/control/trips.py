@@ -70,29 +70,25 @@ class Saved:
 
     def __call__(self, name: str) -> Var | None:
         """Look up the stack of a value that the trips have, or that they read slice by slice."""
-        body: Graph = self.node.attrs["body"]
-        node = self.inner.producer(name)
-        if (
-            node
-            and node.op == "Gather"
-            and node.inputs[1] == body.inputs[0].name
-            and node.inputs[0] not in self._computed
-        ):
-            if name in self._computed:
-                return self._slices(node)
-            self.found.update((start, stack) for start, stack in self.states.items() if start == name)
-            return self.emitter.var(node.inputs[0])  # there is a slice for each trip
+        node, index = self.inner.producer(name), self.node.attrs["body"].inputs[0].name
+        if node and node.op == "Gather" and node.inputs[1] == index and node.inputs[0] not in self._computed:
+            return self._read(node, name)
         shape = self.inner.values[name].shape
-        if (
-            name not in self._computed
-            or shape is None
-            or not self._sizes.issuperset(d for d in shape if not isinstance(d, int))
-        ):
+        if name not in self._computed or shape is None:
+            return None
+        if not self._sizes.issuperset(d for d in shape if not isinstance(d, int)):
             return None
         if name not in self.found:
             known = (self.trips.length, *shape)
             self.found[name] = self.emitter.input(f"{name}/saved", self.inner.values[name].dtype, known)
         return self.found[name]
+
+    def _read(self, node: Node, name: str) -> Var:
+        """The stack that a trip reads a slice of: what the body reads, or what was made for the way back."""
+        if name in self._computed:
+            return self._slices(node)
+        self.found.update((start, stack) for start, stack in self.states.items() if start == name)
+        return self.emitter.var(node.inputs[0])  # there is a slice for each trip
 
     @property
     def count(self) -> Var:

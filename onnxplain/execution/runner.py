@@ -18,7 +18,7 @@ from onnxplain.ir import Graph
 from onnxplain.program import Program
 from onnxplain.questions import batch_axes, batch_axis, rows
 from onnxplain.recompute import recomputed
-from onnxplain.runtime.batching import chunk_size, samples_that_fit
+from onnxplain.runtime.batching import chunk_size, peak_per_sample, samples_that_fit
 from onnxplain.runtime.chunked import Chunked, Progress
 from onnxplain.runtime.device import Given, Tensor
 from onnxplain.runtime.providers import CPU, Choice
@@ -107,7 +107,7 @@ class Runner:
         if program.question.axis is None and setting.fixed_batch not in (None, 1):
             raise UnsupportedModelError(f"the model is bound to {setting.fixed_batch} samples, which share one output")
         whole, memory = program.copied or program.graph, setting.memory
-        if not program.copied and not samples_that_fit(whole, BATCH, memory):
+        if not program.copied and not samples_that_fit(peak_per_sample(whole, BATCH), memory):
             seeds, ends = (program.target, program.weights), (program.score, program.resolved, program.baseline_score)
             whole = recomputed(whole, [*filter(None, seeds)], [*filter(None, ends)], BATCH)
         graphs = {"front": program.front, "main": whole, "back": program.back}
@@ -115,7 +115,7 @@ class Runner:
         for name, graph in graphs.items():
             if graph:
                 session = Session(graph, setting.choice, saved and saved / name)
-                sessions[name] = session, chunk_size(graph, BATCH, memory, session.provider == CPU)
+                sessions[name] = session, chunk_size(peak_per_sample(graph, BATCH), memory, session.provider == CPU)
         return cls.of(program, sessions, setting, lambda: program)
 
     @classmethod

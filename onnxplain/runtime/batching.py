@@ -68,16 +68,19 @@ def peak_per_sample(graph: Graph, batch: str) -> int:
     return most
 
 
-def samples_that_fit(graph: Graph, batch: str, memory: int) -> int:
-    """Samples whose activations take no more than ``memory`` at a time, whatever ONNX Runtime makes of the graph."""
-    return int(memory / (MARGIN * max(1, peak_per_sample(graph, batch))))
+def samples_that_fit(peak: int, memory: int) -> int:
+    """Samples that take no more than ``memory`` at a time, whatever ONNX Runtime makes of the graph.
+
+    ``peak``: see `peak_per_sample`.
+    """
+    return int(memory / (MARGIN * max(1, peak)))
 
 
-def chunk_size(graph: Graph, batch: str, memory: int, cpu: bool) -> int:
+def chunk_size(peak: int, memory: int, cpu: bool) -> int:
     """Samples per run: those that fit, and on CPUs not more than cost the least each (`tools/chunks.py`)."""
-    peak = max(1, peak_per_sample(graph, batch))
+    peak = max(1, peak)
     fastest = max(SMALL // peak, min(USUAL, LARGE // peak)) if cpu else LARGEST
-    return max(1, min(samples_that_fit(graph, batch, memory), fastest, LARGEST))
+    return max(1, min(samples_that_fit(peak, memory), fastest, LARGEST))
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:

@@ -18,7 +18,7 @@ from onnxplain.ir import Graph
 from onnxplain.reader import read
 from onnxplain.tensors import is_external, is_stub
 from tests import models
-from tests.models import TINY, model
+from tests.models import TINY, labelled, model
 from tests.reference import rng
 
 MODE = {"mode": np.array(1)}
@@ -43,14 +43,6 @@ def fused() -> onnx.ModelProto:
     random = rng(4)
     arrays = {n: random.uniform(0.5, 1.5, 9).astype(np.float32) for n in "stmv"}
     return model(text, w=random.normal(size=(9, 4, 3, 3)).astype(np.float32), **arrays)
-
-
-def labelled() -> onnx.ModelProto:
-    text = """labelled (float[N,6] x) => (int64[N] label, float[N,3] y) {
-        label, y = ai.onnx.ml.LinearClassifier
-            <coefficients = %s, intercepts = [0.5, 0.0, 1.0], classlabels_ints = [4,5,6]>(x)
-    }""" % [float(v) for v in range(18)]
-    return onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 17, "ai.onnx.ml" : 3]>\n' + text)
 
 
 KINDS: dict[str, tuple[Callable[[], onnx.ModelProto], dict[str, Any]]] = {
