@@ -106,9 +106,9 @@ def load(model: Loadable, cache: str | os.PathLike[str] | None = None) -> Model:
     cache
         Folder that keeps what takes long to make of models and methods, for this and other processes: canonical graphs,
         and programs as ONNX Runtime has optimised them for this processor (on the CPU, under Linux; not those with
-        functions or rules of one's own). Results are the same to the last bit. It is made if need be, and bounded to
-        4 GiB: what was used least recently goes. Default: the one that the environment variable ONNXPLAIN_CACHE names;
-        without it, nothing is kept.
+        functions or rules of one's own, nor those that use the model's own weights because ``memory=`` demands it).
+        Results are the same to the last bit. It is made if need be, and bounded to 4 GiB: what was used least recently
+        goes. Default: the one that the environment variable ONNXPLAIN_CACHE names; without it, nothing is kept.
 
     Returns
     -------

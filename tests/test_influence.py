@@ -166,7 +166,8 @@ def test_nothing_of_a_generator_is_kept():
 
 def test_pieces_fit_the_memory_bound():
     steps = []
-    explainer = ox.Explainer(IMAGES.proto(), "occlusion", at="r2", memory=6000)
+    bound = 6000 + sum(array.nbytes for array in IMAGES.weights.values())  # which are copied
+    explainer = ox.Explainer(IMAGES.proto(), "occlusion", at="r2", memory=bound)
     runner = explainer.prepare(IMAGES.x(1)).runner
     assert runner.front.chunk == 2  # 1.6 * 4 * 2 * (3 * 9 * 8) = 2765 bytes each: a feature map, and it rectified
     assert runner.main.chunk > 2
@@ -176,7 +177,7 @@ def test_pieces_fit_the_memory_bound():
     ox.influence(IMAGES.proto(), batches(IMAGES.x(4)), "r2", 1, progress=lambda *step: steps.append(step))
     assert steps == [(1, None), (3, None), (4, None)]
     steps.clear()
-    found = ox.influence(IMAGES.proto(), IMAGES.x(5), "r2", 1, memory=6000)
+    found = ox.influence(IMAGES.proto(), IMAGES.x(5), "r2", 1, memory=bound)
     found.carried(IMAGES.x(5), progress=lambda *step: steps.append(step))
     assert steps == [(1, 5), (3, 5), (5, 5)]
 

@@ -331,10 +331,10 @@ def test_programs_that_onnxruntime_refuses_are_compiled_again(tmp_path: Path) ->
 def test_what_onnxruntime_cannot_save_still_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = session.Session.__init__
 
-    def fails(self: Any, graph: Any, choice: Any, saved: Path | None = None) -> None:
+    def fails(self: Any, graph: Any, choice: Any, saved: Path | None = None, lean: bool = False) -> None:
         if saved:
             raise ox.ModelError("no")
-        made(self, graph, choice)
+        made(self, graph, choice, None, lean)
 
     monkeypatch.setattr(session.Session, "__init__", fails)
     x = np.ones((1, 2, 9, 8), np.float32)

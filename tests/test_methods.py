@@ -42,6 +42,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "kernel_shap": {"samples": 80},
     "shapley_sampling": {"samples": 3},
 }
+# Of what rounds inputs by 1e-7: the search for a root may end at another kink of the network (4e-3 for "one_number"),
+# and a regression subtracts scores from one another that are nearly the same.
+AMPLIFIED = {"taylor": 2e-2, "kernel_shap": 5e-5}
+
 MAPS = {
     "cam",
     "grad_cam",
@@ -102,8 +106,9 @@ def test_shapes_batches_and_chunks(name: str, method: str) -> None:
         alone = explainer({n: a[row : row + 1] for n, a in feeds.items()})
         assert_close(parts(alone), {n: v[row : row + 1] for n, v in parts(result).items()})
         np.testing.assert_array_equal(alone.target[0], result.target[row])
+    # With so little memory, weights are read in another layout, and results are rounded in another way.
     chunked = ox.explain(load(name), feeds, method, memory=1, **OPTIONS[method])
-    assert_close(parts(chunked), parts(result))
+    assert_close(parts(chunked), parts(result), AMPLIFIED.get(method, 1e-5))
     np.testing.assert_allclose(chunked.score, result.score, rtol=1e-5, atol=1e-6)
 
 

@@ -31,6 +31,7 @@ from onnxplain.runtime.batching import (
     USUAL,
     chunk_size,
     chunks,
+    copied_weights,
     parse_memory,
     peak_per_sample,
     samples_that_fit,
@@ -81,7 +82,16 @@ def test_peak_per_sample() -> None:
     assert peak_per_sample(layers("batch"), "batch") == (30 + 30) * 4 + 8  # "w" is written twice; and there is "s"
 
 
+def test_weights_are_copied_for_each_node_that_reads_them() -> None:
+    emitter = Emitter()
+    x = emitter.input("x", "float32", ("batch", 5))
+    w, bias = emitter.const(np.ones((5, 5), np.float32)), emitter.const(np.ones(5, np.float32))
+    y = emitter.op("Gemm", emitter.op("MatMul", x, w.transpose([1, 0])), w, bias)  # what is made of weights, too
+    assert copied_weights(emitter.graph([x], {"y": emitter.op("MatMul", y, x) * bias})) == (25 + 25 + 5) * 4
+
+
 def test_what_fits() -> None:
+    assert samples_that_fit(248, -1000) == 0
     assert samples_that_fit(248, math.ceil(3 * MARGIN * 248)) == 3
     assert samples_that_fit(248, 248) == 0  # ONNX Runtime may take more than what we count
 
@@ -203,6 +213,55 @@ def test_large_graphs_go_through_a_file_that_does_not_stay(monkeypatch: pytest.M
     y = Session(doubled(), ON_CPU).run({"x": np.ones((2, 3), np.float32)})["y"]
     assert (y == 2).all()
     assert list(tmp_path.iterdir()) == []
+
+
+def product(size: int) -> Graph:
+    """Weights of ``4 * size ** 2`` bytes."""
+    emitter = Emitter()
+    x = emitter.input("x", "float32", ("batch", size))
+    w = emitter.const(np.random.default_rng(0).normal(size=(size, size)).astype(np.float32))
+    return emitter.graph([x], {"y": emitter.op("MatMul", x, w)})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("lean", [True, False])
+def test_lean_sessions_copy_no_weights(lean: bool) -> None:
+    graph, x = product(4096), np.ones((1, 4096), np.float32)
+    before = resident()
+    session = Session(graph, ON_CPU, lean=lean)
+    (y,) = session.run({"x": x}).values()
+    taken = (resident() - before) >> 20
+    assert taken < 16 if lean else taken > 56  # of 64 MiB
+    np.testing.assert_allclose(y, x @ next(iter(graph.constants.values())), rtol=1e-3, atol=1e-3)
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_lean_sessions_know_the_weights_that_onnxruntime_transposes() -> None:
+    """It would do so to ``w``, under its name, to be rid of the nodes around; nothing but numbers would tell."""
+    emitter = Emitter()
+    x, w = emitter.input("x", "float32", ("batch", 24, 24)), np.random.default_rng(0).normal(size=(24, 24))
+    y = (x.transpose([0, 2, 1]) + x.like(w)).transpose([0, 2, 1])
+    session = Session(emitter.graph([x], {"y": y}), ON_CPU, lean=True)
+    assert session.outputs == ["y"]
+    (y,) = session.run({"x": np.zeros((1, 24, 24), np.float32)}).values()
+    np.testing.assert_array_equal(y[0], w.T.astype(np.float32))
+
+
+@pytest.mark.parametrize("method", ["gradient", "lrp", "occlusion"])
+def test_copies_of_weights_are_made_where_they_fit(method: str, tmp_path: Path) -> None:
+    x, results = IMAGES.x(2), {}
+    for memory, lean in {"2 GiB": False, 60_000: False, 1000: True}.items():
+        explainer = ox.Explainer(ox.load(IMAGES.proto(), cache=tmp_path / str(lean)), method, memory=memory)
+        assert explainer.prepare(x).runner.lean == lean
+        results[memory] = explainer(x, 1).values
+        assert relative_error(results[memory], results["2 GiB"]) < 1e-5
+    # The canonical graph is kept, and a program for each bound, if ONNX Runtime has laid out weights for it.
+    assert len(list((tmp_path / "False").iterdir())) == 3
+    assert len(list((tmp_path / "True").iterdir())) == 1
 
 
 def test_failures_of_onnxruntime_are_ours() -> None:

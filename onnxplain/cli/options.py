@@ -96,10 +96,10 @@ def photos() -> Decorator:
 def running() -> Decorator:
     """Options that say what runs the model."""
     provider = "cpu, cuda, or an ONNX Runtime provider; repeatable."
-    memory = "Bound on the memory of one run's activations."
+    memory = "Bound on what one run takes besides the loaded model."
     return _together(
         click.option("--provider", "providers", multiple=True, help=provider),
-        click.option("--memory", default="1 GiB", show_default=True, help=memory),
+        click.option("--memory", default="2 GiB", show_default=True, help=memory),
     )
 
 

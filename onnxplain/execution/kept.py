@@ -1,7 +1,7 @@
 """Runners kept in a folder: what a method's program says of itself, and its graphs as ONNX Runtime has rewritten them.
 
 They hold weights in the layout that suits one kind of processor, whose features are part of an entry's name. What runs
-on other providers than the CPU is not kept.
+on other providers than the CPU is not kept, nor are lean runners, whose weights have no layout of their own.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ def _make(compiled: Callable[[], Program], setting: Setting, scratch: Path) -> R
 
 
 def _write(path: Path, setting: Setting, scratch: Path, runner: Runner) -> None:
+    if runner.lean:
+        return
     program, parts = runner.program, {"front": runner.front, "main": runner.main, "back": runner.back}
     chunks = {name: part.chunk for name, part in parts.items() if part}
     models = {name: read_optimized(scratch / name) for name in chunks}

@@ -48,7 +48,7 @@ class Patched:
     count: int
 
     @classmethod
-    def load(cls, compiled: Callable[[], Program], choice: Choice, asked: Asked) -> Patched | None:
+    def load(cls, compiled: Callable[[], Program], choice: Choice, lean: bool, asked: Asked) -> Patched | None:
         """Make the sessions; None where the plain way is as good."""
         program = compiled()
         shape = (1, *asked.sizes)
@@ -61,7 +61,8 @@ class Patched:
         graphs = incremental(program.graph, asked.name, program.score, np.array(windows), asked.windows.reach)
         if graphs is None:
             return None
-        return cls(graphs, Session(graphs.keep, choice), Session(graphs.score, choice), len(windows))
+        keep, score = (Session(graph, choice, lean=lean) for graph in (graphs.keep, graphs.score))
+        return cls(graphs, keep, score, len(windows))
 
     def scores(self, feeds: Mapping[str, Array], fill: Array) -> Iterator[Array]:
         """The scores of some samples, window by window.

@@ -18,7 +18,7 @@ from onnxplain.ir import Graph
 from onnxplain.program import Program
 from onnxplain.questions import batch_axes, batch_axis, rows
 from onnxplain.recompute import recomputed
-from onnxplain.runtime.batching import chunk_size, peak_per_sample, samples_that_fit
+from onnxplain.runtime.batching import chunk_size, copied_weights, peak_per_sample, samples_that_fit
 from onnxplain.runtime.chunked import Chunked, Progress
 from onnxplain.runtime.device import Given, Tensor
 from onnxplain.runtime.providers import CPU, Choice
@@ -87,6 +87,8 @@ class Runner:
     ----------
     patched
         Makes the sessions of incremental occlusion, where these are of use.
+    lean
+        Whether the sessions calculate with the program's own weights, see `Session`.
     """
 
     program: Program
@@ -94,6 +96,7 @@ class Runner:
     front: Chunked | None
     back: Chunked | None
     patched: Recent[Asked, Patched | None] | None = None
+    lean: bool = False
 
     @classmethod
     def load(cls, program: Program, setting: Setting, saved: Path | None = None) -> Runner:
@@ -102,21 +105,25 @@ class Runner:
         Parameters
         ----------
         saved
-            Folder that they are saved in, see `Session`.
+            Folder that they are saved in, see `Session`, unless they are lean.
         """
         if program.question.axis is None and setting.fixed_batch not in (None, 1):
             raise UnsupportedModelError(f"the model is bound to {setting.fixed_batch} samples, which share one output")
-        whole, memory = program.copied or program.graph, setting.memory
-        if not program.copied and not samples_that_fit(peak_per_sample(whole, BATCH), memory):
+        parts = {"front": program.front, "main": program.copied or program.graph, "back": program.back}
+        graphs, memory = {name: graph for name, graph in parts.items() if graph}, setting.memory
+        peaks = {name: peak_per_sample(graph, BATCH) for name, graph in graphs.items()}
+        copies = sum(map(copied_weights, graphs.values())) if setting.choice.names == [CPU] else 0
+        lean = copies > 0 and not samples_that_fit(max(peaks.values()), memory - copies)
+        if not program.copied and not samples_that_fit(peaks["main"], memory):
             seeds, ends = (program.target, program.weights), (program.score, program.resolved, program.baseline_score)
-            whole = recomputed(whole, [*filter(None, seeds)], [*filter(None, ends)], BATCH)
-        graphs = {"front": program.front, "main": whole, "back": program.back}
+            graphs["main"] = recomputed(program.graph, [*filter(None, seeds)], [*filter(None, ends)], BATCH)
+            peaks["main"] = peak_per_sample(graphs["main"], BATCH)
         sessions = {}
         for name, graph in graphs.items():
-            if graph:
-                session = Session(graph, setting.choice, saved and saved / name)
-                sessions[name] = session, chunk_size(peak_per_sample(graph, BATCH), memory, session.provider == CPU)
-        return cls.of(program, sessions, setting, lambda: program)
+            session = Session(graph, setting.choice, saved / name if saved and not lean else None, lean)
+            room = memory if lean else memory - copies
+            sessions[name] = session, chunk_size(peaks[name], room, session.provider == CPU)
+        return cls.of(program, sessions, setting, lambda: program, lean)
 
     @classmethod
     def of(
@@ -125,6 +132,7 @@ class Runner:
         sessions: Mapping[str, tuple[Session, int]],
         setting: Setting,
         compiled: Callable[[], Program],
+        lean: bool = False,
     ) -> Runner:
         """Take sessions that are there, each with the number of samples that its memory allows.
 
@@ -150,8 +158,8 @@ class Runner:
         parts = {n: Chunked(s, axes, fixed or chunk, fixed is not None) for n, (s, chunk) in sessions.items()}
         main = parts["main"]
         alike = main.session.provider == CPU and fixed in (None, 1)
-        patched = Recent(partial(Patched.load, compiled, setting.choice)) if alike else None
-        return cls(program, main, parts.get("front"), parts.get("back"), patched)
+        patched = Recent(partial(Patched.load, compiled, setting.choice, lean)) if alike else None
+        return cls(program, main, parts.get("front"), parts.get("back"), patched, lean)
 
     def run(
         self,

@@ -82,6 +82,10 @@ def matmul(call: Call, ct: Var) -> list[Cotangent]:
         return sum_to(product, (*batch, *shape(x)[-2:]), x) if other.rank > 2 else product
 
     def left_gradient() -> Var:
+        if right.rank == 2 and right.static_shape and [isinstance(d, int) for d in shape(a)].count(False) < 2:
+            # Gemm reads the weights as they are, where a MatMul would need another copy of them.
+            rows = ct.reshape([-1, right.static_shape[1]])
+            return call.op("Gemm", rows, right, alpha=1.0, transA=0, transB=1).reshape_like(a)
         gradient = summed(call.op("MatMul", ct, swap(right)), left, right)
         return gradient.reshape_like(a) if row else gradient
 

@@ -1,4 +1,4 @@
-"""How many samples go through a model at once, so that a bound on memory holds."""
+"""What fits a bound on memory: samples that go through a model at once, and copies of its weights."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from onnxplain.errors import OptionError
 from onnxplain.ir import Graph, Value
 
-DEFAULT_MEMORY = 1 << 30  # bytes
+DEFAULT_MEMORY = 2 << 30  # bytes
 LARGEST = 64  # samples; beyond that a larger batch brings nothing on any provider we measured
 USUAL = 4  # samples; more cost as much each on CPUs, or more, since less of them is in caches, unless they are small
 SMALL, LARGE = 32 << 20, 160 << 20  # bytes; as many as fit into the first at least, and into the second at most
 MARGIN = 1.6  # the most that ONNX Runtime took in the place of one estimated byte; 1.1 on average
+
+_LAID_OUT = {"Conv", "ConvTranspose", "Gemm", "MatMul"}  # operators whose kernels on CPUs copy their weights
 
 _UNITS = {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9, "b": 1, "": 1}
 
@@ -68,12 +70,19 @@ def peak_per_sample(graph: Graph, batch: str) -> int:
     return most
 
 
+def copied_weights(graph: Graph) -> int:
+    """Bytes of the weights that ONNX Runtime lays out anew for its kernels on CPUs, once per node."""
+    moving = graph.reachable_from(v.name for v in graph.inputs)
+    read = [name for node in graph.nodes if node.op in _LAID_OUT for name in node.reads if name not in moving]
+    return sum(size_per_sample(graph.value(name), "") for name in read)
+
+
 def samples_that_fit(peak: int, memory: int) -> int:
     """Samples that take no more than ``memory`` at a time, whatever ONNX Runtime makes of the graph.
 
     ``peak``: see `peak_per_sample`.
     """
-    return int(memory / (MARGIN * max(1, peak)))
+    return max(0, int(memory / (MARGIN * max(1, peak))))
 
 
 def chunk_size(peak: int, memory: int, cpu: bool) -> int:

@@ -16,11 +16,11 @@ import numpy as np
 from onnxplain import writer
 from onnxplain.canonize.trial import ort_value
 from onnxplain.errors import ModelError, ProviderError, RunError
-from onnxplain.ir import Graph
+from onnxplain.ir import Graph, Value
 from onnxplain.reader import Source
 from onnxplain.runtime.device import Device, Given, Tensor
 from onnxplain.runtime.providers import CPU, CUDA, Choice, onnxruntime
-from onnxplain.tensors import LARGE, is_stub
+from onnxplain.tensors import LARGE, is_plain, is_stub
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -41,6 +41,9 @@ class Session:
         Execution providers.
     saved
         Where to write the graph as ONNX Runtime has rewritten it, for this processor. Large weights go next to it.
+    lean
+        Calculate with the graph's own arrays, on the CPU. Else ONNX Runtime makes a copy of the weights for each node
+        that reads them, laid out as suits its kernels.
 
     Attributes
     ----------
@@ -50,9 +53,10 @@ class Session:
         Where it calculates.
     """
 
-    def __init__(self, graph: Graph | Source, choice: Choice, saved: Path | None = None) -> None:
+    def __init__(self, graph: Graph | Source, choice: Choice, saved: Path | None = None, lean: bool = False) -> None:
         ort = onnxruntime()
         graph = graph.scheduled() if isinstance(graph, Graph) else graph
+        self.outputs = [v.name for v in (graph.proto.graph.output if isinstance(graph, Source) else graph.outputs)]
         options = ort.SessionOptions()
         options.log_severity_level = 4
         # Memory patterns keep a second copy of the activations once a shape has been seen (twice the peak memory).
@@ -67,6 +71,9 @@ class Session:
             external = "session.optimized_model_external_initializers"
             options.add_session_config_entry(f"{external}_file_name", f"{saved.name}.data")
             options.add_session_config_entry(f"{external}_min_size_in_bytes", str(LARGE))
+        if lean:
+            assert isinstance(graph, Graph)
+            graph, self._arrays = _sharing(graph, options)
         if CUDA in choice.names and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()
         start = partial(ort.InferenceSession, sess_options=options, providers=list(choice.providers), enable_fallback=0)
@@ -89,7 +96,6 @@ class Session:
                 raise ProviderError(what)
             warnings.warn(f"{what}; running on {self.provider}", RuntimeWarning, stacklevel=2)
         self.device: Device = ("cuda", choice.device) if self.provider == CUDA else ("cpu", 0)
-        self.outputs = [v.name for v in (graph.proto.graph.output if isinstance(graph, Source) else graph.outputs)]
         self._slow = True  # until a run tells otherwise
 
     def run(
@@ -149,6 +155,22 @@ class Session:
             binding.synchronize_inputs()  # whoever makes them may not be done yet, on a stream that nobody knows here
         self._session.run_with_iobinding(binding, options)
         return [value.numpy() for value in binding.get_outputs()[: len(names)]]
+
+
+def _sharing(graph: Graph, options: Any) -> tuple[Graph, list[Any]]:
+    """Have a session read a graph's own arrays; the graph to load, and what has to live as long as the session."""
+    level = onnxruntime().GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_EXTENDED  # one less: the last one blocks convolutions' weights
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    large = {k: np.ascontiguousarray(v) for k, v in graph.constants.items() if v.nbytes > LARGE and is_plain(v.dtype)}
+    arrays = {name: ort_value(array) for name, array in large.items()}
+    for name, value in arrays.items():
+        options.add_initializer(name, value)
+    # ONNX Runtime transposes and reshapes weights under their old names, where it then would put these arrays in. It
+    # may not do so to what is an output, too.
+    outputs = {v.name: v for v in graph.outputs}
+    outputs |= {name: Value(name, array.dtype, array.shape) for name, array in large.items() if name not in outputs}
+    return graph.replace(outputs=tuple(outputs.values())), [*large.values(), *arrays.values()]
 
 
 def _resumed(model: Source, options: Any, start: Callable[[bytes], Any]) -> Any:

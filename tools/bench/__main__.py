@@ -53,6 +53,7 @@ def options_of() -> argparse.Namespace:
     clock = "cpu: processor time, the better measure where a machine is busy with other things; with --threads 1"
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help=clock)
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--memory", help="the bound that our explainers get (default: theirs)")
     parser.add_argument(
         "--models-dir", type=Path, help="where exported networks are kept (default: a temporary folder)"
     )
@@ -86,8 +87,8 @@ def ask(job: Job) -> Iterator[dict[str, Any]]:
 
 def job_of(options: argparse.Namespace, what: str, net: str, batch: int, methods: list[str], who: str = "") -> Job:
     """A job for a worker."""
-    rest = (options.repeat, options.budget, options.clock, options.threads, options.provider, str(options.models_dir))
-    return Job(what, net, batch, methods, who, *rest)
+    timing = (options.repeat, options.budget, options.clock, options.threads)
+    return Job(what, net, batch, methods, who, *timing, options.provider, str(options.models_dir), options.memory)
 
 
 def timed(options: argparse.Namespace, net: str, batch: int) -> Iterator[report.Row]:

@@ -45,6 +45,7 @@ class Job:
     threads: int
     provider: str
     folder: str
+    memory: str | None
 
     def dumps(self) -> str:
         """As JSON."""
@@ -70,7 +71,8 @@ def ours(job: Job, method: str, target: Array) -> Callable[[], Array]:
 
     family = FAMILIES[method]
     path = model_path(job.net, Path(job.folder))
-    explainer = ox.Explainer(path, family.method, providers=PROVIDERS[job.provider], **family.options_at(job.batch))
+    options = family.options_at(job.batch) | ({"memory": job.memory} if job.memory else {})
+    explainer = ox.Explainer(path, family.method, providers=PROVIDERS[job.provider], **options)
     arrays = feeds(job.net, job.batch)
 
     def call() -> Array:
