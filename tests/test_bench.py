@@ -35,7 +35,7 @@ def test_ratios_are_of_one_round_and_per_point():
 
 def test_a_process_that_dies_is_a_row_that_says_so(monkeypatch):
     options = {"methods": ["gradient", "deeplift"], "repeat": 1, "budget": 1.0, "clock": "wall", "threads": 1}
-    namespace = argparse.Namespace(**options, provider="cpu", models_dir="/nowhere")
+    namespace = argparse.Namespace(**options, provider="cpu", models_dir="/nowhere", memory=None)
     first, second = bench.timed(namespace, "lstm", 1)
     assert [first["method"], second["method"]] == ["gradient", "deeplift"]
     assert "refuses: the process ended with 1" in first["refusals"]["ours"]
@@ -46,7 +46,7 @@ def test_a_process_that_dies_is_a_row_that_says_so(monkeypatch):
 def test_rounds_interleave():
     turns = []
     calls = {name: (lambda name=name: turns.append(name)) for name in ("forward", "ours")}
-    job = worker.Job("time", "lstm", 1, [], "", 3, 60.0, "wall", 1, "cpu", "")
+    job = worker.Job("time", "lstm", 1, [], "", 3, 60.0, "wall", 1, "cpu", "", None)
     found = worker.times(calls, dict.fromkeys(calls, 1.0), job)
     assert turns == ["forward", "ours"] * 3
     assert {name: len(times) for name, times in found.items()} == {"forward": 3, "ours": 3}
