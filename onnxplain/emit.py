@@ -6,6 +6,7 @@ deduplication of equal nodes and constants, and the lowering of layer operators 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,8 +21,35 @@ _INT64 = {"Shape", "Size", "ArgMax", "ArgMin", "NonZero"}
 _SIZE_ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}  # done at once where sizes are known
 BROADCAST = _BOOL | {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mod", "Where", "PRelu"}
 SAME_SHAPE = {
-    *("Abs", "Neg", "Exp", "Log", "Sqrt", "Reciprocal", "Sign", "Erf", "Relu", "Sigmoid", "Tanh", "Softplus", "Cast"),
-    *("Identity", "Clip", "Softmax", "LogSoftmax", "Floor", "Ceil", "Round", "Sin", "Cos", "CumSum", "Trilu"),
+    *(
+        "Abs",
+        "Neg",
+        "Exp",
+        "Log",
+        "Sqrt",
+        "Reciprocal",
+        "Sign",
+        "Erf",
+        "Relu",
+        "Sigmoid",
+        "HardSigmoid",
+        "Tanh",
+        "Cast",
+    ),
+    *(
+        "Identity",
+        "Clip",
+        "Softmax",
+        "LogSoftmax",
+        "Softplus",
+        "Floor",
+        "Ceil",
+        "Round",
+        "Sin",
+        "Cos",
+        "CumSum",
+        "Trilu",
+    ),
 }
 
 
@@ -179,6 +207,28 @@ class Var:
             dims = [(1 if i in reduced else d) for i, d in enumerate(self.shape) if keepdims or i not in reduced]
             known = tuple(dims)
         return self.emitter.op("ReduceSum", self, *where, known=known, keepdims=int(keepdims), noop_with_empty_axes=0)
+
+    def above(self, bound: float | Var = 0.0) -> Var:
+        """1 where the elements are greater than a bound, 0 elsewhere, in their dtype.
+
+        ONNX Runtime takes one pass for a HardSigmoid, and leaves it in the blocked layout of convolutions, where it
+        takes two for Greater and Cast, and rearranges both sides. A factor that is a power of 2 makes the smallest
+        difference from the bound at least 1 and does not round; differences from 0 below 2^-127, denormal, count in
+        part.
+        """
+        return self._beyond(bound, 1.0)
+
+    def below(self, bound: float | Var = 0.0) -> Var:
+        """1 where the elements are less than a bound, 0 elsewhere; see `above`."""
+        return self._beyond(bound, -1.0)
+
+    def _beyond(self, bound: float | Var, sign: float) -> Var:
+        limit = bound if isinstance(bound, Var) else self.like(bound)
+        number = limit.value.item() if limit.value is not None and limit.value.size == 1 else math.nan
+        if self.dtype != np.float32 or not (number == 0 or 1e-20 < abs(number) < 1e30):
+            return (self > limit if sign > 0 else self < limit).cast(self.dtype)
+        steep = sign * 2.0 ** (126 - max(0, math.frexp(number)[1]) if number else 127)  # both numbers are finite
+        return self.emitter.op("HardSigmoid", self, alpha=steep, beta=-steep * number)
 
     def mask(self, condition: Var) -> Var:
         """The elements where ``condition`` holds, 0 elsewhere (cheaper than Where on both providers)."""

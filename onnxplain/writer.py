@@ -105,12 +105,16 @@ def _reference(name: str, array: np.ndarray[Any, Any], place: Place) -> onnx.Ten
 
 
 def _graph(graph: Graph) -> onnx.GraphProto:
+    """Inner values are declared, too: what ONNX Runtime does not know to be alike, it takes out of blocked layouts."""
+    ends = {v.name for v in (*graph.inputs, *graph.outputs)}
+    inner = [graph.values[o] for n in graph.nodes for o in n.outputs if o in graph.values and o not in ends]
     return onnx.helper.make_graph(
         [node_proto(n) for n in graph.nodes],
         graph.name,
         [value_proto(v) for v in graph.inputs],
         [value_proto(v) for v in graph.outputs],
         [onnx.numpy_helper.from_array(np.asarray(a), k) for k, a in graph.constants.items()],
+        value_info=[value_proto(v) for v in inner if v.shape is not None and not v.is_sequence],
     )
 
 

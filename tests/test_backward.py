@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx.reference import ReferenceEvaluator
 
@@ -15,7 +18,8 @@ from onnxplain.ops import OPS
 from onnxplain.ops.table import Call
 from onnxplain.reader import to_graph
 from onnxplain.rules.base import Gradient
-from tests.models import BRANCHES, Array, model
+from onnxplain.writer import to_proto
+from tests.models import BRANCHES, Array, model, weights
 from tests.reference import gradient_graph, relative_error, rng, run_ort
 
 X = rng().normal(size=(2, 3)).astype(np.float32)
@@ -151,6 +155,36 @@ def test_weights_and_their_branches_cost_nothing() -> None:
     backwards = gradient_graph(graph, {"y": X}, ["x"])
     products = [n.op for n in backwards.nodes if n.op in ("MatMul", "Gemm")]
     assert products == ["MatMul", "Gemm"]  # forward, and to x; none to the weight
+
+
+@pytest.mark.parametrize("activation", ["Relu(c1)", "Clip(c1, low, high)"])
+def test_gradients_stay_in_the_blocked_layout_of_convolutions(activation: str, tmp_path: Path) -> None:
+    text = """m (float[N,3,8,8] x) => (float[N,64,8,8] y) {
+        c0 = Conv <pads = [1,1,1,1]> (x, w0)  a0 = Relu(c0)
+        c1 = Conv <pads = [1,1,1,1]> (a0, w)  a1 = %s
+        c2 = Conv <pads = [1,1,1,1]> (a1, w)  a2 = Relu(c2)
+        y = Conv <pads = [1,1,1,1]> (a2, w)
+    }"""
+    shapes = {"w0": (64, 3, 3, 3), "w": (64, 64, 3, 3)}
+    bounds = {"low": np.float32(0), "high": np.float32(6)}
+    graph = graph_of(text % activation, **weights(**shapes), **bounds)
+    counted = [
+        layouts(graph, tmp_path),
+        layouts(gradient_graph(graph, {"y": np.ones((1, 64, 8, 8), np.float32)}, ["x"]), tmp_path),
+    ]
+    if not counted[0]["Conv"]:
+        pytest.skip("ONNX Runtime has no blocked layout for this processor")
+    ends = [(count["ReorderInput"], count["ReorderOutput"]) for count in counted]
+    assert ends == [(0, 1), (1, 1)]  # in: the cotangent of y, out: y, or the gradient; the photo needs no rearranging
+
+
+def layouts(graph: Graph, folder: Path) -> Counter[str]:
+    """Operators on blocked tensors, and those that rearrange them, as ONNX Runtime places them."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(folder / "optimized.onnx"), 4
+    ort.InferenceSession(to_proto(graph).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(folder / "optimized.onnx").graph.node
+    return Counter(node.op_type for node in nodes if node.domain == "com.microsoft.nchwc")
 
 
 def test_rules_are_known_before_anything_is_written() -> None:

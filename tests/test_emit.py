@@ -123,6 +123,28 @@ def test_cast_to_the_same_type_writes_nothing() -> None:
     assert x.cast("float64").dtype == np.float64
 
 
+BOUNDS = (0, 6, 0.5, -1, 127, -128, 0.1, -3e-5, 1e-19, 1e-30, 2.0**20, 1e25, 3e38, np.inf, -np.inf)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # to float16, where large bounds are infinite
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_steps_are_as_steep_as_comparisons(bound: float, dtype: str) -> None:
+    """At the bound, one number above and below it, and far away."""
+    at, ends = np.asarray(bound, np.float64).astype(dtype), np.finfo(dtype)
+    nearest = [np.nextafter(at, at.dtype.type(end)) for end in (np.inf, -np.inf)] if bound else [ends.tiny, -ends.tiny]
+    x = np.array([at, *nearest, 0, ends.max, ends.min, np.inf, -np.inf], dtype)
+    np.testing.assert_array_equal(evaluate(lambda x: x.above(bound), x), (x > at).astype(dtype))
+    np.testing.assert_array_equal(evaluate(lambda x: x.below(x.like(bound)), x), (x < at).astype(dtype))
+
+
+def test_steps_take_one_pass() -> None:
+    emitter = Emitter()
+    x, bounds = emitter.input("x", "float32", (2,)), emitter.const(np.array([1, 2], np.float32))
+    assert x.above().shape == x.below(bounds).shape == (2,)
+    assert ops(emitter) == ["HardSigmoid", "Less", "Cast"]
+
+
 def test_asking_for_an_unknown_rank_is_an_error() -> None:
     with pytest.raises(AssertionError, match="rank of x"):
         _ = Emitter().input("x", "float32", None).rank

@@ -78,6 +78,20 @@ def test_subgraphs_types_and_missing_inputs_survive():
         assert np.array_equal(run_original(again, feeds)[0], run_original(proto, feeds)[0])
 
 
+def test_inner_shapes_are_declared():
+    proto = model(
+        """(float[N,3] x, bool c) => (float[N,3] y) {
+            h = Neg(x)
+            y = If(c) <then_branch = t () => (float[N,3] a) { g = Neg(h) a = Neg(g) },
+                       else_branch = f () => (float[N,3] b) { b = Abs(h) }>
+        }"""
+    )
+    graph = writer.to_proto(to_graph(onnx.shape_inference.infer_shapes(proto))).graph
+    (branch,) = [a.g for n in graph.node for a in n.attribute if a.name == "then_branch"]
+    assert [v.name for part in (graph, branch) for v in part.value_info] == ["h", "g"]
+    assert [d.dim_param or d.dim_value for d in graph.value_info[0].type.tensor_type.shape.dim] == ["N", 3]
+
+
 def test_constants_of_every_kind(tmp_path):
     arrays = {
         "half": normal(4, 200, dtype=np.float16),

@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from onnxplain.emit import Var, where
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 
@@ -20,6 +22,11 @@ TABLE = OpTable(Kind.ACTIVATION)
 def fn(op: str, x: Var, *numbers: float, **attrs: Any) -> Var:
     """Apply an elementwise operator to x and numbers."""
     return x.emitter.op(op, x, *map(x.like, numbers), known=x.shape, **attrs)
+
+
+def complement(y: Var) -> Var:
+    """1 - y for a y from 0 to 1, in an operator that ONNX Runtime leaves in the blocked layout of convolutions."""
+    return fn("HardSigmoid", y, alpha=-1.0, beta=1.0) if y.dtype == np.float32 else 1 - y
 
 
 def gelu_slope(x: Var, approximate: str) -> Var:
@@ -68,16 +75,16 @@ TABLE.unary(
     Erf=lambda ct, x, y: ct * (fn("Exp", -(x * x)) * (2 / math.sqrt(math.pi))),
     Exp=lambda ct, x, y: ct * y,
     Gelu=lambda ct, x, y, *, approximate: ct * gelu_slope(x, approximate),
-    HardSigmoid=lambda ct, x, y, *, alpha: (ct * alpha).mask((y > 0) & (y < 1)),
+    HardSigmoid=lambda ct, x, y, *, alpha: ct * alpha * y.above(0) * y.below(1),
     HardSwish=lambda ct, x, y: ct * hard_swish_slope(x),
     LeakyRelu=lambda ct, x, y, *, alpha: ct * where((y if alpha >= 0 else x) > 0, ct.like(1), ct.like(alpha)),
     Log=lambda ct, x, y: ct / x,
     Mish=lambda ct, x, y: ct * mish_slope(x),
     Reciprocal=lambda ct, x, y: -ct * (y * y),
-    Relu=lambda ct, x, y: ct.mask(y > 0),
+    Relu=lambda ct, x, y: ct * y.above(),
     Selu=lambda ct, x, y, *, alpha, gamma: ct * elu_slope(x, y, gamma, alpha * gamma),
     Shrink=lambda ct, x, y, *, lambd: ct.mask((x < -lambd) | (x > lambd)),
-    Sigmoid=lambda ct, x, y: ct * (y * (1 - y)),
+    Sigmoid=lambda ct, x, y: ct * (y * complement(y)),
     Sin=lambda ct, x, y: ct * fn("Cos", x),
     Sinh=lambda ct, x, y: ct * ((fn("Exp", x) + fn("Exp", -x)) * 0.5),
     Softplus=lambda ct, x, y: ct * fn("Sigmoid", x),
@@ -104,12 +111,13 @@ def prelu(call: Call, ct: Var) -> Sequence[Cotangent]:
 def clip(call: Call, ct: Var) -> Sequence[Cotangent]:
     """Each element's cotangent goes to the input, or to the bound that it has reached: as in torch's ReLU6."""
     low, high = call.input(1), call.input(2)
-    above = call.y > low if low else None
-    below = call.y < high if high else None
-    inside = above & below if above and below else above or below
-    cotangents: list[Cotangent] = [ct.mask(inside) if inside else ct, None, None]
+    above, below = low and call.y.above(low), high and call.y.below(high)
+    inside = ct
+    for side in filter(None, (above, below)):
+        inside = inside * side
+    cotangents: list[Cotangent] = [inside, None, None]
     if above and call.active[1]:
-        cotangents[1] = ct.mask(~above & below if below else ~above)
+        cotangents[1] = ct * (1 - above) * (below or 1)
     if below and call.active[2]:
-        cotangents[2] = ct.mask(~below)
+        cotangents[2] = ct * (1 - below)
     return cotangents

@@ -97,7 +97,8 @@ def tanhc(x: Var) -> Var:
 def ramp(a: Var, b: Var, at_zero: float = 0.0) -> Var:
     """(max(a, 0) - max(b, 0)) / (a - b); where a = b the derivative, which is ``at_zero`` at 0."""
     tiny, high = _tiny(a), a.emitter.op("Max", a, b)
-    return fn("Clip", (high + at_zero * tiny if at_zero else high) / (abs(a - b) + tiny), 0, 1)
+    # Where a = b is not 0 this divides by 0, and rightly so. Of a fixed reference, b + tiny is calculated only once.
+    return fn("Clip", (high + at_zero * tiny if at_zero else high) / abs(a - (b + tiny)), 0, 1)
 
 
 def _tiny(x: Var) -> float:
@@ -137,13 +138,12 @@ def _sqrt(call: Call, a: Var, b: Var, fa: Var, fb: Var) -> Var:
 
 
 def _clip(call: Call, a: Var, b: Var, fa: Var, fb: Var) -> Cotangent:
-    """The part of the way above the lower bound, plus that below the upper one, less the whole way; see `ramp`."""
+    """The quotient itself: what Clip gives is exact, so that differences of it are as good as those of its input."""
     low, high = (call.input(i) for i in (1, 2))
     if low is None or high is None or low.value is None or high.value is None or not (low.value < high.value).all():
         return None
-    most, least, way = call.op("Max", a, b), call.op("Min", a, b), abs(a - b) + _tiny(a)
-    above = most if (low.value == 0).all() else most - low
-    return fn("Clip", above / way, 0, 1) + fn("Clip", (high - least) / way, 0, 1) - 1.0
+    tiny = _tiny(a)
+    return (fa - fb + fb.above(low) * fb.below(high) * tiny) / (a - b + tiny)
 
 
 # Operator -> the slope of f from b to a, given a, b, f(a), f(b): without cancellation, and the derivative where a = b.

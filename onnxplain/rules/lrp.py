@@ -133,16 +133,16 @@ class Gamma(LinearRule):
         z, gamma, above = f.z, self.gamma, rectified(f.z, r)
         signed = not is_never_negative(x)
         if above is not None:
-            # As below, where only z > 0 counts; numbers go into the parameters.
-            share, size = (gamma / 2, abs) if signed else (gamma, positive)
-            boost = f.map(lambda w: share * size(w), lambda b: share * size(b)).plus(self.epsilon)
-            s, t = r / ((1 + gamma / 2) * above + boost(abs(x)) if signed else above + boost(x)), None
+            # As below, where only z > 0 counts; numbers go into the parameters, and so does all that z is counted for.
+            unit, share, size = (1 + gamma / 2, gamma / 2, abs) if signed else (1.0, gamma, positive)
+            plain, share = f.map(lambda w: w * (1 / unit)), share / unit
+            boost = f.map(lambda w: share * size(w), lambda b: share * size(b)).plus(self.epsilon / unit)
+            s, t = r / (above + boost(abs(x) if signed else x)), None
         else:
             # W+ x+ + W- x- = (W x + |W| |x|) / 2; the denominators are no smaller than z, of which they are made.
             rising = 0.5 * (z + f.map(abs, abs)(abs(x))) if signed else f.map(positive, positive)(x)
             shares = r / stabilize(z + gamma * where(z > 0.0, rising, z - rising), self.epsilon)
-            s, t = shares.mask(z > 0.0), shares.mask(z < 0.0)
-        plain = f.map(keep)
+            plain, s, t = f.map(keep), shares * z.above(), shares * z.below()
         raised, lowered = plain.map(lambda w: w + gamma * positive(w)), plain.map(lambda w: w + gamma * negative(w))
         if not signed:
             return x * (raised.vjp(s) if t is None else raised.vjp(s) + lowered.vjp(t))
@@ -180,8 +180,11 @@ class AlphaBeta(LinearRule):
         rising, falling = f.map(positive), f.map(negative)
         if signed and z is not None:
             # What rises and what falls is (W x -+ |W| |x|) / 2, and where z > 0 what rises is no smaller than z.
-            half, size = 0.5 * z, f.map(lambda w: 0.5 * abs(w), lambda b: 0.5 * abs(b)).plus(self.epsilon)(abs(x))
+            part = 0.5 if self.beta else 1.0  # with one quotient only, weights can make good for twice as much
+            sizes = f.map(lambda w: part * abs(w), lambda b: part * abs(b)).plus(2 * part * self.epsilon)
+            half, size = part * z, sizes(abs(x))
             increase, decrease = half + size, half - size
+            rising, falling = rising.map(lambda w: 2 * part * w), falling.map(lambda w: 2 * part * w)
         else:
             increase = f.map(positive, positive).plus(self.epsilon)(above)
             if below is not None:
