@@ -25,7 +25,7 @@ from onnxplain.tensors import LARGE, is_plain, is_stub
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 
-SMALL = 16 << 20  # bytes; a session keeps a copy of the bytes it was made of, so larger models go through a file
+SMALL = 1 << 20  # bytes; a session keeps a copy of the bytes it was made of, so larger models go through a file
 
 NOTICEABLE = 0.1  # seconds; for as long, nobody minds that Ctrl-C waits for the end of a run
 
