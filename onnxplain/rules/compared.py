@@ -96,9 +96,10 @@ def tanhc(x: Var) -> Var:
 
 def ramp(a: Var, b: Var, at_zero: float = 0.0) -> Var:
     """(max(a, 0) - max(b, 0)) / (a - b); where a = b the derivative, which is ``at_zero`` at 0."""
-    tiny, high = _tiny(a), a.emitter.op("Max", a, b)
-    # Where a = b is not 0 this divides by 0, and rightly so. Of a fixed reference, b + tiny is calculated only once.
-    return fn("Clip", (high + at_zero * tiny if at_zero else high) / abs(a - (b + tiny)), 0, 1)
+    tiny = _tiny(a)
+    b = b - tiny  # nothing is 0 / 0 then; x / 0 is left, and right. Of a fixed reference, this is calculated only once.
+    high = a.emitter.op("Max", a, b)
+    return fn("Clip", (high + at_zero * tiny if at_zero else high) / abs(a - b), 0, 1)
 
 
 def _tiny(x: Var) -> float:
