@@ -21,35 +21,9 @@ _INT64 = {"Shape", "Size", "ArgMax", "ArgMin", "NonZero"}
 _SIZE_ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}  # done at once where sizes are known
 BROADCAST = _BOOL | {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mod", "Where", "PRelu"}
 SAME_SHAPE = {
-    *(
-        "Abs",
-        "Neg",
-        "Exp",
-        "Log",
-        "Sqrt",
-        "Reciprocal",
-        "Sign",
-        "Erf",
-        "Relu",
-        "Sigmoid",
-        "HardSigmoid",
-        "Tanh",
-        "Cast",
-    ),
-    *(
-        "Identity",
-        "Clip",
-        "Softmax",
-        "LogSoftmax",
-        "Softplus",
-        "Floor",
-        "Ceil",
-        "Round",
-        "Sin",
-        "Cos",
-        "CumSum",
-        "Trilu",
-    ),
+    *("Abs", "Neg", "Exp", "Log", "Sqrt", "Reciprocal", "Sign", "Erf", "Relu", "Sigmoid", "HardSigmoid", "Tanh"),
+    *("Cast", "Identity", "Clip", "Softmax", "LogSoftmax", "Softplus", "Floor", "Ceil", "Round", "Sin", "Cos"),
+    *("CumSum", "Trilu"),
 }
 
 

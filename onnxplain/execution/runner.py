@@ -70,7 +70,8 @@ class Setting:
     fixed_batch
         The batch size that it is bound to, if it is.
     memory
-        Bytes; a bound on what one run's activations take. Where one sample's take more, `recomputed` saves some.
+        Bytes; a bound on what one run takes: activations and copies of weights. Where one sample takes more, sessions
+        are lean, and if that is not enough, `recomputed` saves some.
     """
 
     choice: Choice
