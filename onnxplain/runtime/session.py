@@ -71,9 +71,10 @@ class Session:
             external = "session.optimized_model_external_initializers"
             options.add_session_config_entry(f"{external}_file_name", f"{saved.name}.data")
             options.add_session_config_entry(f"{external}_min_size_in_bytes", str(LARGE))
+        self._shared: list[Any] = []  # arrays that have to live as long as the session
         if lean:
             assert isinstance(graph, Graph)
-            graph, self._arrays = _sharing(graph, options)
+            graph, self._shared = _sharing(graph, options)
         if CUDA in choice.names and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()
         start = partial(ort.InferenceSession, sess_options=options, providers=list(choice.providers), enable_fallback=0)
