@@ -95,7 +95,7 @@ class Explainer:
         ONNX Runtime lays out for its kernels. Bytes, or a text such as "512 MiB". Larger batches, and the points of
         methods that sample, are split into runs that fit; on CPUs into smaller ones where these cost less. Where one
         sample does not fit, the model's own weights are used, in the layout that they have: a tenth slower for
-        transformers, a sixth to two thirds for convolutional networks. If that is not enough, methods that walk back
+        transformers, a seventh to two thirds for convolutional networks. If that is not enough, methods that walk back
         compute activations again instead of keeping them: less memory for about one more forward pass.
     **options
         The method's options.

@@ -42,8 +42,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "kernel_shap": {"samples": 80},
     "shapley_sampling": {"samples": 3},
 }
-# Of what rounds inputs by 1e-7: the search for a root may end at another kink of the network (4e-3 for "one_number"),
-# and a regression subtracts scores from one another that are nearly the same.
+# What another rounding becomes: the search for a root may end at another kink of the network (inputs changed by 1e-7
+# move it as far, by 4e-3), and a regression subtracts scores from one another that are nearly the same.
 AMPLIFIED = {"taylor": 2e-2, "kernel_shap": 5e-5}
 
 MAPS = {

@@ -14,6 +14,7 @@ import onnxplain as ox
 from onnxplain.cli import inputs
 from onnxplain.errors import OptionError, OutputError
 from onnxplain.files import check_writable
+from onnxplain.runtime.batching import DEFAULT_MEMORY
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -99,7 +100,7 @@ def running() -> Decorator:
     memory = "Bound on what one run takes besides the loaded model."
     return _together(
         click.option("--provider", "providers", multiple=True, help=provider),
-        click.option("--memory", default="2 GiB", show_default=True, help=memory),
+        click.option("--memory", default=f"{DEFAULT_MEMORY >> 30} GiB", show_default=True, help=memory),
     )
 
 

@@ -92,7 +92,7 @@ TABLE.unary(
     Sqrt=lambda ct, x, y: ct / (y + y),
     Tan=lambda ct, x, y: ct * (y * y + 1),
     Tanh=lambda ct, x, y: ct * (1 - y * y),
-    ThresholdedRelu=lambda ct, x, y, *, alpha: ct.mask(x > alpha),
+    ThresholdedRelu=lambda ct, x, y, *, alpha: ct * x.above(alpha),
 )
 
 
