@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from onnxplain.methods import make
 from onnxplain.program import Program
 from onnxplain.questions import Question, Slice
 from onnxplain.runtime.chunked import Chunked
+from onnxplain.runtime.providers import CPU, CUDA
 from tests.models import Array
 from tests.reference import rng
 
@@ -31,6 +34,7 @@ class Squares:
     seen: list[int] = field(default_factory=list)
     rows: int = 1  # per sample, of the attribution
     outputs = ("attribution", "score", "resolved")
+    provider = CPU
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], into: object) -> dict[str, Array]:
         x, scale = (copied(feeds) if "copies/x" in feeds else feeds["x"]).astype(np.float64), feeds["scale"]
@@ -93,6 +97,50 @@ def test_samples_go_through_in_chunks(chunk: int, exactly: bool, batches: list[i
     assert session.main.session.seen == batches
     assert [done for done, _ in calls] == list(np.minimum(np.cumsum(batches), 7))
     assert {total for _, total in calls} == {7}
+
+
+@dataclass
+class OnGpu(Squares):
+    """Says how many run at once."""
+
+    provider = CUDA
+    meet: threading.Barrier = field(default_factory=lambda: threading.Barrier(1))
+    running: set[int] = field(default_factory=set)
+    most: int = 0
+    pause: float = 0
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], into: object) -> dict[str, Array]:
+        self.running.add(threading.get_ident())
+        self.meet.wait(timeout=10)
+        self.most = max(self.most, len(self.running))
+        self.meet.wait(timeout=10)
+        time.sleep(self.pause)
+        self.running.remove(threading.get_ident())
+        return super().run(feeds, outputs, into)
+
+
+def test_two_chunks_at_a_time_on_a_gpu() -> None:
+    """So that one is copied while another is calculated."""
+    session = OnGpu(meet=threading.Barrier(2))
+    gpu = Runner(PROGRAM, Chunked(session, AXES, 1, False), None, None)  # type: ignore[arg-type]
+    calls: list[tuple[int, int]] = []
+    results = gpu.run({**FEEDS, "x": X[:6]}, TARGET[:6], Squares.outputs, lambda *done: calls.append(done))
+    np.testing.assert_allclose(results["attribution"], 6 * X[:6], rtol=1e-6)
+    np.testing.assert_array_equal(results["resolved"], [7, 1, 2, 3, 4, 5])
+    assert session.most == 2
+    assert calls == [(done, 6) for done in range(1, 7)]
+
+
+def test_chunks_that_wait_are_not_started_once_nobody_wants_them() -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    session = OnGpu(pause=0.005)
+    gpu = Runner(PROGRAM, Chunked(session, AXES, 1, False), None, None)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        gpu.run({**FEEDS, "x": np.zeros((100, 2, 3))}, np.zeros(100, int), Squares.outputs, stop)
+    assert len(session.seen) < 50
+    assert not session.running
 
 
 @pytest.mark.parametrize(("chunk", "exactly"), [(64, False), (3, False), (3, True), (10, True)])

@@ -5,9 +5,10 @@
 
 Calls explainers on the real CUDA provider of onnxruntime-gpu with the stub libraries of tools/cuda_placement.py: memory
 of the device is memory of the host, kernels do nothing, and copies are made and counted. So the attributions are
-nonsense, and the bytes are right. "waits" counts how often all work of the device is waited for, as is needed before
-tensors are read that others make. The stubs have no cuDNN, so the model is a perceptron; before it, a model that only
-copies shows that the right numbers arrive in the right rows.
+nonsense, and the bytes are right. "launches" counts kernels, products and CUDA graphs that are started; "waits", how
+often all work of the device is waited for, as is needed before tensors are read that others make. The stubs have no
+cuDNN, so the model is a perceptron; before it, a model that only copies shows that the right numbers arrive in the
+right rows, with CUDA graphs, too.
 """
 
 from __future__ import annotations
@@ -34,26 +35,21 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 SAMPLES, FEATURES = 8, 3000
 PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+GRAPHS = [("CUDAExecutionProvider", {"enable_cuda_graph": 1}), "CPUExecutionProvider"]
 SPLIT = 60_000  # bytes of memory; the batch goes through in several runs
-
-# Stands in for three functions of the stubs.
-COUNTERS = """
-#include <stddef.h>
-#include <string.h>
-static long counts[6];
-static int count(void *to, const void *from, size_t n, int kind) { counts[kind] += n; return memmove(to, from, n), 0; }
-int cudaMemcpy(void *to, const void *from, size_t n, int kind) { return count(to, from, n, kind); }
-int cudaMemcpyAsync(void *to, const void *from, size_t n, int kind, void *stream) { return count(to, from, n, kind); }
-int cudaDeviceSynchronize(void) { return counts[5]++, 0; }
-void take_counts(long *out) { memcpy(out, counts, sizeof counts); memset(counts, 0, sizeof counts); }
-"""
+WAYS: dict[str, dict[str, Any]] = {
+    "1 GiB": {"providers": PROVIDERS, "memory": "1 GiB"},
+    "60 kB": {"providers": PROVIDERS, "memory": SPLIT},
+    "CUDA graphs": {"providers": GRAPHS, "memory": "1 GiB"},
+}
+COUNTERS = Path(__file__).with_name("cuda_counters.c")
 
 
 def taken(counters: ctypes.CDLL) -> list[str]:
-    """Bytes to the device, to the host and on the device, and waits, since the last time."""
+    """Bytes to the device, to the host and on the device, launches and waits, since the last time."""
     counts = (ctypes.c_long * 6)()
     counters.take_counts(counts)
-    return [f"{counts[kind]:,}" for kind in (1, 2, 3, 5)]
+    return [f"{count:,}" for count in counts[1:]]
 
 
 def perceptron() -> bytes:
@@ -69,8 +65,8 @@ def perceptron() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def check_rows(x: np.ndarray[Any, Any]) -> None:
-    """Raise AssertionError unless tensors arrive as they are, in runs of any number of rows."""
+def check_rows(x: np.ndarray[Any, Any], providers: list[Any]) -> None:
+    """Raise AssertionError unless arrays and tensors arrive as they are, in runs of any number of rows."""
     import onnxruntime
 
     from onnxplain.emit import Emitter
@@ -82,15 +78,17 @@ def check_rows(x: np.ndarray[Any, Any]) -> None:
     emitter = Emitter()
     given = emitter.input("x", "float32", ("batch", FEATURES))
     outputs = {name: emitter.op("Identity", given, known=("batch", FEATURES)) for name in "yz"}
-    session = Session(emitter.graph([given], outputs), choose(PROVIDERS))
-    tensor = Tensor.of(onnxruntime.OrtValue.ortvalue_from_numpy(x, "cuda", 0))
-    assert session.device == tensor.device == ("cuda", 0)
-    for chunk in (1, 3, SAMPLES):
+    session = Session(emitter.graph([given], outputs), choose(providers))
+    for turn, chunk in enumerate((1, 3, SAMPLES, 3, 1)):
+        sent = x + turn
+        tensor = Tensor.of(onnxruntime.OrtValue.ortvalue_from_numpy(sent, "cuda", 0))
+        assert session.device == tensor.device == ("cuda", 0)
         kept = Tensor.empty(x.shape, x.dtype, session.device)
         chunked = Chunked(session, dict.fromkeys("xyz", 0), chunk, False)
         results = chunked.run({"x": tensor}, len(x), ["z"], None, {"y": kept})
-        np.testing.assert_array_equal(results["z"], x)
-        np.testing.assert_array_equal(kept.numpy(), x)
+        np.testing.assert_array_equal(results["z"], sent)
+        np.testing.assert_array_equal(kept.numpy(), sent)
+        np.testing.assert_array_equal(chunked.run({"x": sent + 1}, len(x), ["z"])["z"], sent + 1)
 
 
 def measure(counters: ctypes.CDLL) -> None:
@@ -102,15 +100,15 @@ def measure(counters: ctypes.CDLL) -> None:
     import onnxplain as ox
 
     x = np.random.default_rng(0).normal(size=(SAMPLES, FEATURES)).astype(np.float32)
-    check_rows(x)
+    for providers in (PROVIDERS, GRAPHS):
+        check_rows(x, providers)
     on_gpu = onnxruntime.OrtValue.ortvalue_from_numpy(x, "cuda", 0)
     model = perceptron()
-    columns = ("method, memory", "call", "to the device", "to the host", "on the device", "waits")
+    columns = ("method", "call", "to the device", "to the host", "on the device", "launches", "waits")
     table = Table(*columns, title=f"bytes; the input has {x.nbytes:,}")
     for method, options in METHODS.items():
-        for memory in ("1 GiB", SPLIT):
-            explainer = ox.Explainer(model, method, providers=PROVIDERS, memory=memory, **options)
-            name = f"{method}, {memory}"
+        for way, how in WAYS.items():
+            explainer = ox.Explainer(model, method, **how, **options)
             for call, given, kept in (("array", x, False), ("tensor", on_gpu, False), ("tensor, kept", on_gpu, True)):
                 explainer(x, 1)  # the weights are there
                 taken(counters)
@@ -119,8 +117,8 @@ def measure(counters: ctypes.CDLL) -> None:
                 except ox.OptionError:
                     continue  # adds up on the host
                 assert result.__dlpack_device__() == ((2, 0) if kept else (1, 0))
-                table.add_row(name, call, *taken(counters))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+                table.add_row(f"{method}, {way}", call, *taken(counters))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def main() -> int:
@@ -133,9 +131,8 @@ def main() -> int:
     parser.add_argument("--venv", type=Path, default=CACHE, help="virtual environment (default: %(default)s)")
     python, stubs = prepare(parser.parse_args().venv)
     with tempfile.TemporaryDirectory() as folder:
-        source, library = Path(folder) / "counters.c", Path(folder) / "counters.so"
-        source.write_text(COUNTERS)
-        subprocess.run(["gcc", "-w", "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
+        library = Path(folder) / "counters.so"
+        subprocess.run(["gcc", "-w", "-O1", "-shared", "-fPIC", "-o", library, COUNTERS], check=True)
         places = [*sys.path[1:], sysconfig.get_path("purelib")]
         run = f"import runpy, sys; sys.path += {places!r}; runpy.run_path({__file__!r}, run_name='__main__')"
         environment = {

@@ -11,9 +11,9 @@ the table. Methods whose programs are the same share a row.
 
 Loads the real CUDA provider of onnxruntime-gpu against stub libraries (no CUDA installed, nothing is computed) and
 asks where each node went. Operators on the CPU that work on sizes are normal and cost nothing. Any other one, and
-every node that ONNX Runtime adds to copy between the devices, slows a model down and rules out CUDA graphs; exit status
-1 if there are any. Kernels that call cuDNN when they are made (LRN, LSTM, GRU, RNN) cannot be made with stubs and show
-up as an error.
+every node that ONNX Runtime adds to copy between the devices, slows a model down and rules out CUDA graphs, as loops
+do; exit status 1 if there are any. Kernels that call cuDNN when they are made (LRN, LSTM, GRU, RNN) cannot be made with
+stubs and show up as an error.
 
 Needs gcc and nm. A virtual environment with onnxruntime-gpu (260 MB) is made on first use.
 """
@@ -66,7 +66,14 @@ options.add_session_config_entry("session.optimized_model_external_initializers_
 options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
 session = ort.InferenceSession(sys.argv[1], options, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
 parts = session.get_provider_graph_assignment_info()
-print(json.dumps([(node.op_type, part.ep_name) for part in parts for node in part.get_nodes()]))
+options = ort.SessionOptions()
+options.log_severity_level = 4
+with_graphs = [("CUDAExecutionProvider", {"enable_cuda_graph": 1}), "CPUExecutionProvider"]
+try:
+    captured = bool(ort.InferenceSession(sys.argv[1], options, providers=with_graphs, enable_fallback=0))
+except Exception:
+    captured = False
+print(json.dumps([captured, [(node.op_type, part.ep_name) for part in parts for node in part.get_nodes()]]))
 """
 
 
@@ -101,8 +108,8 @@ def build(provider: Path, folder: Path) -> None:
         subprocess.run(["gcc", *flags, "-o", folder / library, source], check=True)
 
 
-def place(model: Path, python: Path, stubs: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """(operator, provider) of every node, and the operators that take copies between the devices.
+def place(model: Path, python: Path, stubs: Path) -> tuple[bool, list[tuple[str, str]], list[str]]:
+    """Whether it can be captured; (operator, provider) of every node; operators that take copies between devices.
 
     Raises
     ------
@@ -117,7 +124,7 @@ def place(model: Path, python: Path, stubs: Path) -> tuple[list[tuple[str, str]]
         if done.returncode:
             raise RuntimeError((done.stderr.strip().splitlines() or ["it crashed"])[-1])
         graph = onnx.load(optimized, load_external_data=False).graph
-    return json.loads(done.stdout), [op for part in graphs(graph) for op in copied(part)]
+    return *json.loads(done.stdout), [op for part in graphs(graph) for op in copied(part)]
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -191,9 +198,9 @@ class Report:
     """The rows of the table, and what they come to."""
 
     def __init__(self) -> None:
-        columns = ("model", "nodes", "on the CPU", "not for sizes", "copies for")
+        columns = ("model", "nodes", "on the CPU", "not for sizes", "copies for", "CUDA graphs")
         self.table = Table(*columns, title=f"onnxruntime-gpu {VERSION}")
-        self.graphs = self.nodes = self.away = self.without = 0
+        self.graphs = self.nodes = self.away = self.without = self.captured = 0
         self.failed = False
 
     def add(self, name: str, paths: list[Path], python: Path, stubs: Path) -> None:
@@ -202,18 +209,21 @@ class Report:
             placed = [place(path, python, stubs) for path in paths]
         except RuntimeError as error:
             self.failed, self.without = True, self.without + 1
-            self.table.add_row(name, "-", "no session", "-", str(error)[:300])
+            self.table.add_row(name, "-", "no session", "-", str(error)[:300], "-")
             return
-        nodes, copies = [node for found, _ in placed for node in found], [op for _, found in placed for op in found]
+        nodes, copies = [node for _, found, _ in placed for node in found], [op for *_, found in placed for op in found]
+        captured = sum(found for found, *_ in placed)
         on_cpu = [op for op, provider in nodes if provider == "CPUExecutionProvider"]
         astray = [op for op in on_cpu if op not in SIZES]
         self.failed |= bool(astray or copies)
         self.graphs, self.nodes, self.away = self.graphs + len(paths), self.nodes + len(nodes), self.away + len(astray)
-        self.table.add_row(name, str(len(nodes)), counted(on_cpu), counted(astray), counted(copies))
+        self.captured += captured
+        capture = "yes" if captured == len(paths) else "no" if not captured else f"{captured} of {len(paths)}"
+        self.table.add_row(name, str(len(nodes)), counted(on_cpu), counted(astray), counted(copies), capture)
 
     def __str__(self) -> str:
         found = f"{self.graphs} graphs, {self.nodes} nodes: {self.away} that calculate on the CPU"
-        return f"{found}; {self.without} rows without a session"
+        return f"{found}; {self.captured} graphs can be captured; {self.without} rows without a session"
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ from onnxplain.ir import Graph, Value
 
 DEFAULT_MEMORY = 2 << 30  # bytes
 LARGEST = 64  # samples; beyond that a larger batch brings nothing on any provider we measured
+AT_ONCE = 2  # runs on a GPU: while one calculates, what another needs and gives is copied
 USUAL = 4  # samples; more cost as much each on CPUs, or more, since less of them is in caches, unless they are small
 SMALL, LARGE = 32 << 20, 160 << 20  # bytes; as many as fit into the first at least, and into the second at most
 MARGIN = 1.6  # the most that ONNX Runtime took in the place of one estimated byte; 1.1 on average
@@ -89,7 +90,8 @@ def chunk_size(peak: int, memory: int, cpu: bool) -> int:
     """Samples per run: those that fit, and on CPUs not more than cost the least each (`tools/chunks.py`)."""
     peak = max(1, peak)
     fastest = max(SMALL // peak, min(USUAL, LARGE // peak)) if cpu else LARGEST
-    return max(1, min(samples_that_fit(peak, memory), fastest, LARGEST))
+    fitting = samples_that_fit(peak, memory if cpu else memory // AT_ONCE)
+    return max(1, min(fitting, fastest, LARGEST))
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:

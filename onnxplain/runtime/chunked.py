@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from onnxplain.errors import InputError, RunError
-from onnxplain.runtime.batching import chunks
+from onnxplain.runtime.batching import AT_ONCE, chunks
 from onnxplain.runtime.device import Given, Tensor
+from onnxplain.runtime.providers import CPU
 from onnxplain.runtime.session import Session
 
 Array = np.ndarray[Any, Any]
@@ -72,21 +76,28 @@ class Chunked:
         progress: Progress | None,
         into: Mapping[str, Tensor],
     ) -> dict[str, Array]:
-        parts = []
-        for part in chunks(count, self.chunk):
-            rows = np.arange(part.start, part.stop)
-            size = len(rows)
-            if self.exactly:
-                rows = rows[np.minimum(np.arange(self.chunk), size - 1)]
-            given = {n: self._fed(n, a, rows) for n, a in feeds.items()}
-            results = self.session.run(given, outputs, {n: self._rows(n, t, rows) for n, t in into.items()})
-            results = {n: np.moveaxis(a, self.axes.get(n, 0), 0) if a.ndim else a[None] for n, a in results.items()}
-            if size < len(rows):
-                results = {n: a[: len(a) * size // len(rows)] for n, a in results.items()}
-            parts.append(results)
-            if progress:
-                progress(part.stop, count)
-        return {name: np.concatenate([p[name] for p in parts]) for name in outputs} if len(parts) > 1 else parts[0]
+        parts, joined = list(chunks(count, self.chunk)), []
+        on_gpu = self.session.provider != CPU
+        with _in_order(partial(self._chunk, feeds, outputs, into), parts, AT_ONCE if on_gpu else 1) as results:
+            for part, result in zip(parts, results, strict=True):
+                joined.append(result)
+                if progress:
+                    progress(part.stop, count)
+        return {n: np.concatenate([p[n] for p in joined]) for n in outputs} if len(joined) > 1 else joined[0]
+
+    def _chunk(
+        self, feeds: Mapping[str, Given], outputs: Sequence[str], into: Mapping[str, Tensor], part: slice
+    ) -> dict[str, Array]:
+        rows = np.arange(part.start, part.stop)
+        size = len(rows)
+        if self.exactly:
+            rows = rows[np.minimum(np.arange(self.chunk), size - 1)]
+        given = {n: self._fed(n, a, rows) for n, a in feeds.items()}
+        results = self.session.run(given, outputs, {n: self._rows(n, t, rows) for n, t in into.items()})
+        results = {n: np.moveaxis(a, self.axes.get(n, 0), 0) if a.ndim else a[None] for n, a in results.items()}
+        if size < len(rows):
+            results = {n: a[: len(a) * size // len(rows)] for n, a in results.items()}
+        return results
 
     def _rows(self, name: str, tensor: Tensor, rows: Array) -> Tensor:
         axis = self.axes.get(name, 0)
@@ -109,3 +120,20 @@ class Chunked:
             return self._rows(name, array, rows)
         part = array if len(rows) == len(array) and not self.exactly else array[rows]
         return np.moveaxis(part, 0, self.axes[name])
+
+
+@contextmanager
+def _in_order(
+    run: Callable[[slice], dict[str, Array]], parts: Sequence[slice], at_once: int
+) -> Iterator[Iterator[dict[str, Array]]]:
+    """Results of the parts, one after the other; some run at once, and none any more where the block is left."""
+    if at_once == 1 or len(parts) == 1:
+        yield map(run, parts)
+        return
+    with ThreadPoolExecutor(at_once) as pool:
+        futures = [pool.submit(run, part) for part in parts]
+        try:
+            yield (future.result() for future in futures)
+        finally:
+            for future in futures:
+                future.cancel()

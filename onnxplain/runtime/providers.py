@@ -36,6 +36,13 @@ class Choice:
         """Whether tensors on GPU 0 are where the calculation is to be."""
         return self.names[0] == CUDA and self.device == 0
 
+    @property
+    def replays(self) -> bool:
+        """Whether runs are to be captured as CUDA graphs."""
+        first = self.providers[0]
+        asked = not isinstance(first, str) and first[0] == CUDA and first[1].get("enable_cuda_graph", 0)
+        return str(asked).lower() in ("1", "true")
+
     def __str__(self) -> str:
         return "; ".join(self.reasons)
 
@@ -66,6 +73,10 @@ def choose(wanted: Sequence[Provider] | None = None) -> Choice:
     its defaults: ``gpu_mem_limit`` and ``arena_extend_strategy`` bound its memory; ``cudnn_conv_algo_search`` is
     "EXHAUSTIVE", which tries every algorithm when it meets a new batch size, and "HEURISTIC" tries none.
 
+    ``{"enable_cuda_graph": 1}`` captures what the first call with some batch size launches on the GPU, and launches all
+    of it at once from then on, which saves the time between. Calls take turns then, and while one is captured, the rest
+    of the process must not allocate memory on that GPU.
+
     Parameters
     ----------
     wanted
@@ -75,8 +86,7 @@ def choose(wanted: Sequence[Provider] | None = None) -> Choice:
     Raises
     ------
     ProviderError
-        An unknown name, none of those asked for is available, or CUDA graphs are asked for: they replay a run with the
-        addresses of its inputs and outputs, and an explainer's change from call to call.
+        An unknown name, or none of those asked for is available.
     """
     ort = onnxruntime()
     available: list[str] = ort.get_available_providers()
@@ -107,7 +117,4 @@ def choose(wanted: Sequence[Provider] | None = None) -> Choice:
 
 def _exact(cuda: Provider) -> Provider:
     """CUDA without TensorFloat-32, unless its options say otherwise."""
-    options = {} if isinstance(cuda, str) else cuda[1]
-    if str(options.get("enable_cuda_graph", 0)).lower() not in ("0", "false"):
-        raise ProviderError("enable_cuda_graph replays old addresses, and an explainer's change", "Leave it out.")
-    return CUDA, {"use_tf32": 0, **options}
+    return CUDA, {"use_tf32": 0, **({} if isinstance(cuda, str) else cuda[1])}

@@ -7,6 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from onnxplain.ir import Graph, Value
 from onnxplain.reader import Source
 from onnxplain.runtime.device import Device, Given, Tensor
 from onnxplain.runtime.providers import CPU, CUDA, Choice, onnxruntime
+from onnxplain.runtime.replay import Replays, worker
 from onnxplain.tensors import LARGE, is_plain, is_stub
 
 Array = np.ndarray[Any, Any]
@@ -77,7 +79,9 @@ class Session:
             graph, self._shared = _sharing(graph, options)
         if CUDA in choice.names and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()
-        start = partial(ort.InferenceSession, sess_options=options, providers=list(choice.providers), enable_fallback=0)
+        self._worker = worker(choice.device) if choice.replays else None
+        load = partial(ort.InferenceSession, sess_options=options, providers=list(choice.providers), enable_fallback=0)
+        start = _in_turn(self._worker, load) if self._worker else load
         try:
             if isinstance(graph, Source):
                 self._session = _resumed(graph, options, start)
@@ -89,7 +93,8 @@ class Session:
                     writer.save(graph, path, inline=0)
                     self._session = start(str(path))
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
-            raise ModelError(f"ONNX Runtime cannot load the program: {str(error).strip()}") from None
+            hint = "Leave enable_cuda_graph out." if choice.replays else ""
+            raise ModelError(f"ONNX Runtime cannot load the program: {str(error).strip()}", hint) from None
         self.provider: str = self._session.get_providers()[0]
         if choice.names[0] != self.provider:  # ONNX Runtime falls back in silence
             what = f"{choice.names[0]} is installed but did not start (are its libraries there?)"
@@ -97,6 +102,10 @@ class Session:
                 raise ProviderError(what)
             warnings.warn(f"{what}; running on {self.provider}", RuntimeWarning, stacklevel=2)
         self.device: Device = ("cuda", choice.device) if self.provider == CUDA else ("cpu", 0)
+        self._replays: Replays | None = None
+        if choice.replays and self.provider == CUDA:
+            assert isinstance(graph, Graph)
+            self._replays = Replays(self._session, {n for node in graph.nodes for n in node.reads}, self.device)
         self._slow = True  # until a run tells otherwise
 
     def run(
@@ -126,19 +135,24 @@ class Session:
         shared = any(isinstance(given, Tensor) for given in feeds.values())
         try:
             # A new thread is on GPU 0, where tensors lie that others made; the caller's may be on another.
-            if shared or (self._slow and threading.current_thread() is threading.main_thread()):
-                results = _interruptible(lambda options: self._run(feeds, names, into, options))
+            if self._worker or shared or (self._slow and threading.current_thread() is threading.main_thread()):
+                results = _interruptible(lambda options: self._run(feeds, names, into, options), self._worker)
             else:
                 results = self._run(feeds, names, into, None)
             self._slow = time.perf_counter() - started > NOTICEABLE
             return dict(zip(names, results, strict=True))
         except Exception as error:  # as above
             hint = "Where memory is short, a smaller memory= splits the work into smaller runs."
+            hint += " What cannot be captured runs without enable_cuda_graph." if self._replays else ""
             raise RunError(f"ONNX Runtime failed to run the program: {str(error).strip()}", hint) from None
 
     def _run(
         self, feeds: Mapping[str, Given], names: Sequence[str], into: Mapping[str, Tensor], options: Any
     ) -> Sequence[Array]:
+        if self._replays:
+            results = self._replays.run(feeds, names, into, options)
+            if results is not None:
+                return results
         tensors = {name: given for name, given in feeds.items() if isinstance(given, Tensor)}
         if self.provider == CPU and not tensors and not into:
             return self._session.run(names, dict(feeds), options)  # type: ignore[no-any-return]  # it has no types
@@ -184,8 +198,13 @@ def _resumed(model: Source, options: Any, start: Callable[[bytes], Any]) -> Any:
     return start(model.proto.SerializeToString())
 
 
-def _interruptible(run: Callable[[Any], Sequence[Array]]) -> Sequence[Array]:
-    """Run in a thread of its own: Python handles Ctrl-C in the main thread, and only while that runs Python."""
+def _in_turn(worker: Executor, load: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Load models where they run, too."""
+    return lambda model: worker.submit(load, model).result()
+
+
+def _interruptible(run: Callable[[Any], Sequence[Array]], worker: Executor | None) -> Sequence[Array]:
+    """Run in another thread: Python handles Ctrl-C in the main thread, and only while that runs Python."""
     options = onnxruntime().RunOptions()
     outcome: list[Sequence[Array] | Exception] = []
     done = threading.Event()
@@ -198,7 +217,10 @@ def _interruptible(run: Callable[[Any], Sequence[Array]]) -> Sequence[Array]:
         finally:
             done.set()
 
-    threading.Thread(target=work, name="onnxplain-run").start()
+    if worker:
+        worker.submit(work)
+    else:
+        threading.Thread(target=work, name="onnxplain-run").start()
     try:
         done.wait()  # not join, which forgets a running thread once it has been interrupted (CPython 3.11)
     except BaseException:

@@ -28,7 +28,7 @@ from rich.console import Console
 from tools.bench import report, sizes
 from tools.bench.families import FAMILIES
 from tools.bench.nets import NETS
-from tools.bench.worker import CLOCKS, MARK, Job
+from tools.bench.worker import CLOCKS, MARK, PROVIDERS, Job
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("time", "memory", "cold", "size")
@@ -52,7 +52,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all")
     clock = "cpu: processor time, the better measure where a machine is busy with other things; with --threads 1"
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help=clock)
-    parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--provider", choices=PROVIDERS, default="cpu", help="CUDA graphs are for ours alone")
     parser.add_argument("--memory", help="the bound that our explainers get (default: theirs)")
     parser.add_argument(
         "--models-dir", type=Path, help="where exported networks are kept (default: a temporary folder)"
@@ -195,7 +195,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Run the command line."""
     options = options_of()
-    if options.provider == "cuda":
+    if options.provider != "cpu":
         import onnxruntime
 
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():

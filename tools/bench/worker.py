@@ -26,7 +26,11 @@ SPAN = 0.05  # seconds that a measurement takes at least: short calls are repeat
 SHORT = 1.0  # seconds below which a call is warmed up each time
 PAUSE = 0.02  # seconds, in which threads that spin after a run fall asleep: they would slow down whoever comes next
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+PROVIDERS: dict[str, list[Any]] = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    "cuda-graphs": [("CUDAExecutionProvider", {"enable_cuda_graph": 1}), "CPUExecutionProvider"],
+}
 Call = Callable[[], Any]
 
 
@@ -59,7 +63,8 @@ def forward(job: Job) -> Callable[[], list[Array]]:
     path = model_path(job.net, Path(job.folder))
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads slow down whose turn is next
-    session = onnxruntime.InferenceSession(path, options, providers=PROVIDERS[job.provider])
+    providers = PROVIDERS[job.provider.removesuffix("-graphs")]  # they need more than plain calls
+    session = onnxruntime.InferenceSession(path, options, providers=providers)
     arrays = feeds(job.net, job.batch)
     names = {value.name for value in session.get_inputs()}
     return lambda: session.run(None, {key: array for key, array in arrays.items() if key in names})
@@ -89,7 +94,7 @@ def case_of(job: Job, method: str, target: Array) -> Case:
     from tools.bench import modules, peers
 
     torch.set_num_threads(job.threads)
-    device = "cuda" if job.provider == "cuda" else "cpu"
+    device = "cpu" if job.provider == "cpu" else "cuda"
     module = modules.load(job.net, Path(job.folder))
     part, x, baseline, extra = modules.at_first_floats(job.net, module, feeds(job.net, job.batch))
     x, baseline, targets, *rest = (t.to(device) for t in (x, baseline, torch.from_numpy(target), *extra))
