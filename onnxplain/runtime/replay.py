@@ -21,13 +21,15 @@ Array = np.ndarray[Any, Any]
 MOST = 16  # graphs of a session, since inputs and outputs of each stay in memory; other sizes run as without graphs
 
 
-@cache
+_WORKERS: dict[int, ThreadPoolExecutor] = {}
+
+
 def worker(gpu: int) -> ThreadPoolExecutor:
     """The thread of all sessions with CUDA graphs on one GPU.
 
     ONNX Runtime keeps graphs for the thread that captures them, and while one does, no other may allocate memory there.
     """
-    return ThreadPoolExecutor(1, f"onnxplain-cuda-graphs-{gpu}")
+    return _WORKERS.setdefault(gpu, ThreadPoolExecutor(1, f"onnxplain-cuda-graphs-{gpu}"))  # starts when it is used
 
 
 @dataclass(frozen=True)
