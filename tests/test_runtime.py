@@ -158,6 +158,8 @@ def test_cuda_graphs_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         assert choose([(CUDA, {"enable_cuda_graph": wanted}), CPU]).replays
     for other in ([(CUDA, {"enable_cuda_graph": "0"})], [(CUDA, {})], [CPU], None):
         assert not choose(other).replays  # type: ignore[arg-type]
+    with pytest.raises(ProviderError, match=f"{CUDA} has to be asked for first"):
+        choose([CPU, (CUDA, {"enable_cuda_graph": 1})])
 
 
 @pytest.mark.gpu

@@ -39,9 +39,7 @@ class Choice:
     @property
     def replays(self) -> bool:
         """Whether runs are to be captured as CUDA graphs."""
-        first = self.providers[0]
-        asked = not isinstance(first, str) and first[0] == CUDA and first[1].get("enable_cuda_graph", 0)
-        return str(asked).lower() in ("1", "true")
+        return _captures(self.providers[0])
 
     def __str__(self) -> str:
         return "; ".join(self.reasons)
@@ -86,7 +84,7 @@ def choose(wanted: Sequence[Provider] | None = None) -> Choice:
     Raises
     ------
     ProviderError
-        An unknown name, or none of those asked for is available.
+        An unknown name, none of those asked for is available, or CUDA graphs where CUDA does not lead.
     """
     ort = onnxruntime()
     available: list[str] = ort.get_available_providers()
@@ -112,7 +110,15 @@ def choose(wanted: Sequence[Provider] | None = None) -> Choice:
     if not kept:
         hint = "pip install 'onnxplain[gpu]' (after removing onnxruntime) brings CUDA."
         raise ProviderError(f"no provider that was asked for is available; here are {', '.join(available)}", hint)
+    if any(map(_captures, kept[1:])):
+        raise ProviderError(f"enable_cuda_graph is for where all runs on CUDA: {CUDA} has to be asked for first")
     return Choice(tuple(kept), tuple(reasons))
+
+
+def _captures(provider: Provider) -> bool:
+    """Whether it is CUDA, and to capture CUDA graphs."""
+    name, options = (provider, {}) if isinstance(provider, str) else provider
+    return name == CUDA and str(options.get("enable_cuda_graph", 0)).lower() in ("1", "true")
 
 
 def _exact(cuda: Provider) -> Provider:

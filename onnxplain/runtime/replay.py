@@ -20,7 +20,6 @@ Array = np.ndarray[Any, Any]
 
 MOST = 16  # graphs of a session, since inputs and outputs of each stay in memory; other sizes run as without graphs
 
-
 _WORKERS: dict[int, ThreadPoolExecutor] = {}
 
 
