@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -12,15 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+import onnxplain as ox
 from onnxplain import execution
+from onnxplain.canonize import BATCH
 from onnxplain.errors import OptionError, UnsupportedModelError
-from onnxplain.execution import Runner
+from onnxplain.execution import Runner, Setting
+from onnxplain.execution import runner as runners
 from onnxplain.methods import make
 from onnxplain.program import Program
 from onnxplain.questions import Question, Slice
+from onnxplain.runtime.batching import MARGIN, peak_per_sample
 from onnxplain.runtime.chunked import Chunked
-from onnxplain.runtime.providers import CPU, CUDA
-from tests.models import Array
+from onnxplain.runtime.providers import CPU, CUDA, Choice
+from onnxplain.runtime.session import Session
+from tests.models import IMAGES, Array
 from tests.reference import rng
 
 
@@ -34,7 +40,6 @@ class Squares:
     seen: list[int] = field(default_factory=list)
     rows: int = 1  # per sample, of the attribution
     outputs = ("attribution", "score", "resolved")
-    provider = CPU
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], into: object) -> dict[str, Array]:
         x, scale = (copied(feeds) if "copies/x" in feeds else feeds["x"]).astype(np.float64), feeds["scale"]
@@ -100,10 +105,9 @@ def test_samples_go_through_in_chunks(chunk: int, exactly: bool, batches: list[i
 
 
 @dataclass
-class OnGpu(Squares):
+class Several(Squares):
     """Says how many run at once."""
 
-    provider = CUDA
     meet: threading.Barrier = field(default_factory=lambda: threading.Barrier(1))
     running: set[int] = field(default_factory=set)
     most: int = 0
@@ -119,12 +123,12 @@ class OnGpu(Squares):
         return super().run(feeds, outputs, into)
 
 
-def test_two_chunks_at_a_time_on_a_gpu() -> None:
-    """So that one is copied while another is calculated."""
-    session = OnGpu(meet=threading.Barrier(2))
-    gpu = Runner(PROGRAM, Chunked(session, AXES, 1, False), None, None)  # type: ignore[arg-type]
+def test_two_chunks_at_a_time() -> None:
+    """On GPUs, so that one is copied while another is calculated."""
+    session = Several(meet=threading.Barrier(2))
+    two = Runner(PROGRAM, Chunked(session, AXES, 1, False, 2), None, None)  # type: ignore[arg-type]
     calls: list[tuple[int, int]] = []
-    results = gpu.run({**FEEDS, "x": X[:6]}, TARGET[:6], Squares.outputs, lambda *done: calls.append(done))
+    results = two.run({**FEEDS, "x": X[:6]}, TARGET[:6], Squares.outputs, lambda *done: calls.append(done))
     np.testing.assert_allclose(results["attribution"], 6 * X[:6], rtol=1e-6)
     np.testing.assert_array_equal(results["resolved"], [7, 1, 2, 3, 4, 5])
     assert session.most == 2
@@ -135,12 +139,35 @@ def test_chunks_that_wait_are_not_started_once_nobody_wants_them() -> None:
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    session = OnGpu(pause=0.005)
-    gpu = Runner(PROGRAM, Chunked(session, AXES, 1, False), None, None)  # type: ignore[arg-type]
+    session = Several(pause=0.005)
+    two = Runner(PROGRAM, Chunked(session, AXES, 1, False, 2), None, None)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
-        gpu.run({**FEEDS, "x": np.zeros((100, 2, 3))}, np.zeros(100, int), Squares.outputs, stop)
+        two.run({**FEEDS, "x": np.zeros((100, 2, 3))}, np.zeros(100, int), Squares.outputs, stop)
     assert len(session.seen) < 50
     assert not session.running
+
+
+@pytest.mark.parametrize("method", ["gradient", "occlusion"])
+def test_all_that_runs_at_once_fits(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    class OnGpu(Session):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.provider = CUDA
+
+    monkeypatch.setattr(runners, "Session", OnGpu)
+    x, seen = IMAGES.x(2), set()
+    for memory in range(1_000, 100_000, 3_000):
+        found = ox.Explainer(IMAGES.proto(), method, memory=memory).prepare(x).runner
+        peak = peak_per_sample(found.program.copied or found.program.graph, BATCH)
+        chunk, at_once = found.main.chunk, found.main.at_once
+        assert chunk * at_once == 1 or chunk * at_once * peak * MARGIN <= memory
+        seen.add(at_once)
+    assert seen == {1, 2}
+    choice = Choice(((CUDA, {"enable_cuda_graph": 1}), CPU), ("",))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # which does not start here
+        turns = Runner.load(found.program, Setting(choice, found.program.graph, None, 1 << 30))
+    assert turns.main.at_once == 1  # runs with CUDA graphs wait for each other
 
 
 @pytest.mark.parametrize(("chunk", "exactly"), [(64, False), (3, False), (3, True), (10, True)])

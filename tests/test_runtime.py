@@ -27,7 +27,6 @@ from onnxplain.ir import Graph
 from onnxplain.reader import read
 from onnxplain.runtime import session as sessions
 from onnxplain.runtime.batching import (
-    AT_ONCE,
     LARGEST,
     MARGIN,
     USUAL,
@@ -100,8 +99,7 @@ def test_what_fits() -> None:
 
 @pytest.mark.parametrize("cpu", [True, False])
 def test_chunks_fit(cpu: bool) -> None:
-    three = math.ceil(3 * MARGIN * 248)
-    assert chunk_size(248, three if cpu else AT_ONCE * three, cpu) == 3
+    assert chunk_size(248, math.ceil(3 * MARGIN * 248), cpu) == 3
     assert chunk_size(248, 1, cpu) == 1
     assert chunk_size(0, 1000, cpu) == LARGEST  # nothing grows with the batch
 

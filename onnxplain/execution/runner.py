@@ -18,7 +18,7 @@ from onnxplain.ir import Graph
 from onnxplain.program import Program
 from onnxplain.questions import batch_axes, batch_axis, rows
 from onnxplain.recompute import recomputed
-from onnxplain.runtime.batching import chunk_size, copied_weights, peak_per_sample, samples_that_fit
+from onnxplain.runtime.batching import AT_ONCE, chunk_size, copied_weights, peak_per_sample, samples_that_fit
 from onnxplain.runtime.chunked import Chunked, Progress
 from onnxplain.runtime.device import Given, Tensor
 from onnxplain.runtime.providers import CPU, Choice
@@ -119,12 +119,14 @@ class Runner:
             seeds, ends = (program.target, program.weights), (program.score, program.resolved, program.baseline_score)
             graphs["main"] = recomputed(program.graph, [*filter(None, seeds)], [*filter(None, ends)], BATCH)
             peaks["main"] = peak_per_sample(graphs["main"], BATCH)
-        sessions = {}
-        for name, graph in graphs.items():
-            session = Session(graph, setting.choice, saved / name if saved and not lean else None, lean)
-            room = memory if lean else memory - copies
-            sessions[name] = session, chunk_size(peaks[name], room, session.provider == CPU)
-        return cls.of(program, sessions, setting, lambda: program, lean)
+        room = memory if lean else memory - copies
+        save = {name: saved / name if saved and not lean else None for name in graphs}
+        made = {name: Session(graph, setting.choice, save[name], lean) for name, graph in graphs.items()}
+        cpu = made["main"].provider == CPU
+        fits = samples_that_fit(max(peaks.values()), room // AT_ONCE) >= (setting.fixed_batch or 1)
+        at_once = AT_ONCE if fits and not cpu and not setting.choice.replays else 1  # those take turns in any case
+        sessions = {name: (session, chunk_size(peaks[name], room // at_once, cpu)) for name, session in made.items()}
+        return cls.of(program, sessions, setting, lambda: program, lean, at_once)
 
     @classmethod
     def of(
@@ -134,6 +136,7 @@ class Runner:
         setting: Setting,
         compiled: Callable[[], Program],
         lean: bool = False,
+        at_once: int = 1,
     ) -> Runner:
         """Take sessions that are there, each with the number of samples that its memory allows.
 
@@ -143,6 +146,8 @@ class Runner:
             Of its graph, the inputs and outputs will do.
         compiled
             Gives the whole of it.
+        at_once
+            Runs that its memory allows at a time.
         """
         question, graph = program.question, setting.graph
         axes = {**batch_axes(graph.inputs), program.target: 0} | ({program.weights: 0} if program.weights else {})
@@ -156,7 +161,7 @@ class Runner:
             axes |= {v.name: 0 for v in program.copied.inputs if v.shape and v.shape[0] == BATCH}
         alone = question.axis is None or 1 in (rows(graph.value(n)) for n in (question.explained, *tensors))
         fixed = setting.fixed_batch or (1 if alone else None)
-        parts = {n: Chunked(s, axes, fixed or chunk, fixed is not None) for n, (s, chunk) in sessions.items()}
+        parts = {n: Chunked(s, axes, fixed or chunk, fixed is not None, at_once) for n, (s, chunk) in sessions.items()}
         main = parts["main"]
         alike = main.session.provider == CPU and fixed in (None, 1)
         patched = Recent(partial(Patched.load, compiled, setting.choice, lean)) if alike else None

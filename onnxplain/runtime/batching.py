@@ -90,8 +90,7 @@ def chunk_size(peak: int, memory: int, cpu: bool) -> int:
     """Samples per run: those that fit, and on CPUs not more than cost the least each (`tools/chunks.py`)."""
     peak = max(1, peak)
     fastest = max(SMALL // peak, min(USUAL, LARGE // peak)) if cpu else LARGEST
-    fitting = samples_that_fit(peak, memory if cpu else memory // AT_ONCE)
-    return max(1, min(fitting, fastest, LARGEST))
+    return max(1, min(samples_that_fit(peak, memory), fastest, LARGEST))
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:

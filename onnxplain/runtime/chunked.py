@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from onnxplain.errors import InputError, RunError
-from onnxplain.runtime.batching import AT_ONCE, chunks
+from onnxplain.runtime.batching import chunks
 from onnxplain.runtime.device import Given, Tensor
-from onnxplain.runtime.providers import CPU
 from onnxplain.runtime.session import Session
 
 Array = np.ndarray[Any, Any]
@@ -33,12 +32,15 @@ class Chunked:
         Samples per run; becomes 1 when the model turns out to take only one.
     exactly
         Whether every run must have exactly ``chunk`` samples (the model's batch size is fixed): the last is filled up.
+    at_once
+        Runs that are under way at a time.
     """
 
     session: Session
     axes: Mapping[str, int]
     chunk: int
     exactly: bool
+    at_once: int = 1
 
     def run(
         self,
@@ -77,8 +79,7 @@ class Chunked:
         into: Mapping[str, Tensor],
     ) -> dict[str, Array]:
         parts, joined = list(chunks(count, self.chunk)), []
-        on_gpu = self.session.provider != CPU
-        with _in_order(partial(self._chunk, feeds, outputs, into), parts, AT_ONCE if on_gpu else 1) as results:
+        with _in_order(partial(self._chunk, feeds, outputs, into), parts, self.at_once) as results:
             for part, result in zip(parts, results, strict=True):
                 joined.append(result)
                 if progress:

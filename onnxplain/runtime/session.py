@@ -29,6 +29,8 @@ Arrays = dict[str, Array]
 
 SMALL = 1 << 20  # bytes; a session keeps a copy of the bytes it was made of, so larger models go through a file
 
+UNCAPTURED = "What cannot be captured runs without enable_cuda_graph."
+
 NOTICEABLE = 0.1  # seconds; for as long, nobody minds that Ctrl-C waits for the end of a run
 
 
@@ -93,7 +95,7 @@ class Session:
                     writer.save(graph, path, inline=0)
                     self._session = start(str(path))
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
-            hint = "Leave enable_cuda_graph out." if choice.replays else ""
+            hint = UNCAPTURED if choice.replays else ""
             raise ModelError(f"ONNX Runtime cannot load the program: {str(error).strip()}", hint) from None
         self.provider: str = self._session.get_providers()[0]
         if choice.names[0] != self.provider:  # ONNX Runtime falls back in silence
@@ -143,7 +145,7 @@ class Session:
             return dict(zip(names, results, strict=True))
         except Exception as error:  # as above
             hint = "Where memory is short, a smaller memory= splits the work into smaller runs."
-            hint += " What cannot be captured runs without enable_cuda_graph." if self._replays else ""
+            hint += f" {UNCAPTURED}" if self._replays else ""
             raise RunError(f"ONNX Runtime failed to run the program: {str(error).strip()}", hint) from None
 
     def _run(
