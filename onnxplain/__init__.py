@@ -5,13 +5,20 @@
 >>> result.save("cat.png", image=photo)  # doctest: +SKIP
 """
 
-from onnxplain.runtime import providers as _providers
-
-_providers.onnxruntime()  # says which extra to install where ONNX Runtime is missing
-
-from onnxplain.api import Explainer, explain  # noqa: E402 - after the check above
-from onnxplain.composites import COMPOSITES, Composite, Row  # noqa: E402
-from onnxplain.errors import (  # noqa: E402
+from onnxplain.api import (
+    Explainer,
+    explain,
+)
+from onnxplain.composites.composite import (
+    COMPOSITES,
+    Composite,
+    Row,
+)
+from onnxplain.concepts.influence import (
+    Influence,
+    influence,
+)
+from onnxplain.errors import (
     BusyError,
     InputError,
     ModelError,
@@ -25,11 +32,13 @@ from onnxplain.errors import (  # noqa: E402
     UnsupportedModelError,
     UnsupportedOperatorError,
 )
-from onnxplain.influences import Influence, influence  # noqa: E402
-from onnxplain.methods import METHODS  # noqa: E402
-from onnxplain.model import Model, load  # noqa: E402
-from onnxplain.ops.table import Kind  # noqa: E402
-from onnxplain.quantities import (  # noqa: E402
+from onnxplain.methods.table import METHODS
+from onnxplain.model import (
+    Model,
+    load,
+)
+from onnxplain.ops.table import Kind
+from onnxplain.questions.quantities import (
     Channel,
     Class,
     Difference,
@@ -41,8 +50,8 @@ from onnxplain.quantities import (  # noqa: E402
     Quantity,
     op,
 )
-from onnxplain.result import Attribution  # noqa: E402
-from onnxplain.serving import Batcher  # noqa: E402
+from onnxplain.result import Attribution
+from onnxplain.serving.batcher import Batcher
 
 __version__ = "0.1.0"
 

@@ -11,23 +11,29 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain import checks, execution, export, files, methods, quantities, shared, writer
+from onnxplain import execution
 from onnxplain.canonize import Canonical, prepare
 from onnxplain.canonize.cache import key
 from onnxplain.errors import OptionError
 from onnxplain.execution import kept
-from onnxplain.methods import Method
+from onnxplain.execution.requests import Asked, Request, joined, separated
+from onnxplain.export import explainer as export
+from onnxplain.graph.axes import batch_axes
+from onnxplain.methods import table as methods
+from onnxplain.methods.method import Method
 from onnxplain.model import Loadable, load
-from onnxplain.program import Assignment, report
-from onnxplain.quantities import Quantity, Target
-from onnxplain.questions import Question, ask, batch_axes, extended
-from onnxplain.requests import Asked, Request, joined, separated
+from onnxplain.programs.compile import compile_method
+from onnxplain.programs.program import Assignment, report
+from onnxplain.questions import inputs as checks
+from onnxplain.questions import quantities
+from onnxplain.questions.quantities import Quantity, Target
+from onnxplain.questions.question import Question, ask, extended
 from onnxplain.result import Attribution, Single
-from onnxplain.roots import compile_method
 from onnxplain.runtime.batching import DEFAULT_MEMORY, parse_memory
 from onnxplain.runtime.device import Given, Tensor
 from onnxplain.runtime.providers import Choice, Provider, choose
 from onnxplain.runtime.recent import Recent
+from onnxplain.storage import atomic, shared_weights, writer
 
 Array = np.ndarray[Any, Any]
 Inputs = Any  # an ndarray, what implements DLPack, or a mapping of input name -> such
@@ -296,15 +302,15 @@ class Explainer:
         TargetError
             No such target.
         """
-        files.check_writable(path, {".onnx"})
+        atomic.check_writable(path, {".onnx"})
         source, path = self.model.source, Path(path)
-        held = shared.files_of(source.path, source.weights, path) if share_weights else {}
+        held = shared_weights.files_of(source.path, source.weights, path) if share_weights else {}
         canonical, question = self._question(_asked(target=target))
         asked = isinstance(target, str) and target == "input"
         fixed = None if asked else _resolved(target, canonical, question, 1)
         exported = export.explainer_graph(canonical.graph, self.method, question, asked, fixed)
         exported = export.in_types(exported, self.model.inputs, prepare.output_types(source.proto)).scheduled()
-        places = shared.places_of(exported.constants, held, path.parent) if share_weights else {}
+        places = shared_weights.places_of(exported.constants, held, path.parent) if share_weights else {}
         writer.save(exported, path, {**source.metadata, "onnxplain.method": self.method.name}, shared=places)
 
     @cached_property

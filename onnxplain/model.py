@@ -10,14 +10,15 @@ from pathlib import Path
 
 import onnx
 
-from onnxplain.canonize import BATCH, Canonical, canonize, prepare
-from onnxplain.entries import folder_of
+from onnxplain.canonize import Canonical, canonize, prepare
+from onnxplain.canonize.canonical import Sizes
 from onnxplain.errors import OptionError
-from onnxplain.ir import Value
+from onnxplain.graph.axes import BATCH
+from onnxplain.graph.ir import Value
 from onnxplain.ops.nograd import stops_gradients
-from onnxplain.reader import Source, nodes_of, read
-from onnxplain.requests import Sizes
 from onnxplain.runtime.recent import Recent
+from onnxplain.storage.entries import folder_of
+from onnxplain.storage.reader import Source, nodes_of, read
 
 _MISSING = {"Imputer", "IsNaN", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
 

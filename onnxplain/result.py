@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain.errors import InputError, OptionError, did_you_mean
-from onnxplain.program import Assignment
+from onnxplain.programs.program import Assignment
 from onnxplain.runtime.device import Given, Tensor
 
 Array = np.ndarray[Any, Any]
@@ -118,8 +118,8 @@ class Attribution:
         return next(iter(self._parts.values()))
 
     def heatmap(self, sample: int = 0, **options: Any) -> Array:
-        """Pooled 2-D map of one sample in [-1, 1]; options are those of `onnxplain.heatmap.heatmap`."""
-        from onnxplain import heatmap
+        """Pooled 2-D map of one sample in [-1, 1]; options are those of `onnxplain.imaging.heatmap.heatmap`."""
+        from onnxplain.imaging import heatmap
 
         return heatmap.heatmap(self._sample(sample), **options)
 
@@ -135,7 +135,7 @@ class Attribution:
         sample
             Which sample of the batch.
         """
-        from onnxplain import heatmap
+        from onnxplain.imaging import heatmap
 
         values = self._sample(sample)
         return heatmap.ranked(values, range(values.size) if names is None else names, count)
@@ -143,9 +143,9 @@ class Attribution:
     def text(self, tokens: Sequence[object] | bytes, sample: int = 0, **options: Any) -> str:
         """Tokens (or bytes) of one sample with the escape sequences that colour them on a terminal.
 
-        Options are those of `onnxplain.heatmap.terminal`. Print it, or give it to ``rich.text.Text.from_ansi``.
+        Options are those of `onnxplain.imaging.heatmap.terminal`. Print it, or give it to ``rich.text.Text.from_ansi``.
         """
-        from onnxplain import heatmap
+        from onnxplain.imaging import heatmap
 
         return heatmap.terminal(self._sample(sample), tokens, **options)
 
@@ -168,19 +168,21 @@ class Attribution:
         path
             Where to; written as a whole or not at all.
         image
-            uint8 RGB photo (H, W, 3) to lay the heatmap over; options: `onnxplain.heatmap.picture`, such as ``boxes=``.
+            uint8 RGB photo (H, W, 3) to lay the heatmap over; options, such as ``boxes=``: those of
+            `onnxplain.imaging.heatmap.picture`.
         sample
             Which sample of the batch to draw.
         signal
             The explained input, a batch or the sample: waveforms (T,) or (C, T) are drawn in the colours of their
-            attribution (options: `onnxplain.heatmap.waveform`), and the attribution of volumes is laid over their
-            slices (`onnxplain.heatmap.montage`). Volumes may do without.
+            attribution (options: `onnxplain.imaging.heatmap.waveform`), and the attribution of volumes is laid over
+            their slices (`onnxplain.imaging.heatmap.montage`). Volumes may do without.
         points
-            The explained input, a batch or the sample: a point set (P, 3) or (3, P) (`onnxplain.heatmap.projections`).
+            The explained input, a batch or the sample: a point set (P, 3) or (3, P)
+            (`onnxplain.imaging.heatmap.projections`).
         tokens
-            The sample's tokens, or bytes, one for each position, for .html (`onnxplain.heatmap.html`).
+            The sample's tokens, or bytes, one for each position, for .html (`onnxplain.imaging.heatmap.html`).
         names
-            Names of the columns of a table: bars, strongest first (`onnxplain.heatmap.ranking`).
+            Names of the columns of a table: bars, strongest first (`onnxplain.imaging.heatmap.ranking`).
 
         Raises
         ------
@@ -189,7 +191,7 @@ class Attribution:
         InputError
             What is given does not belong to the attribution.
         """
-        from onnxplain import heatmap
+        from onnxplain.imaging import heatmap
 
         values, page = self.values, Path(path).suffix.lower() == ".html"
         if Path(path).suffix.lower() == ".npy":

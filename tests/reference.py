@@ -13,13 +13,13 @@ import onnxruntime as ort
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.ops import op_erf
 
-from onnxplain.backward import backward
-from onnxplain.emit import Emitter
-from onnxplain.ir import IR_VERSION, OPSET, Graph
-from onnxplain.reader import to_graph
+from onnxplain.backward.recurrent import written_out
+from onnxplain.backward.walk import backward
+from onnxplain.graph.emit import Emitter
+from onnxplain.graph.ir import IR_VERSION, OPSET, Graph
 from onnxplain.rules.base import Gradient
-from onnxplain.stepwise import written_out
-from onnxplain.writer import to_proto
+from onnxplain.storage.reader import to_graph
+from onnxplain.storage.writer import to_proto
 
 # The evaluator's own Erf, which Gelu uses too, gives float32 digits only.
 op_erf.Erf._run = lambda self, x: (np.vectorize(math.erf, otypes=[np.float64])(x).astype(x.dtype),)

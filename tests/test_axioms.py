@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 import onnxplain as ox
-from onnxplain.perturbation import Rise
-from onnxplain.sampling import Noise
+from onnxplain.distributions.perturbation import Rise
+from onnxplain.distributions.sampling import Noise
 from tests.models import Array, Tiny, model
 from tests.reference import relative_error, rng
 

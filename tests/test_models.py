@@ -13,7 +13,7 @@ import skimage.data
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from onnxplain import images
+from onnxplain.imaging import images
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "models"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import onnxplain as ox
-from onnxplain import heatmap
 from onnxplain.errors import InputError, OptionError, OutputError
+from onnxplain.imaging import heatmap
 from onnxplain.result import Single
 from tests.reference import rng
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import onnxplain as ox
-from onnxplain.images import find_note, preprocess, read_image
+from onnxplain.imaging.images import find_note, preprocess, read_image
 
 TOOLS = Path(__file__).resolve().parent
 MODELS = TOOLS.parent / "models"

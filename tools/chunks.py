@@ -19,7 +19,7 @@ from rich.table import Table
 
 import onnxplain as ox
 from onnxplain.canonize import BATCH
-from onnxplain.runtime.batching import peak_per_sample
+from onnxplain.graph.memory import peak_per_sample
 
 FREE = 128  # in the place of sizes that are free
 UNBOUNDED = "64 GiB"

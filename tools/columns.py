@@ -22,7 +22,7 @@ from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegress
 from sklearn.tree import DecisionTreeRegressor
 
 import onnxplain as ox
-from onnxplain import heatmap
+from onnxplain.imaging import heatmap
 
 Array = np.ndarray[Any, Any]
 

@@ -20,8 +20,8 @@ import numpy as np
 from rich.console import Console
 
 import onnxplain as ox
-from onnxplain.composites import COMPOSITES
-from onnxplain.images import find_note, preprocess, read_image
+from onnxplain.composites.composite import COMPOSITES
+from onnxplain.imaging.images import find_note, preprocess, read_image
 
 MODELS = Path(__file__).parent.parent / "models"
 BOUNDED = {"epsilon_gamma_box": {"low": -3.0, "high": 3.0}}

@@ -35,9 +35,10 @@ from rich.console import Console
 from rich.table import Table
 
 import onnxplain as ox
-from onnxplain.checks import check_inputs
-from onnxplain.questions import ask, batch_axes
-from onnxplain.writer import to_proto
+from onnxplain.graph.axes import batch_axes
+from onnxplain.questions.inputs import check_inputs
+from onnxplain.questions.question import ask
+from onnxplain.storage.writer import to_proto
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]

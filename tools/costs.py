@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 import onnxplain
-from onnxplain.ir import Graph
-from onnxplain.roots import compile_method
-from onnxplain.writer import save
+from onnxplain.graph.ir import Graph
+from onnxplain.programs.compile import compile_method
+from onnxplain.storage.writer import save
 
 KINDS = {
     "products": "Attention Conv ConvTranspose Einsum FusedConv FusedGemm FusedMatMul GRU Gemm LSTM MatMul RNN".split(),

@@ -68,7 +68,7 @@ def check_rows(x: np.ndarray[Any, Any], providers: list[Any]) -> None:
     """Raise AssertionError unless arrays and tensors arrive as they are, in runs of any number of rows."""
     import onnxruntime
 
-    from onnxplain.emit import Emitter
+    from onnxplain.graph.emit import Emitter
     from onnxplain.runtime.chunked import Chunked
     from onnxplain.runtime.device import Tensor
     from onnxplain.runtime.providers import choose

@@ -41,9 +41,9 @@ from rich.console import Console
 from rich.table import Table
 
 import onnxplain as ox
-from onnxplain import writer
-from onnxplain.composites import COMPOSITES
-from onnxplain.ir import Graph, Value
+from onnxplain.composites.composite import COMPOSITES
+from onnxplain.graph.ir import Graph, Value
+from onnxplain.storage import writer
 
 VERSION = "1.31.1"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "onnxplain", "cuda_placement")

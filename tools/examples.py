@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 import onnxplain as ox
-from onnxplain import heatmap
+from onnxplain.imaging import heatmap
 
 Array = np.ndarray[Any, Any]
 Methods = dict[str, dict[str, Any]]

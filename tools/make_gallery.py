@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 
 import onnxplain as ox
-from onnxplain import heatmap
-from onnxplain.images import find_note, preprocess, read_image, view
+from onnxplain.imaging import heatmap
+from onnxplain.imaging.images import find_note, preprocess, read_image, view
 
 Array = np.ndarray[Any, Any]
 

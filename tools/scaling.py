@@ -19,8 +19,8 @@ from onnx import helper
 import onnxplain as ox
 from onnxplain.canonize import canonize
 from onnxplain.execution import Runner, Setting
-from onnxplain.reader import read
-from onnxplain.roots import compile_method
+from onnxplain.programs.compile import compile_method
+from onnxplain.storage.reader import read
 
 METHODS = ("gradient", "lrp", "deeplift")
 BLOCK = 12  # nodes that `chain` repeats

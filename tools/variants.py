@@ -45,7 +45,7 @@ with needing(PACKAGES):
     from variant_makers import Array, CannotError, Feeds, Maker, Net
 
     import onnxplain as ox
-    from onnxplain import images
+    from onnxplain.imaging import images
 
 ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE, FLOAT32_FACTOR = 1e-3, 3.0  # of lossless variants

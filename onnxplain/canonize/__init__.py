@@ -21,12 +21,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from onnxplain.canonize import batch, bodies, cache, decide, expand, fold, idioms, opset, prepare, sequences
+from onnxplain.canonize import bodies, cache, decide, fold, idioms, opset, prepare, sequences
+from onnxplain.canonize.batch import batch
 from onnxplain.canonize.canonical import Canonical
+from onnxplain.canonize.expansions import expand
 from onnxplain.canonize.labels import labels_of
-from onnxplain.reader import Source
-
-BATCH = prepare.BATCH
+from onnxplain.graph.axes import BATCH
+from onnxplain.storage.reader import Source
 
 
 def canonize(source: Source, sizes: Mapping[str, int] | None = None, folder: Path | None = None) -> Canonical:
@@ -70,4 +71,4 @@ def _canonize(source: Source, sizes: Mapping[str, int]) -> Canonical:
     return Canonical(graph, fixed, tuple(changes), labels_of(source.proto, graph))
 
 
-__all__ = ["BATCH", "Canonical", "canonize"]
+__all__ = ["Canonical", "canonize"]

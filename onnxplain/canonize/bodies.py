@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from onnxplain.canonize.scan import write_loop
-from onnxplain.emit import Emitter
-from onnxplain.ir import Graph, Node, Value
-from onnxplain.tensors import LARGE
+from onnxplain.graph.emit import Emitter
+from onnxplain.graph.ir import Graph, Node, Value
+from onnxplain.graph.scan import write_loop
+from onnxplain.storage.tensors import LARGE
 
 
 def tidied(graph: Graph) -> Graph:

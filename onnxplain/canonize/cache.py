@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
-from onnxplain import entries
 from onnxplain.canonize.canonical import Canonical
 from onnxplain.canonize.fold import light
-from onnxplain.digests import digest
-from onnxplain.ir import Graph
-from onnxplain.reader import Source, to_graph
-from onnxplain.writer import value_proto
+from onnxplain.graph.ir import Graph
+from onnxplain.runtime import ort
+from onnxplain.storage import entries
+from onnxplain.storage.digests import digest
+from onnxplain.storage.reader import Source, to_graph
+from onnxplain.storage.writer import value_proto
 
 Array = np.ndarray[Any, Any]
 Sizes = Mapping[str, int]

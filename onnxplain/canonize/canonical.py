@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from onnxplain.canonize.ml import Names
-from onnxplain.ir import Graph
+from onnxplain.canonize.expansions.ml import Names
+from onnxplain.graph.ir import Graph
 
 
 @dataclass(frozen=True)
@@ -27,3 +27,6 @@ class Canonical:
     fixed_batch: int | None
     changes: tuple[str, ...] = ()
     labels: Mapping[str, Names] = field(default_factory=dict)
+
+
+Sizes = tuple[tuple[str, int], ...]  # of free dimensions, sorted by name

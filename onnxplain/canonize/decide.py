@@ -20,9 +20,9 @@ from onnx.helper import get_attribute_value, make_node, tensor_dtype_to_np_dtype
 
 from onnxplain.canonize.fold import Light, fold, unfoldable
 from onnxplain.canonize.shapes import declare, forget_shapes, inferred
-from onnxplain.ir import Shape
-from onnxplain.reader import graphs_of, nodes_of, shape_of
-from onnxplain.tensors import is_external
+from onnxplain.graph.ir import Shape
+from onnxplain.storage.reader import graphs_of, nodes_of, shape_of
+from onnxplain.storage.tensors import is_external
 
 Array = np.ndarray[Any, Any]
 

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from onnxplain.canonize.prepare import forget_output_shapes, set_shape
 from onnxplain.canonize.shapes import inferred
-from onnxplain.canonize.trial import ort_value
 from onnxplain.errors import ModelError, UnsupportedOperatorError
-from onnxplain.ir import Graph, Node, Value
-from onnxplain.reader import Weights, graphs_of, nodes_of, read_optimized, shape_of, to_graph
-from onnxplain.tensors import LARGE, is_plain, stub
-from onnxplain.writer import to_proto
+from onnxplain.graph.ir import Graph, Node, Value
+from onnxplain.runtime import ort
+from onnxplain.runtime.trial import ort_value
+from onnxplain.storage.reader import Weights, graphs_of, nodes_of, read_optimized, shape_of, to_graph
+from onnxplain.storage.tensors import LARGE, is_plain, stub
+from onnxplain.storage.writer import to_proto
 
 _STANDARD = {"", "ai.onnx", "ai.onnx.ml"}
 _LOSSY = ["FuseReluClip"]  # makes Relu and Clip one Clip, and rules for rectifiers would miss the Relu

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from onnxplain.ir import Graph, Node
+from onnxplain.graph.ir import Graph, Node
 
 _RESHAPES = {"Reshape", "Unsqueeze", "Expand", "Identity"}
 

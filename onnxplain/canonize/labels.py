@@ -7,9 +7,9 @@ from typing import Any
 
 import onnx
 
-from onnxplain.canonize.ml import Names, class_names
-from onnxplain.ir import Graph
-from onnxplain.tensors import is_external
+from onnxplain.canonize.expansions.ml import Names, class_names
+from onnxplain.graph.ir import Graph
+from onnxplain.storage.tensors import is_external
 
 _CLASSIFIERS = {"LinearClassifier", "SVMClassifier", "TreeEnsembleClassifier"}
 _LISTS = {"ArrayFeatureExtractor", "Gather"}  # with what an ArgMax returns as index

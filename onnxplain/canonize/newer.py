@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 
-from onnxplain.ir import OPSET
+from onnxplain.graph.ir import OPSET
 
 
 def defines(op: str) -> bool:

@@ -11,8 +11,8 @@ import onnx.version_converter
 
 from onnxplain.canonize import newer
 from onnxplain.errors import UnsupportedModelError
-from onnxplain.ir import OPSET
-from onnxplain.reader import graphs_of, nodes_of
+from onnxplain.graph.ir import OPSET
+from onnxplain.storage.reader import graphs_of, nodes_of
 
 _DOMAIN = "onnxplain.expanded"  # where the bodies of operators wait to be inlined
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxplain.reader import graphs_of, nodes_of, tensors_of
-from onnxplain.tensors import is_external, stub
+from onnxplain.storage.reader import graphs_of, nodes_of, tensors_of
+from onnxplain.storage.tensors import is_external, stub
 
 _HALVES: dict[int, str] = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
 _TYPE_ATTRIBUTES = {"to", "dtype", "output_dtype", "output_datatype", "softmax_precision"}

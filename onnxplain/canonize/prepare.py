@@ -14,11 +14,10 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxplain.canonize.precision import widen
 from onnxplain.errors import OptionError, UnsupportedModelError, did_you_mean
-from onnxplain.ir import IR_VERSION, Dim, Shape, Value
-from onnxplain.reader import Source, Weights
-from onnxplain.tensors import stub
-
-BATCH = "batch"  # the name that the free first axis of every input gets
+from onnxplain.graph.axes import BATCH
+from onnxplain.graph.ir import IR_VERSION, Dim, Shape, Value
+from onnxplain.storage.reader import Source, Weights
+from onnxplain.storage.tensors import stub
 
 
 @dataclass(frozen=True)

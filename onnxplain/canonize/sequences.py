@@ -15,11 +15,11 @@ import onnx
 
 from onnxplain.canonize.bodies import tidied
 from onnxplain.canonize.fold import Light, fold, shaped, unfoldable
-from onnxplain.emit import Emitter, Var, concat
-from onnxplain.ir import Graph, Node, Value
-from onnxplain.reader import nodes_of
-from onnxplain.tensors import LARGE, is_plain, stub
-from onnxplain.writer import to_proto
+from onnxplain.graph.emit import Emitter, Var, concat
+from onnxplain.graph.ir import Graph, Node, Value
+from onnxplain.storage.reader import nodes_of
+from onnxplain.storage.tensors import LARGE, is_plain, stub
+from onnxplain.storage.writer import to_proto
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import onnx
 
 from onnxplain.canonize.prepare import set_shape
 from onnxplain.errors import OptionError
-from onnxplain.ir import OPSET, Graph, Shape
-from onnxplain.reader import graphs_of, shape_of, to_graph
-from onnxplain.tensors import is_external
-from onnxplain.writer import to_proto
+from onnxplain.graph.ir import OPSET, Graph, Shape
+from onnxplain.storage.reader import graphs_of, shape_of, to_graph
+from onnxplain.storage.tensors import is_external
+from onnxplain.storage.writer import to_proto
 
 # Opset 22 differs from 21 in types only, and in that a pooling window that starts behind the input does not count.
 INFERENCE_OPSET = 22

@@ -88,7 +88,7 @@ def _is_signal(row: Array) -> bool:
 
 
 def _text(out: Path, row: Array | None, given: str | None) -> Drawing:
-    from onnxplain import heatmap
+    from onnxplain.imaging import heatmap
 
     if given is None and row is not None:
         tokens = [str(number) for number in row]

@@ -11,9 +11,9 @@ import numpy as np
 
 import onnxplain as ox
 from onnxplain.cli import inputs, options, show
+from onnxplain.concepts.units import SIGNS
 from onnxplain.errors import InputError
-from onnxplain.influences.units import SIGNS
-from onnxplain.preprocessing import Note
+from onnxplain.imaging.preprocessing import Note
 
 Array = np.ndarray[Any, Any]
 

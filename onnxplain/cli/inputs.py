@@ -12,7 +12,7 @@ import numpy as np
 
 import onnxplain as ox
 from onnxplain.errors import InputError, OptionError
-from onnxplain.preprocessing import PRESETS, Note, Preprocessing, find_note, preset
+from onnxplain.imaging.preprocessing import PRESETS, Note, Preprocessing, find_note, preset
 
 Array = np.ndarray[Any, Any]
 
@@ -83,7 +83,7 @@ def prepare(model: ox.Model, note: Note | None, path: Path, options: Mapping[str
     if len(inputs) != 1 or len(inputs[0].shape or ()) != 4:
         takes = ", ".join(map(str, inputs))
         raise InputError(f"'{path}' is taken for a photo, and the model takes {takes}", "Give arrays: .npy or .npz.")
-    from onnxplain.images import preprocess, read_image, view
+    from onnxplain.imaging.images import preprocess, read_image, view
 
     shape = inputs[0].shape or ()
     how = replace(_how(note, path, options), dtype=str(inputs[0].dtype)).for_shape(shape)
@@ -132,7 +132,7 @@ def class_names(given: Path | None, note: Note | None, model: ox.Model, output: 
     if path is None:
         own = next((names for name, names in model.labels.items() if output in (None, name)), ())
         return [str(name) for name in own] or None
-    from onnxplain.images import read_labels
+    from onnxplain.imaging.images import read_labels
 
     return read_labels(path)
 

@@ -13,11 +13,13 @@ import click
 import numpy as np
 
 import onnxplain as ox
-from onnxplain import files, methods, shared
 from onnxplain.cli import drawing, inputs, options, show
 from onnxplain.cli.influence import influence
-from onnxplain.composites import COMPOSITES, RULES
+from onnxplain.composites.composite import COMPOSITES, RULES
 from onnxplain.errors import OnnxplainError, OptionError
+from onnxplain.methods import table as methods
+from onnxplain.methods.method import Method
+from onnxplain.storage import atomic, shared_weights
 
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 EPILOG = "Errors are one line and perhaps a hint, on standard error. Exit status: 1, or 2 for a wrong command line."
@@ -161,7 +163,7 @@ def _write(
     layout: str | None,
 ) -> None:
     if out.suffix == ".npz":
-        with files.replacing(out) as temporary, open(temporary, "wb") as file:
+        with atomic.replacing(out) as temporary, open(temporary, "wb") as file:
             np.savez(file, allow_pickle=False, **{name: result[name].values for name in result.names})
     elif drawn.options:
         result.save(out, sample=sample, **drawn.options)
@@ -203,7 +205,7 @@ def convert(
     options.check_out(out, {".onnx"}, model)
     loaded = ox.load(model, cache)
     if share_weights:
-        shared.files_of(loaded.source.path, loaded.source.weights, out)  # errors come before any work
+        shared_weights.files_of(loaded.source.path, loaded.source.weights, out)  # errors come before any work
     note = inputs.note_of(loaded)
     names = inputs.class_names(labels, note, loaded, asked["output"])
     how = inputs.noted_preprocessing(loaded, note)
@@ -276,8 +278,8 @@ def list_methods(as_json: bool) -> None:
 def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
     """Parameters and their defaults; None for those without one."""
     parameters = list(signatures.signature(function).parameters.values())
-    names = [f"**{p.name}" if p.kind is p.VAR_KEYWORD else p.name for p in parameters]
-    return {name: None if p.default is p.empty else p.default for name, p in zip(names, parameters, strict=True)}
+    defaults = {p.name: None if p.default is p.empty else p.default for p in parameters}
+    return {name: default.name if isinstance(default, Method) else default for name, default in defaults.items()}
 
 
 main.add_command(influence)

@@ -13,8 +13,8 @@ import click
 import onnxplain as ox
 from onnxplain.cli import inputs
 from onnxplain.errors import OptionError, OutputError
-from onnxplain.files import check_writable
 from onnxplain.runtime.batching import DEFAULT_MEMORY
+from onnxplain.storage.atomic import check_writable
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

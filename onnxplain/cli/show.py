@@ -18,10 +18,10 @@ from rich.text import Text
 import onnxplain as ox
 from onnxplain.cli.drawing import Drawing
 from onnxplain.cli.inputs import Prepared
-from onnxplain.influences import Carried
-from onnxplain.ir import Value
-from onnxplain.preprocessing import Note, Preprocessing
-from onnxplain.program import Assignment
+from onnxplain.concepts.influence import Carried
+from onnxplain.graph.ir import Value
+from onnxplain.imaging.preprocessing import Note, Preprocessing
+from onnxplain.programs.program import Assignment
 
 PIPE_WIDTH = 160  # a pipe has no width; lines should not be cut for one
 

@@ -9,17 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.distributions import (
-    Baseline,
-    Line,
-    Perturbation,
-    Point,
-    References,
-    Root,
-    baseline_like,
-    check_named,
-    is_named,
-)
+from onnxplain.distributions.baselines import Baseline, baseline_like, check_named, is_named
+from onnxplain.distributions.distribution import Line, Perturbation, Point, References, Root
+from onnxplain.distributions.sampling import Lines, Noise, Sampled
 from onnxplain.errors import OptionError
 from onnxplain.execution.averaged import explain_averaged
 from onnxplain.execution.compared import explain_compared
@@ -27,12 +19,11 @@ from onnxplain.execution.lines import explain_line
 from onnxplain.execution.perturbed import explain_perturbed, to_inpaint
 from onnxplain.execution.runner import Answer, Runner, Setting, sum_per_sample
 from onnxplain.execution.sampled import explain_sampled
-from onnxplain.methods import Method
-from onnxplain.program import Assignment
-from onnxplain.questions import Question, Slice
+from onnxplain.methods.method import Method
+from onnxplain.programs.program import Assignment
+from onnxplain.questions.question import Question, Slice
 from onnxplain.runtime.chunked import Progress
 from onnxplain.runtime.device import Given, Tensor
-from onnxplain.sampling import Lines, Noise, Sampled
 
 __all__ = ["Answer", "Runner", "Setting", "check", "run", "run_resident", "stays", "traced"]
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.distributions import baseline_like
+from onnxplain.distributions.baselines import baseline_like
+from onnxplain.distributions.sampling import Noise, Sampled
 from onnxplain.errors import OptionError
 from onnxplain.execution.moments import moment_and_error
 from onnxplain.execution.runner import Answer
-from onnxplain.ir import is_float
+from onnxplain.graph.ir import is_float
 from onnxplain.runtime.chunked import Progress
-from onnxplain.sampling import Noise, Sampled
 
 Array = np.ndarray[Any, Any]
 Explain = Callable[[Mapping[str, Array], Array | None], Answer]

@@ -7,18 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.distributions import (
-    References,
-    as_baseline,
-    baseline_like,
-    is_named,
-)
+from onnxplain.distributions.baselines import as_baseline, baseline_like, is_named
+from onnxplain.distributions.distribution import References
 from onnxplain.errors import OptionError
 from onnxplain.execution.moments import add_weighted
 from onnxplain.execution.runner import Answer, Runner, sum_per_sample
-from onnxplain.methods import Method
-from onnxplain.program import Program
-from onnxplain.questions import Slice
+from onnxplain.methods.method import Method
+from onnxplain.programs.program import Program
+from onnxplain.questions.question import Slice
 from onnxplain.runtime.batching import chunks
 from onnxplain.runtime.chunked import Progress
 

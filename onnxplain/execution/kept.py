@@ -13,16 +13,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from onnxplain import entries
-from onnxplain.digests import NoDigestError, digest
 from onnxplain.errors import ModelError
 from onnxplain.execution.runner import Runner, Setting
-from onnxplain.program import Program
-from onnxplain.questions import Question, Slice
-from onnxplain.reader import Source, read_optimized, to_graph
+from onnxplain.programs.program import Program
+from onnxplain.questions.question import Question, Slice
 from onnxplain.runtime.providers import CPU
 from onnxplain.runtime.session import Session
-from onnxplain.writer import to_proto
+from onnxplain.storage import entries
+from onnxplain.storage.digests import NoDigestError, digest
+from onnxplain.storage.reader import Source, read_optimized, to_graph
+from onnxplain.storage.writer import to_proto
 
 _INTERFACES = ("graph", "copied")
 _PLAIN = {f.name for f in fields(Program)} - {*_INTERFACES, "question", "front", "back", "trace", "moved"}

@@ -8,14 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.distributions import (
-    MOST_STEPS,
-    Line,
-    calibrated,
-)
+from onnxplain.distributions.distribution import MOST_STEPS, Line, calibrated
 from onnxplain.execution.moments import add_weighted
 from onnxplain.execution.runner import Answer, Runner, baselines_of, sum_per_sample
-from onnxplain.methods import Method
+from onnxplain.methods.method import Method
 from onnxplain.runtime.batching import chunks
 from onnxplain.runtime.chunked import Progress
 

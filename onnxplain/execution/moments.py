@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.sampling import Sampled
+from onnxplain.distributions.sampling import Sampled
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.incremental import Incremental, incremental
-from onnxplain.perturbation import Windows
-from onnxplain.program import Program
+from onnxplain.distributions.perturbation import Windows
+from onnxplain.execution.incremental import Incremental, incremental
+from onnxplain.programs.program import Program
 from onnxplain.runtime.providers import Choice
 from onnxplain.runtime.session import Session
 

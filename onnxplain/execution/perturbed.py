@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.copies import PLAN, SAMPLE, compact, fill_of, filler_of, samples_of
-from onnxplain.distributions import Estimate, Perturbation, Plan, check_named, is_named
+from onnxplain.distributions.baselines import check_named, is_named
+from onnxplain.distributions.distribution import Estimate, Perturbation, Plan
+from onnxplain.distributions.fills import inpainted
+from onnxplain.distributions.masked_copies import PLAN, SAMPLE, compact, fill_of, filler_of, samples_of
+from onnxplain.distributions.perturbation import Windows
 from onnxplain.errors import OptionError
 from onnxplain.execution.patched import Asked
 from onnxplain.execution.runner import Answer, Runner, baselines_of
-from onnxplain.fills import inpainted
-from onnxplain.ir import is_float
-from onnxplain.perturbation import Windows
+from onnxplain.graph.ir import is_float
 from onnxplain.runtime.batching import chunks
 from onnxplain.runtime.chunked import Progress
 

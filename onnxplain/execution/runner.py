@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.canonize import BATCH
-from onnxplain.distributions import Baseline, baseline_like
+from onnxplain.distributions.baselines import Baseline, baseline_like
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.execution.patched import Asked, Patched
-from onnxplain.ir import Graph
-from onnxplain.program import Program
-from onnxplain.questions import batch_axes, batch_axis, rows
-from onnxplain.recompute import recomputed
-from onnxplain.runtime.batching import AT_ONCE, chunk_size, copied_weights, peak_per_sample, samples_that_fit
+from onnxplain.graph.axes import BATCH, batch_axes, batch_axis, rows
+from onnxplain.graph.ir import Graph
+from onnxplain.graph.memory import copied_weights, peak_per_sample
+from onnxplain.programs.checkpointing import recomputed
+from onnxplain.programs.program import Program
+from onnxplain.runtime.batching import AT_ONCE, chunk_size, samples_that_fit
 from onnxplain.runtime.chunked import Chunked, Progress
 from onnxplain.runtime.device import Given, Tensor
 from onnxplain.runtime.providers import CPU, Choice

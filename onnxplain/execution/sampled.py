@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from onnxplain.distributions.sampling import Lines, Noise, Sampled
 from onnxplain.execution.moments import add_weighted, moment_and_error
 from onnxplain.execution.runner import Answer, Runner, baselines_of, resolve, sum_per_sample
-from onnxplain.methods import Method
+from onnxplain.methods.method import Method
 from onnxplain.runtime.batching import chunks
 from onnxplain.runtime.chunked import Progress
-from onnxplain.sampling import Lines, Noise, Sampled
 
 Array = np.ndarray[Any, Any]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.emit import Var, where
+from onnxplain.graph.emit import Var, where
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 
 TABLE = OpTable(Kind.ACTIVATION)

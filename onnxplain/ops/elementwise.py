@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxplain.emit import Var, where
+from onnxplain.graph.emit import Var, where
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.emit import Var, concat
-from onnxplain.ir import Shape
+from onnxplain.graph.emit import Var, concat
+from onnxplain.graph.ir import Shape
 from onnxplain.ops.elementwise import product_kind, sum_kind
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.emit import Var, broadcast_shape, concat, sum_to
-from onnxplain.ir import Dim, Shape
+from onnxplain.graph.emit import Var, broadcast_shape, concat, sum_to
+from onnxplain.graph.ir import Dim, Shape
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]

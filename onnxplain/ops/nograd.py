@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxplain.ir import Node
+from onnxplain.graph.ir import Node
 
 ZERO_GRADIENT: frozenset[str] = frozenset(
     [

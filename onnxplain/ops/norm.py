@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxplain.emit import Var, where
 from onnxplain.errors import UnsupportedOperatorError
-from onnxplain.ir import Node
+from onnxplain.graph.emit import Var, where
+from onnxplain.graph.ir import Node
 from onnxplain.ops.reduce import expand, group_size
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 

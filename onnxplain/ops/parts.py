@@ -5,13 +5,14 @@ Each part arrives with zeros around it. Where parts lie side by side, what they 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from onnxplain.emit import Var, concat
+from onnxplain.graph.emit import Var, concat
 from onnxplain.ops.index import pad
+from onnxplain.ops.table import Cotangent
 
 
 @dataclass(frozen=True)
@@ -71,3 +72,30 @@ def _written(run: list[Part]) -> Var:
     begins, ends = ([emitter.ints([0])] * whole.rank for _ in range(2))
     begins[first.axis], ends[first.axis] = emitter.ints([first.start]), whole.size(first.axis) - run[-1].end
     return pad(row, begins, ends, whole.shape)
+
+
+class Sums(Mapping[str, Var]):
+    """Name -> the sum of the cotangents that have arrived there."""
+
+    def __init__(self, arrived: Mapping[str, Var] | Iterable[tuple[str, Var]] = ()) -> None:
+        self._sums = dict(arrived)
+        self._parts: dict[str, list[Part]] = {}  # which wait for each other, see `joined`
+
+    def add(self, name: str, cotangent: Cotangent) -> None:
+        """Add one; None is nothing."""
+        part = Part.of(cotangent) if cotangent else None
+        if part:
+            self._parts.setdefault(name, []).append(part)
+        elif cotangent:
+            self._sums[name] = self._sums[name] + cotangent if name in self._sums else cotangent
+
+    def __getitem__(self, name: str) -> Var:
+        for whole in joined(self._parts.pop(name, ())):
+            self._sums[name] = self._sums[name] + whole if name in self._sums else whole
+        return self._sums[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sums.keys() | self._parts.keys())
+
+    def __len__(self) -> int:
+        return len(self._sums.keys() | self._parts.keys())

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxplain.emit import Var, concat
 from onnxplain.errors import UnsupportedOperatorError
+from onnxplain.graph.emit import Var, concat
 from onnxplain.ops.index import add_at, counter, ranked, zeros
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 

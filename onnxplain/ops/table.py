@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from onnxplain.emit import Emitter, Var
-from onnxplain.ir import Node
+from onnxplain.graph.emit import Emitter, Var
+from onnxplain.graph.ir import Node
 
 
 class Kind(enum.Flag):

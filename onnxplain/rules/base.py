@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnxplain.emit import Var, concat, fits, where
 from onnxplain.errors import OptionError
+from onnxplain.graph.emit import Var, concat, fits, where
 from onnxplain.ops import OPS, Call, Kind
 from onnxplain.ops.table import Cotangent
 from onnxplain.rules.signs import is_never_negative, rectified

@@ -20,10 +20,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from onnxplain.control.base import Sums
-from onnxplain.emit import Var, sum_to
+from onnxplain.graph.emit import Var, sum_to
 from onnxplain.ops import OPS, Call, Kind
 from onnxplain.ops.activation import fn
+from onnxplain.ops.parts import Sums
 from onnxplain.ops.table import Cotangent
 from onnxplain.rules.base import Gradient, LinearMap
 from onnxplain.rules.compared import Compared, compared, secant

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxplain.emit import Var, where
+from onnxplain.graph.emit import Var, where
 from onnxplain.ops import Call
 from onnxplain.ops import norm as norms
 from onnxplain.ops.activation import fn

@@ -23,8 +23,8 @@ from math import isclose
 
 import numpy as np
 
-from onnxplain.emit import Var, where
 from onnxplain.errors import OptionError
+from onnxplain.graph.emit import Var, where
 from onnxplain.ops import Call
 from onnxplain.ops.table import Cotangent
 from onnxplain.rules.base import (

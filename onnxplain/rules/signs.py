@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from onnxplain.emit import Var
-from onnxplain.ir import Node, is_float
+from onnxplain.graph.emit import Var
+from onnxplain.graph.ir import Node, is_float
 
 _NEVER = {"Abs", "Exp", "HardSigmoid", "ReduceL1", "ReduceL2", "Relu", "Sigmoid", "Softmax", "Softplus", "Sqrt"}
 # Never, where none of their operands is.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnxplain.errors import OptionError
-from onnxplain.ir import Graph, Value
 
 DEFAULT_MEMORY = 2 << 30  # bytes
 LARGEST = 64  # samples; beyond that a larger batch brings nothing on any provider we measured
@@ -14,7 +13,6 @@ USUAL = 4  # samples; more cost as much each on CPUs, or more, since less of the
 SMALL, LARGE = 32 << 20, 160 << 20  # bytes; as many as fit into the first at least, and into the second at most
 MARGIN = 1.6  # the most that ONNX Runtime took in the place of one estimated byte; 1.1 on average
 
-_LAID_OUT = {"Conv", "ConvTranspose", "Gemm", "MatMul"}  # operators whose kernels on CPUs copy their weights
 
 _UNITS = {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9, "b": 1, "": 1}
 
@@ -37,45 +35,6 @@ def parse_memory(memory: int | float | str) -> int:
     if amount <= 0:
         raise OptionError(f"memory must be a positive number of bytes, or a text such as '512 MiB', not {memory!r}")
     return amount
-
-
-def size_per_sample(value: Value | None, batch: str) -> int:
-    """Bytes of one sample's part of a value, as far as its sizes are known."""
-    if value is None or value.shape is None:
-        return 0
-    size = value.dtype.itemsize
-    for dim in value.shape:
-        multiple = dim if isinstance(dim, int) else str(dim).removesuffix(batch).rstrip("*")
-        size *= int(multiple) if str(multiple).isdigit() else 1
-    return size
-
-
-def peak_per_sample(graph: Graph, batch: str) -> int:
-    """Estimate of the most memory that one sample's activations take at a time.
-
-    The nodes run in their order here, and a value is freed after the last one that reads it. What depends on weights
-    alone does not count.
-    """
-    inputs = [v.name for v in graph.inputs]
-    moving = graph.reachable_from(inputs).difference(inputs)
-    last = {name: place for place, node in enumerate(graph.nodes) for name in (*node.outputs, *node.reads)}
-    last |= dict.fromkeys((v.name for v in graph.outputs), len(graph.nodes))
-    sizes = {name: size_per_sample(graph.values.get(name), batch) for name in moving}
-    held, most, freed = 0, 0, [0] * (len(graph.nodes) + 1)
-    for name, size in sizes.items():
-        freed[last[name]] += size
-    for place, node in enumerate(graph.nodes):
-        held += sum(sizes[name] for name in node.outputs if name in sizes)
-        most = max(most, held)
-        held -= freed[place]
-    return most
-
-
-def copied_weights(graph: Graph) -> int:
-    """Bytes of the weights that ONNX Runtime lays out anew for its kernels on CPUs, once per node."""
-    moving = graph.reachable_from(v.name for v in graph.inputs)
-    read = [name for node in graph.nodes if node.op in _LAID_OUT for name in node.reads if name not in moving]
-    return sum(size_per_sample(graph.value(name), "") for name in read)
 
 
 def samples_that_fit(peak: int, memory: int) -> int:

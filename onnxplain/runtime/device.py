@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain.errors import InputError
-from onnxplain.runtime.providers import onnxruntime
+from onnxplain.runtime import ort
 
 Array = np.ndarray[Any, Any]
 Device = tuple[str, int]  # "cpu" or "cuda", and which of them
@@ -46,12 +46,12 @@ class Tensor:
         """
         on_gpu = x.__dlpack_device__()[0] == 2
         capsule = x.__dlpack__(stream=_LEGACY_STREAM) if on_gpu else x.__dlpack__()
-        return cls._around(onnxruntime().OrtValue.from_dlpack(capsule))
+        return cls._around(ort.OrtValue.from_dlpack(capsule))
 
     @classmethod
     def empty(cls, shape: Sequence[int], dtype: np.dtype[Any], device: Device) -> Tensor:
         """Memory for results."""
-        return cls._around(onnxruntime().OrtValue.ortvalue_from_shape_and_type(list(shape), dtype.type, *device))
+        return cls._around(ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype.type, *device))
 
     @classmethod
     def _around(cls, owner: Any) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
-from onnxplain.errors import OnnxplainError, ProviderError, did_you_mean
+from onnxplain.errors import ProviderError, did_you_mean
+from onnxplain.runtime import ort
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -45,24 +45,6 @@ class Choice:
         return "; ".join(self.reasons)
 
 
-def onnxruntime() -> ModuleType:
-    """The onnxruntime module.
-
-    Raises
-    ------
-    OnnxplainError
-        Neither onnxruntime nor onnxruntime-gpu is installed.
-    """
-    try:
-        import onnxruntime as ort
-    except ImportError:
-        raise OnnxplainError(
-            "ONNX Runtime is not installed",
-            "pip install 'onnxplain[cpu]', or 'onnxplain[gpu]' for NVIDIA GPUs (not both: they clash).",
-        ) from None
-    return ort  # type: ignore[no-any-return]  # it has no types
-
-
 def choose(wanted: Sequence[Provider] | None = None) -> Choice:
     """Choose execution providers.
 
@@ -86,7 +68,6 @@ def choose(wanted: Sequence[Provider] | None = None) -> Choice:
     ProviderError
         An unknown name, none of those asked for is available, or CUDA graphs where CUDA does not lead.
     """
-    ort = onnxruntime()
     available: list[str] = ort.get_available_providers()
     if wanted is None:
         if CUDA in available:

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain import writer
-from onnxplain.ir import Graph, Node, Value
+from onnxplain.graph.ir import Graph, Node, Value
+from onnxplain.runtime import ort
 from onnxplain.runtime.device import Device, Given, Tensor
-from onnxplain.runtime.providers import CUDA, onnxruntime
+from onnxplain.runtime.providers import CUDA
+from onnxplain.storage import writer
 
 Array = np.ndarray[Any, Any]
 
@@ -119,4 +120,4 @@ def _copy(start: Tensor, end: Tensor) -> None:
 def _copier(gpu: int) -> Any:
     x, y = (Value(name, np.dtype(np.uint8), ("bytes",)) for name in "xy")
     model = writer.to_proto(Graph((x,), (y,), (Node("Identity", ("x",), ("y",)),), {}, {"x": x, "y": y}))
-    return onnxruntime().InferenceSession(model.SerializeToString(), providers=[(CUDA, {"device_id": gpu})])
+    return ort.InferenceSession(model.SerializeToString(), providers=[(CUDA, {"device_id": gpu})])

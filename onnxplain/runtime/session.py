@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain import writer
-from onnxplain.canonize.trial import ort_value
 from onnxplain.errors import ModelError, ProviderError, RunError
-from onnxplain.ir import Graph, Value
-from onnxplain.reader import Source
+from onnxplain.graph.ir import Graph, Value
+from onnxplain.runtime import ort
 from onnxplain.runtime.device import Device, Given, Tensor
-from onnxplain.runtime.providers import CPU, CUDA, Choice, onnxruntime
+from onnxplain.runtime.providers import CPU, CUDA, Choice
 from onnxplain.runtime.replay import Replays, worker
-from onnxplain.tensors import LARGE, is_plain, is_stub
+from onnxplain.runtime.trial import ort_value
+from onnxplain.storage import writer
+from onnxplain.storage.reader import Source
+from onnxplain.storage.tensors import LARGE, is_plain, is_stub
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -58,7 +59,6 @@ class Session:
     """
 
     def __init__(self, graph: Graph | Source, choice: Choice, saved: Path | None = None, lean: bool = False) -> None:
-        ort = onnxruntime()
         graph = graph.scheduled() if isinstance(graph, Graph) else graph
         self.outputs = [v.name for v in (graph.proto.graph.output if isinstance(graph, Source) else graph.outputs)]
         options = ort.SessionOptions()
@@ -176,7 +176,7 @@ class Session:
 
 def _sharing(graph: Graph, options: Any) -> tuple[Graph, list[Any]]:
     """Have a session read a graph's own arrays; the graph to load, and what has to live as long as the session."""
-    level = onnxruntime().GraphOptimizationLevel
+    level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_EXTENDED  # one less: the last one blocks convolutions' weights
     options.add_session_config_entry("session.disable_prepacking", "1")
     large = {k: np.ascontiguousarray(v) for k, v in graph.constants.items() if v.nbytes > LARGE and is_plain(v.dtype)}
@@ -192,7 +192,7 @@ def _sharing(graph: Graph, options: Any) -> tuple[Graph, list[Any]]:
 
 def _resumed(model: Source, options: Any, start: Callable[[bytes], Any]) -> Any:
     """Go on with what ONNX Runtime has rewritten before; it maps the weights in the file, and copies the others."""
-    options.graph_optimization_level = onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     assert model.path is not None
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.path.parent))
     own = [tensor.name for tensor in model.proto.graph.initializer if is_stub(tensor)]
@@ -207,7 +207,7 @@ def _in_turn(worker: Executor, load: Callable[[Any], Any]) -> Callable[[Any], An
 
 def _interruptible(run: Callable[[Any], Sequence[Array]], worker: Executor | None) -> Sequence[Array]:
     """Run in another thread: Python handles Ctrl-C in the main thread, and only while that runs Python."""
-    options = onnxruntime().RunOptions()
+    options = ort.RunOptions()
     outcome: list[Sequence[Array] | Exception] = []
     done = threading.Event()
 

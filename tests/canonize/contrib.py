@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxplain.ir import Node
+from onnxplain.graph.ir import Node
 from tests.canonize.models import Array, canonical, check, model, run_original
 from tests.reference import gradient_graph, rng, run_ort
 

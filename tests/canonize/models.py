@@ -10,8 +10,8 @@ import onnx.parser
 import onnxruntime as ort
 
 from onnxplain.canonize import Canonical, canonize
-from onnxplain.ir import Graph
-from onnxplain.reader import read
+from onnxplain.graph.ir import Graph
+from onnxplain.storage.reader import read
 from tests.reference import relative_error, run_ort
 
 Array = np.ndarray[Any, Any]

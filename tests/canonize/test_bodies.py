@@ -8,8 +8,8 @@ import pytest
 
 from onnxplain.canonize.bodies import tidied
 from onnxplain.canonize.shapes import inferred
-from onnxplain.ir import Graph, Node
-from onnxplain.reader import graphs_of, to_graph
+from onnxplain.graph.ir import Graph, Node
+from onnxplain.storage.reader import graphs_of, to_graph
 from tests.models import Array, model
 from tests.reference import relative_error, rng, run_ort
 

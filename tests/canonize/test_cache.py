@@ -12,11 +12,11 @@ import onnx
 import pytest
 
 import onnxplain as ox
-from onnxplain import entries
 from onnxplain.canonize import cache, canonize
-from onnxplain.ir import Graph
-from onnxplain.reader import read
-from onnxplain.tensors import is_external, is_stub
+from onnxplain.graph.ir import Graph
+from onnxplain.storage import entries
+from onnxplain.storage.reader import read
+from onnxplain.storage.tensors import is_external, is_stub
 from tests import models
 from tests.models import TINY, labelled, model
 from tests.reference import rng

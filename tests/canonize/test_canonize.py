@@ -10,8 +10,8 @@ import pytest
 from onnxplain.canonize import canonize, fold
 from onnxplain.canonize.prepare import named_inputs
 from onnxplain.errors import ModelError, OptionError, UnsupportedModelError
-from onnxplain.ir import OPSET
-from onnxplain.reader import read
+from onnxplain.graph.ir import OPSET
+from onnxplain.storage.reader import read
 from tests.canonize.models import canonical, check, model, normal, ops, run_original, shapes
 from tests.reference import relative_error, run_ort
 

@@ -12,11 +12,11 @@ import pytest
 import onnxplain as ox
 from onnxplain.canonize import canonize
 from onnxplain.errors import OnnxplainError, UnsupportedModelError
-from onnxplain.ir import Graph
-from onnxplain.reader import graphs_of, read
+from onnxplain.graph.ir import Graph
+from onnxplain.storage.reader import graphs_of, read
+from tests.export.test_explainer import bare
 from tests.models import Array, model
 from tests.reference import relative_error, rng, run_ort
-from tests.test_export import bare
 
 W = rng(1).normal(size=(4, 3)).astype(np.float32)
 X = rng(2).normal(size=(2, 4, 1)).astype(np.float32)

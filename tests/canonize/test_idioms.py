@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 
 from onnxplain.canonize import canonize
-from onnxplain.reader import read
+from onnxplain.storage.reader import read
 from tests.models import model
 from tests.reference import rng, run_ort
 

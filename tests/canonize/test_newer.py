@@ -10,7 +10,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from onnxplain.canonize import canonize
-from onnxplain.reader import read
+from onnxplain.storage.reader import read
 from tests.reference import rng, run_ort
 
 X = rng().normal(size=(2, 3, 4)).astype(np.float32)

@@ -9,11 +9,11 @@ import pytest
 import onnxplain as ox
 from onnxplain.canonize import canonize
 from onnxplain.errors import UnsupportedOperatorError
-from onnxplain.reader import read
-from onnxplain.writer import to_proto
+from onnxplain.storage.reader import read
+from onnxplain.storage.writer import to_proto
+from tests.backward.control.test_control import differences
 from tests.models import model, weights
 from tests.reference import relative_error, rng, run_ort
-from tests.test_control import differences
 
 X = rng(1).normal(size=(2, 4, 3)).astype(np.float32)
 NUMBERS = {"zero": 0, "one": 1, "two": 2, "three": 3, "last": -1, "parts": [1, 2, 1], "axis": [1]}

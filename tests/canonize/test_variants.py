@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 import onnxplain
 from tests.canonize.contrib import strange
+from tests.canonize.expansions.test_quantized import INTEGER_LAYERS
 from tests.canonize.models import Array, model, normal, ops, run_original
-from tests.canonize.test_quantized import INTEGER_LAYERS
 from tests.reference import relative_error, run_ort
 
 

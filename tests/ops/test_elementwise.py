@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from onnxplain.backward import plan
-from onnxplain.emit import Emitter
+from onnxplain.backward.walk import plan
+from onnxplain.graph.emit import Emitter
 from onnxplain.ops import OPS, Kind, elementwise
 from tests.reference import Case, check_vjp, gradients, rng
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxplain.backward import plan
-from onnxplain.emit import Emitter
+from onnxplain.backward.walk import plan
+from onnxplain.graph.emit import Emitter
 from onnxplain.ops import index
 from onnxplain.ops.table import Kind
-from onnxplain.reader import to_graph
+from onnxplain.storage.reader import to_graph
 from tests.ops.test_shape import check_run_time, ints, normal, run_model, to_float16_graph
 from tests.reference import Case, check_vjp, gradient_graph, gradients, relative_error, rng, run_ort, single_node
 

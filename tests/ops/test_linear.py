@@ -8,11 +8,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from onnxplain.emit import Emitter
-from onnxplain.ir import Node
+from onnxplain.graph.emit import Emitter
+from onnxplain.graph.ir import Node
 from onnxplain.ops import linear
 from onnxplain.ops.table import Call, Kind
-from onnxplain.reader import to_graph
+from onnxplain.storage.reader import to_graph
 from tests.reference import Case, check_vjp, gradient_graph, gradients, relative_error, rng, single_node
 
 

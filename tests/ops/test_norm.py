@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from onnxplain.emit import Emitter
 from onnxplain.errors import UnsupportedOperatorError
+from onnxplain.graph.emit import Emitter
 from onnxplain.ops import norm
-from onnxplain.reader import to_graph
+from onnxplain.storage.reader import to_graph
 from tests.reference import Case, check_vjp, gradient_graph, gradients, relative_error, rng, run_ort
 
 R = rng()

@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from tests.backward.test_walk import differences, gradients, graph_of
 from tests.reference import gradient_graph, relative_error, rng
-from tests.test_backward import differences, gradients, graph_of
 
 X = rng(3).normal(size=(2, 6)).astype(np.float32)
 NUMBERS = {f"n{k}": np.array([k]) for k in range(7)}

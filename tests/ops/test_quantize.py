@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxplain.backward import active_values, plan
-from onnxplain.emit import Emitter
+from onnxplain.backward.walk import active_values, plan
 from onnxplain.errors import UnsupportedOperatorError
-from onnxplain.ir import Graph
+from onnxplain.graph.emit import Emitter
+from onnxplain.graph.ir import Graph
 from onnxplain.ops import quantize
-from onnxplain.reader import to_graph
+from onnxplain.storage.reader import to_graph
 from tests.models import model
 from tests.reference import Case, check_vjp, gradient_graph, rng, run_ort
 

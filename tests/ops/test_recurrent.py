@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional as F
 
 import onnxplain as ox
-from onnxplain import stepwise
-from onnxplain.reader import to_graph
+from onnxplain.backward import recurrent as stepwise
+from onnxplain.storage.reader import to_graph
 from tests.models import model, weights
 from tests.reference import Case, check_vjp, gradient_graph, gradients, relative_error, rng, single_node
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from onnxplain.ops import reduce
-from onnxplain.reader import to_graph
+from onnxplain.storage.reader import to_graph
 from tests.reference import (
     Case,
     check_vjp,

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from onnxplain.ops import resize
-from onnxplain.reader import to_graph
+from onnxplain.storage.reader import to_graph
 from tests.reference import (
     Case,
     check_vjp,

@@ -11,9 +11,9 @@ import onnxruntime as ort
 import pytest
 
 from onnxplain.errors import UnsupportedOperatorError
-from onnxplain.ir import IR_VERSION, OPSET
+from onnxplain.graph.ir import IR_VERSION, OPSET
 from onnxplain.ops import shape
-from onnxplain.reader import to_graph
+from onnxplain.storage.reader import to_graph
 from tests.reference import (
     Case,
     check_vjp,

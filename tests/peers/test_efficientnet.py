@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import onnxplain
-from onnxplain import images
+from onnxplain.imaging import images
 from tests.peers.nets import check
 from tests.reference import relative_error
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxplain.backward import backward
-from onnxplain.emit import Emitter
-from onnxplain.reader import to_graph
+from onnxplain.backward.walk import backward
+from onnxplain.graph.emit import Emitter
 from onnxplain.rules.base import Rule
+from onnxplain.storage.reader import to_graph
 from tests.reference import Case, run_ort, single_node
 from tests.rules.dense import Array
 

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 
 import onnxplain as ox
+from onnxplain.backward.recurrent import written_out
 from onnxplain.canonize import canonize
-from onnxplain.deeplift import RULES
+from onnxplain.composites.deeplift import RULES
 from onnxplain.errors import OptionError, UnsupportedModelError
-from onnxplain.questions import ask
-from onnxplain.reader import read
-from onnxplain.reference import paired
+from onnxplain.programs.reference import paired
+from onnxplain.questions.question import ask
 from onnxplain.rules import deeplift as rules
 from onnxplain.rules.deeplift import Linear, Rescale, RevealCancel, Through
-from onnxplain.stepwise import written_out
+from onnxplain.storage.reader import read
 from tests.models import BRANCHES, IMAGES, MLP, REPEATED, RESIDUAL, TOKENS, Tiny, model, weights
 from tests.reference import relative_error, rng, run_ort
 from tests.rules.paper import ACTIVATIONS, Array, Layer, contributions

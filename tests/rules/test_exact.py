@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxplain.backward import backward, plan
-from onnxplain.deeplift import composite
-from onnxplain.emit import Emitter
-from onnxplain.reader import to_graph
+from onnxplain.backward.walk import backward, plan
+from onnxplain.composites.deeplift import composite
+from onnxplain.graph.emit import Emitter
 from onnxplain.rules.compared import Between
 from onnxplain.rules.exact import Averaged, Choice, CrossMax, Extreme, LogMean, Midpoint, Quotient, Standardized
+from onnxplain.storage.reader import to_graph
 from tests.reference import Case, forward, gradients, relative_error, rng, run_ort, single_node
 from tests.rules.dense import Array
 

@@ -14,8 +14,8 @@ import onnxruntime
 import pytest
 
 import onnxplain
-from onnxplain.composites import COMPOSITES
-from onnxplain.emit import Var
+from onnxplain.composites.composite import COMPOSITES
+from onnxplain.graph.emit import Var
 from onnxplain.ops.linear import Window, vector
 from onnxplain.rules import base, lrp
 from onnxplain.rules.base import LinearMap

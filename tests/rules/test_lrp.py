@@ -9,8 +9,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from onnxplain.emit import Var
 from onnxplain.errors import OptionError
+from onnxplain.graph.emit import Var
 from onnxplain.rules.base import LinearMap, Rule
 from onnxplain.rules.lrp import AlphaBeta, Epsilon, Flat, Gamma, Interpolated, RelativeEpsilon, Unbiased, WSquare, ZBox
 from tests.reference import Case, relative_error, rng

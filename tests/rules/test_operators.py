@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
-from onnxplain.backward import backward
-from onnxplain.composites import COMPOSITES
-from onnxplain.emit import Emitter
+from onnxplain.backward.recurrent import written_out
+from onnxplain.backward.walk import backward
+from onnxplain.composites.composite import COMPOSITES
 from onnxplain.errors import ModelError, UnsupportedModelError, UnsupportedOperatorError
-from onnxplain.stepwise import written_out
-from tests.node_tests import NodeTest, load
+from onnxplain.graph.emit import Emitter
+from tests.backward.node_tests import NodeTest, load
 from tests.reference import rng, run_ort
 from tests.rules.dense import Array
 

@@ -7,10 +7,10 @@ import pytest
 
 import onnxplain
 from onnxplain.canonize import canonize
-from onnxplain.emit import Emitter
-from onnxplain.reader import read
+from onnxplain.graph.emit import Emitter
 from onnxplain.rules import lrp
 from onnxplain.rules.signs import is_never_negative
+from onnxplain.storage.reader import read
 from tests.models import model
 from tests.reference import rng
 

@@ -1,0 +1,1 @@
+"""The reverse walk: from the explained output back to the explained tensors."""

@@ -1,0 +1,151 @@
+"""Inputs without a gradient of their own (tokens, bytes, categories): the floats that stand for them, and the way back.
+
+An integer is followed through operators that move it or calculate with it, up to the first float: a row of a table, a
+one-hot vector, or the number itself. Cotangents go back the same way, in which all steps are linear: through movements
+as any cotangent does, through calculations unchanged, and through lookups summed to one number per integer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from onnxplain.backward.walk import backward
+from onnxplain.graph.emit import Emitter, Var
+from onnxplain.graph.ir import Graph, Node, Value
+from onnxplain.ops.index import zeros
+from onnxplain.ops.nograd import stops_gradients
+from onnxplain.rules.base import Gradient
+
+_MOVES = {
+    *("Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile"),
+    *("Transpose", "Unsqueeze"),
+}
+_ELEMENTWISE = {
+    *("Abs", "Add", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Clip"),
+    *("DequantizeLinear", "Div", "Max", "Min", "Mod", "Mul", "Neg", "Sub", "ai.onnx.ml.LabelEncoder"),
+}
+_ON_BOOLEANS = {"And", "Not", "Or", "Where", "Xor"}  # what was looked up may be one; a number is none
+_LOOKUPS = {"Gather": 1, "GatherElements": 1, "OneHot": 0, "ai.onnx.ml.OneHotEncoder": 0, "Equal": 0}  # which input
+
+
+@dataclass(frozen=True)
+class Floats:
+    """What stands for an input: floats found by lookup, floats it was converted to, and the nodes up to there."""
+
+    looked_up: tuple[str, ...]
+    converted: tuple[str, ...]
+    nodes: tuple[Node, ...]
+
+
+def is_continuous(graph: Graph, value: Value) -> bool:
+    """Whether an input holds numbers that can change a little.
+
+    Floats that the model casts to integers, and does nothing else with but compare them, are integers in the dtype that
+    Keras gives its inputs.
+    """
+    users = graph.users.get(value.name, [])
+    casts = [n for n in users if n.op == "Cast" and graph.value(n.outputs[0]).dtype.kind in "iu"]
+    return value.is_float and not (casts and all(n in casts or stops_gradients(n) for n in users))
+
+
+def floats_behind(graph: Graph, name: str) -> Floats:
+    """The first floating-point tensors behind an input."""
+    carried = {name: False}  # value -> whether a lookup lies between it and the input
+    floats: dict[str, bool] = {}
+    nodes = []
+    for node in graph.nodes:
+        read = [i for i in node.inputs if i in carried]
+        if not read:
+            continue
+        after = any(carried[i] for i in read) or _looks_up(graph, node, carried)
+        if not after and node.operator not in _MOVES | _ELEMENTWISE:
+            continue
+        if after and node.operator not in _MOVES | _ELEMENTWISE | _ON_BOOLEANS | _LOOKUPS.keys():
+            continue
+        nodes.append(node)
+        for output in filter(None, node.outputs):
+            (floats if graph.value(output).is_float else carried)[output] = after
+    looked_up = tuple(n for n, lookup in floats.items() if lookup)
+    return Floats(looked_up, tuple(n for n, lookup in floats.items() if not lookup), tuple(nodes))
+
+
+def returned(graph: Graph, emitter: Emitter, name: str, arrived: Mapping[str, Var]) -> Var:
+    """Bring what has arrived at the floats behind an input back to it: one number per element.
+
+    Parameters
+    ----------
+    graph
+        The forward graph, which ``emitter`` holds.
+    arrived
+        Name of a float -> attribution of its shape.
+    """
+    x, dtype = emitter.var(name), next(iter(arrived.values())).dtype
+    with emitter.within(f"{name}/elements"):
+        before = len(emitter.nodes)
+        start = zeros(x.sizes(), dtype, x.shape)
+        (image,) = emitter.ops("Identity", start, outputs=1, names=[emitter.fresh("Identity")], shapes=[x.shape])
+        images = {name: image}
+        for node in floats_behind(graph, name).nodes:
+            results = _image(emitter, node, images, dtype)
+            images.update({o: r for o, r in zip(node.outputs, results, strict=False) if o})
+        path = Graph((), (), tuple(emitter.nodes[before:]), emitter.constants, emitter.values)
+        seeds = {images[tensor].name: ct for tensor, ct in arrived.items()}
+        back = backward(path, emitter, seeds, [image.name], lambda calls: [Gradient()] * len(calls))
+    return back[image.name] or start
+
+
+def _looks_up(graph: Graph, node: Node, carried: Mapping[str, bool]) -> bool:
+    place = _LOOKUPS.get(node.operator)
+    if place is None:
+        return False
+    others = [i for k, i in enumerate(node.inputs) if i not in carried or k != place]
+    if node.op == "Equal":  # comparison with all of several values makes a one-hot vector; with one of them, a mask
+        operands = [graph.value(i).shape or () for i in node.inputs if i in carried]
+        result = graph.value(node.outputs[0]).shape or ()
+        return len(operands) == 1 and operands[0][-1:] == (1,) and result[-1:] != (1,)
+    return node.inputs[place] in carried and carried.keys().isdisjoint(others)
+
+
+def _image(emitter: Emitter, node: Node, images: Mapping[str, Var], dtype: object) -> tuple[Var, ...]:
+    """Write a step as a linear map of floats; its numbers do not matter, as only the way back is used."""
+    outputs = [emitter.var(o) for o in node.outputs if o]
+    shapes = [o.shape for o in outputs]
+    moved = node.op in _MOVES and (node.op != "Gather" or node.inputs[0] in images)
+    if moved:
+        operands = [
+            None if not i or (node.op == "Pad" and k == 2) else images[i] if i in images else emitter.var(i)
+            for k, i in enumerate(node.inputs)
+        ]
+        if node.op == "Concat":
+            operands = [
+                v if v is None or i in images else zeros(v.sizes(), dtype, v.shape)
+                for i, v in zip(node.inputs, operands, strict=True)
+            ]
+        dtypes = [dtype] * len(outputs)
+        return emitter.ops(node.op, *operands, outputs=len(outputs), dtypes=dtypes, shapes=shapes, **node.attrs)
+    (y,) = outputs
+    total: Var | None = None
+    for name in dict.fromkeys(i for i in node.inputs if i in images):
+        x = _spread(emitter, node, images[name], y)
+        total = x if total is None else total + x
+    assert total is not None
+    return (total,)
+
+
+def _spread(emitter: Emitter, node: Node, x: Var, y: Var) -> Var:
+    """Repeat one number per integer along the axes of what was looked up, or as elementwise operators broadcast."""
+    if node.op == "Gather":
+        table = emitter.var(node.inputs[0]).rank
+        axis = node.attrs["axis"] % table
+        x = _unsqueezed(x, range(x.rank, x.rank + table - 1 - axis))
+    elif node.op in ("OneHot", "OneHotEncoder"):
+        x = _unsqueezed(x, [node.attrs.get("axis", -1) % y.rank])
+    return emitter.op("Expand", x, y.sizes(), known=y.shape)
+
+
+def _unsqueezed(x: Var, axes: Sequence[int]) -> Var:
+    known = list(x.shape or ())
+    for axis in axes:
+        known.insert(axis, 1)
+    return x.emitter.op("Unsqueeze", x, x.emitter.ints(axes), known=tuple(known)) if axes else x

@@ -1,0 +1,1 @@
+"""One graph for every batch size."""

@@ -1,0 +1,148 @@
+"""Fourth pass: one graph for every batch size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from onnxplain.canonize.batch.merge import DifferError, alike, merge
+from onnxplain.canonize.batch.retarget import StuckError, retargeted
+from onnxplain.canonize.batch.trial import close, random_feeds
+from onnxplain.canonize.fold import Light, fold, light, shaped, with_sizes
+from onnxplain.errors import ModelError
+from onnxplain.graph.axes import BATCH
+from onnxplain.graph.ir import Graph, Node
+from onnxplain.runtime.trial import TrialError, run
+
+_SIZES = (11, 13)  # two batch sizes that hardly any other dimension has by chance
+
+
+def generalised(model: Light, fixed: int | None, changes: list[str]) -> tuple[Graph, int | None]:
+    """Make the graph of a folded model hold for every batch size; where that fails, return the size it is bound to."""
+    return freed(model, fixed, changes) if fixed is not None else any_batch(model, changes)
+
+
+def any_batch(model: Light, changes: list[str]) -> tuple[Graph, int | None]:
+    """Replace the run-time shape arithmetic of a model with a free batch axis by what it comes to.
+
+    The graph is folded at two batch sizes, where all arithmetic on shapes becomes constants, and what differs between
+    the two results depends on the batch size. Where they cannot be merged, the graph keeps its arithmetic; where even
+    the ranks of tensors depend on the batch size, it is bound to one sample.
+    """
+    graph = shaped(model)
+    if _settled(graph):
+        return graph, None
+    try:
+        points = [_at(model, size) for size in _SIZES]
+        merged = merge(points[0], points[1], _SIZES)
+        if not _asks_for_sizes(graph) or _folds_alike(model, merged) or _agree(graph, merged):
+            if _calculates_shapes(graph):
+                changes.append("shape arithmetic that depends on nothing but the batch size is worked out")
+            return merged, None
+    except (DifferError, ModelError, TrialError):
+        pass
+    single = None if _ranked(graph) else _alone(model)
+    if single is None:
+        return graph, None
+    changes.append("batch axis stays at 1: samples are looped, because the ranks of tensors depend on their number")
+    return single, 1
+
+
+def freed(model: Light, fixed: int, changes: list[str]) -> tuple[Graph, int | None]:
+    """Free the batch axis of a model that was exported at batch ``fixed``, where trial runs say that this is right."""
+    graph = shaped(model)
+    try:
+        points = [retargeted(graph, fixed, size) for size in _SIZES]
+        merged = merge(points[0], points[1], _SIZES)
+        if not _independent(graph, merged, fixed):
+            raise StuckError("samples would influence each other")
+    except (StuckError, DifferError, TrialError) as error:
+        changes.append(f"batch axis stays at {fixed}: samples are looped, because {error}")
+        return graph, fixed
+    changes.append(f"batch axis freed (exported at {fixed})")
+    return merged, None
+
+
+def _at(model: Light, size: int) -> Graph:
+    """The graph for one batch size."""
+    return _with_axes(shaped(fold(with_sizes(model, {BATCH: size}), set(model.weights))))
+
+
+def _alone(model: Light) -> Graph | None:
+    """The graph for one sample, if that settles the ranks of all tensors."""
+    try:
+        graph = _at(model, 1)
+    except ModelError:
+        return None
+    return graph if _ranked(graph) else None
+
+
+def _with_axes(graph: Graph) -> Graph:
+    """Say which axes a Squeeze without axes drops: those that have size 1 for this batch size."""
+    nodes, constants = list(graph.nodes), dict(graph.constants)
+    for place, node in enumerate(nodes):
+        shape = graph.value(node.inputs[0]).shape if _is_bare(node) else None
+        if shape is not None and all(isinstance(d, int) for d in shape):
+            axes = [a for a, d in enumerate(shape) if d == 1]
+            name = f"{node.outputs[0]}/axes"
+            constants |= {name: np.array(axes)} if axes else {}
+            nodes[place] = replace(node, inputs=(*node.inputs, name)) if axes else replace(node, op="Identity")
+    return graph.replace(nodes=tuple(nodes), constants=constants)
+
+
+def _is_bare(node: Node) -> bool:
+    return node.op == "Squeeze" and len(node.inputs) == 1
+
+
+def _settled(graph: Graph) -> bool:
+    """Whether no shape is calculated at run time, and all sizes are known or named by the inputs."""
+    names = {d for v in graph.inputs for d in v.shape or ()}
+    return not _calculates_shapes(graph) and all(
+        isinstance(d, int) or (d in names and d is not None)
+        for v in graph.values.values()
+        for d in (v.shape if v.shape is not None else (None,))
+    )
+
+
+def _calculates_shapes(graph: Graph) -> bool:
+    return any(node.op in ("Shape", "Size") for node in graph.nodes)
+
+
+def _asks_for_sizes(graph: Graph) -> bool:
+    """Whether it can treat one sample apart; a Squeeze without axes drops all axes of size 1."""
+    return _calculates_shapes(graph) or any(map(_is_bare, graph.nodes))
+
+
+def _ranked(graph: Graph) -> bool:
+    return all(value.shape is not None for value in graph.values.values())
+
+
+def _folds_alike(model: Light, merged: Graph) -> bool:
+    """Whether one sample, the case that models are most likely to treat apart, leads to one and the same graph."""
+    try:
+        return alike(_at(light(merged), 1), _at(model, 1))
+    except ModelError:
+        return False
+
+
+def _agree(graph: Graph, merged: Graph) -> bool:
+    """Whether both give the same numbers for one sample; more models pass this than `_folds_alike`, which is faster."""
+    feeds = random_feeds(graph.inputs, 1)
+    results = [run(g, [feeds]) for g in (graph, merged)]
+    pairs = zip(results[0][0], results[1][0], strict=True)
+    return all(a.size == b.size and close(a.reshape(b.shape), b) for a, b in pairs)
+
+
+def _independent(graph: Graph, merged: Graph, fixed: int) -> bool:
+    """Whether the merged graph gives for two batches in one run what the fixed graph gives for each of them."""
+    feeds = random_feeds(merged.inputs, 2 * fixed)
+    batched = {v.name for v in merged.inputs if v.shape and v.shape[0] == BATCH}
+    parts = [{k: v[at : at + fixed] if k in batched else v for k, v in feeds.items()} for at in (0, fixed)]
+    expected = run(graph, parts)
+    for output, result, *halves in zip(merged.outputs, run(merged, [feeds])[0], *expected, strict=True):
+        grown = [i for i, d in enumerate(output.shape or ()) if not isinstance(d, int)]
+        results = np.split(result, 2, grown[0]) if grown else [result, result]
+        if not all(close(a, b) for a, b in zip(halves, results, strict=True)):
+            return False
+    return True

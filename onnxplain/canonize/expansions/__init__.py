@@ -1,0 +1,1 @@
+"""Operators outside of the canonical set, rewritten as standard ones."""

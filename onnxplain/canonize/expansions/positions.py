@@ -1,0 +1,173 @@
+"""Codes of positions, rotary and relative, and embeddings of ONNX Runtime, taken apart.
+
+In shapes: B samples, N heads, S tokens (T keys where they differ from the queries).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxplain.canonize.expansions.fused import known_rank, standardized
+from onnxplain.canonize.expansions.site import Expansion, Result, Site, StaysError
+from onnxplain.graph.emit import Var, concat, where
+
+Lookup = Callable[[Var], Var]  # indices -> rows of a table
+
+
+def length(x: Var) -> Var:
+    """Number of tokens, of shape (1,)."""
+    return x.emitter.op("Shape", x, known=(1,), start=2, end=3)
+
+
+def count(site: Site, size: Var) -> Var:
+    """0, 1, ... for a size of shape (1,)."""
+    zero, one = site.emitter.const(np.int64(0)), site.emitter.const(np.int64(1))
+    return site.op("Range", zero, site.squeeze(size, 0), one, dtype="int64", known=(None,))
+
+
+def apart(x: Var, heads: int) -> Var:
+    """B x S x (N size) to B x N x S x size."""
+    return x.reshape([0, 0, heads, -1]).transpose([0, 2, 1, 3])
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Turns pairs (a, b) of elements by angles whose cosines and sines are in ``tables``, a row for each position.
+
+    A pair is a number from the first half and one from the second, or (``interleaved``) two neighbours. ``partial``:
+    the tables may be too short for all elements; the others stay as they are.
+    """
+
+    site: Site
+    tables: tuple[Var, Var]
+    positions: Var
+    interleaved: int
+    partial: bool
+
+    def __call__(self, x: Var) -> Var:
+        """Turn B x N x S x size."""
+        site, rest = self.site, []
+        if self.partial:
+            zero, last = site.emitter.ints([0]), site.emitter.ints([3])
+            width, end = site.emitter.ints([self.width]), site.emitter.ints([np.iinfo(np.int64).max])
+            x, rest = site.op("Slice", x, zero, width, last), [site.op("Slice", x, width, end, last)]
+        cos, sin = map(self._rows, self.tables)
+        if self.interleaved:
+            pairs = x.reshape([0, 0, 0, self.width // 2, 2])
+            a, b = (site.squeeze(part, 4) for part in site.split(pairs, 4, 2))
+        else:
+            a, b = site.split(x, 3, 2)
+        turned = [a * cos - b * sin, b * cos + a * sin]
+        if self.interleaved:
+            turned = [concat([site.unsqueeze(part, 4) for part in turned], 4).reshape([0, 0, 0, self.width])]
+        return concat([*turned, *rest], 3)
+
+    @property
+    def width(self) -> int:
+        """How many elements are turned."""
+        shape = self.tables[0].shape
+        if shape is None or not isinstance(shape[1], int):
+            raise StaysError
+        return 2 * shape[1]
+
+    def _rows(self, table: Var) -> Var:
+        """Look up the rows of the positions, for all heads."""
+        rows = self.site.op("Gather", table, self.positions, axis=0)
+        return rows if known_rank(self.positions) == 1 else self.site.unsqueeze(rows, 1)
+
+
+def rotary_embedding(site: Site) -> Var:
+    """RotaryEmbedding of B x S x (N size), or of B x N x S x size."""
+    site.refuse(site.get("is_packed_batching"), site.get("scale", 1.0) != 1)
+    x, positions, partial = site.need(0), site.need(1, "int64"), bool(site.get("rotary_embedding_dim"))
+    joined = known_rank(x) == 3
+    if joined:
+        heads = site.get("num_heads", 0) if partial else -1
+        x = x.reshape([0, 0, heads, -1 if partial else Rotation(site, (site.need(2),) * 2, x, 0, False).width])
+        x = x.transpose([0, 2, 1, 3])
+    if known_rank(positions) == 1:  # the position of the first token
+        positions = positions + count(site, length(x))
+    y = Rotation(site, (site.need(2), site.need(3)), positions, site.get("interleaved", 0), partial)(x)
+    return y.transpose([0, 2, 1, 3]).reshape([0, 0, -1]) if joined else y
+
+
+def relative_position_bias(site: Site) -> Var:
+    """RelativePositionBias of T5: half of the buckets are for one distance each, far ones share the others."""
+    table, lengths = site.need(0), [site.need(i, "int64").reshape([1]) for i in (1, 2)]
+    site.refuse(table.shape is None or not isinstance(table.shape[0], int))
+    buckets = int((table.shape or ())[0] or 0)
+    distance = count(site, lengths[1]) - site.unsqueeze(count(site, lengths[0]), 1)
+    first = table.emitter.const(np.int64(0))
+    if site.get("is_bidirectional", 0):
+        buckets //= 2
+        first = where(distance > 0, distance.like(buckets), 0)
+        distance = abs(distance)
+    else:
+        distance = site.op("Max", -distance, distance.like(0))
+    exact = buckets // 2
+    ratio = site.op("Log", site.op("Max", site.cast(distance, "float32"), table.like(1)) / exact)
+    step = (buckets - exact) / np.log(site.get("max_distance") / exact)
+    far = site.op("Min", site.cast(ratio * step, "int64") + exact, distance.like(buckets - 1))
+    bucket = first + where(distance < exact, distance, far)
+    return site.unsqueeze(site.op("Gather", table, bucket, axis=0).transpose([2, 0, 1]), 0)
+
+
+def gated_relative_position_bias(site: Site) -> Var:
+    """GatedRelativePositionBias of WavLM: the queries decide how far the position bias counts."""
+    site.refuse(site.input(6))
+    query = apart(site.need(0) + site.need(1), site.get("num_heads"))
+    gates = site.op("MatMul", query, site.need(3)) + site.need(4)
+    shape = concat([site.op("Shape", gates, known=(3,), start=0, end=3), site.emitter.ints([2, -1])])
+    sums = gates.reshape(shape).sum([4])
+    update, reset = site.split(site.op("Sigmoid", sums), 3, 2)
+    return (update * (reset * site.need(5) - 1.0) + 2.0) * site.need(2)
+
+
+def embed_layer_normalization(site: Site) -> Result:
+    """EmbedLayerNormalization of tokens, their positions and their segments."""
+
+    def table(index: int) -> Lookup:
+        return lambda ids: site.op("Gather", site.need(index), ids, axis=0)
+
+    tables, parameters = (table(2), table(3), table(4)), (site.need(5), site.need(6))
+    return embedded(site, tables, parameters, site.input(7, "int32"), site.input(8))
+
+
+def embedded(
+    site: Site,
+    tables: tuple[Lookup, Lookup, Lookup],
+    parameters: tuple[Var, Var],
+    mask: Var | None,
+    positions: Var | None = None,
+) -> Result:
+    """Sum and normalise the embeddings of the tokens in input 0, of their positions, and of the segments in input 1."""
+    word, position, segment = tables
+    ids, segments = site.need(0, "int32"), site.input(1)
+    total = word(ids)
+    if positions is None:
+        size = site.op("Shape", ids, dtype="int64", known=(1,), start=1, end=2)
+        positions = count(site, size)
+    total = total + position(positions)
+    total = total if segments is None else total + segment(segments)
+    return [standardized(site, total, *parameters), _kept(site, ids, mask), total]
+
+
+def _kept(site: Site, ids: Var, mask: Var | None) -> Var | None:
+    """How many tokens of each sample the mask keeps; 0 where there is no mask."""
+    if not site.asks(1):
+        return None
+    known = None if ids.shape is None else ids.shape[:1]
+    tokens = site.cast(ids if mask is None else mask, "int32")
+    tokens = tokens * 0 if mask is None else tokens
+    return site.op("ReduceSum", tokens, site.emitter.ints([1]), known=known, keepdims=0)
+
+
+TABLE: dict[str, Expansion] = {
+    "EmbedLayerNormalization": embed_layer_normalization,
+    "GatedRelativePositionBias": gated_relative_position_bias,
+    "RelativePositionBias": relative_position_bias,
+    "RotaryEmbedding": rotary_embedding,
+}

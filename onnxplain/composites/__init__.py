@@ -1,0 +1,1 @@
+"""Which rule each node gets."""

@@ -1,0 +1,122 @@
+"""DeepLIFT's composites: the paper's rules, and exact ones for what the paper does not speak of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from onnxplain.composites.composite import EVERYTHING, Composite, Row
+from onnxplain.composites.structure import LINEAR, kind_of
+from onnxplain.errors import OptionError, did_you_mean
+from onnxplain.ops import Call, Kind
+from onnxplain.rules.base import Gradient, Rule
+from onnxplain.rules.compared import Between
+from onnxplain.rules.deeplift import Halves, Linear, Rescale, RevealCancel, Through, has_parts
+from onnxplain.rules.exact import Averaged, Choice, CrossMax, Extreme, LogMean, Midpoint, Quotient, Standardized
+
+_NORMALIZATIONS = ("LayerNormalization", "InstanceNormalization", "GroupNormalization", "MeanVarianceNormalization")
+_PRODUCTS = ("Mul", "MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "ReduceL2", "ReduceSumSquare")
+_STILL = Kind.AFFINE | Kind.AVG_POOL | Kind.MOVEMENT  # linear in their active input
+
+# Names as in Shrikumar et al. 2017, and all ways to combine its rules. Positive and negative parts have the same
+# multipliers unless RevealCancel tells them apart, and then the Linear rule is the layer's gradient; RevealCancel has
+# nothing to tell apart without the parts that the Linear rule makes.
+RULES: dict[str, Rule] = {
+    "rescale": Rescale(),
+    "reveal_cancel": RevealCancel(),
+    "no_rule": Gradient(),
+    "linear": Gradient(),
+    "linear_rescale": Rescale(),
+    "linear_reveal_cancel": RevealCancel(),
+}
+
+
+@dataclass(frozen=True)
+class DeepLift(Composite):
+    """Attributes: ``names``: tensor -> its name at the reference; None before there is one."""
+
+    names: Mapping[str, str] | None = None
+
+    def against(self, names: Mapping[str, str]) -> DeepLift:
+        """The same composite for a graph that holds the reference."""
+        return replace(self, names=names)
+
+    def assign(self, calls: Sequence[Call]) -> list[Rule]:
+        """See `onnxplain.composites.composite.Composite`."""
+        rules = _with_parts(calls, [_fit(*pair) for pair in zip(calls, super().assign(calls), strict=True)])
+        if self.names is None:
+            return rules
+        halves = Halves(self.names)
+        bound = [replace(r, halves=halves) if isinstance(r, Linear | Through | RevealCancel) else r for r in rules]
+        for call, rule in zip(calls, bound, strict=True):
+            if isinstance(rule, Linear | Through):
+                halves.makers[call.node.outputs[0]] = (call, rule)
+        return [Between(rule, self.names) for rule in bound]
+
+
+def composite(rule: str) -> DeepLift:
+    """The composite of one of `RULES`.
+
+    Raises
+    ------
+    OptionError
+        There is no such rule.
+    """
+    if not isinstance(rule, str) or rule not in RULES:
+        raise OptionError(f"deeplift has no rule {rule!r}", did_you_mean(str(rule), RULES))
+    linear = Row(LINEAR | Kind.SUM, Linear())
+    if isinstance(RULES[rule], Gradient):
+        return DeepLift((linear, Row(EVERYTHING, Gradient())), rule)
+    rows = (
+        Row(("Max", "Min"), Extreme()),
+        Row(("Where",), Choice()),
+        Row(("TopK",), Averaged()),
+        linear,
+        Row(_STILL, Gradient()),
+        Row(("Div",), Quotient()),
+        Row(_PRODUCTS, Midpoint()),
+        Row(_NORMALIZATIONS, Standardized()),
+        Row(Kind.ACTIVATION, RULES[rule]),
+        Row(Kind.SOFTMAX, LogMean()),
+        Row(Kind.MAX_POOL, CrossMax()),
+        Row(Kind.PRODUCT | Kind.REDUCTION | Kind.NORMALIZATION, Averaged()),
+    )
+    return DeepLift(rows, rule)
+
+
+def _fit(call: Call, rule: Rule) -> Rule:
+    """The rule, or the general one where more inputs depend on what is explained than it is exact for."""
+    if isinstance(rule, Rescale | RevealCancel | Standardized):
+        return Averaged() if sum(call.active) > 1 else rule
+    return Averaged() if isinstance(rule, Midpoint) and call.node.op == "Einsum" and sum(call.active) > 2 else rule
+
+
+def _with_parts(calls: Sequence[Call], rules: Sequence[Rule]) -> list[Rule]:
+    """Rescale in place of RevealCancel where no linear layer or sum precedes; what lies between passes parts on."""
+    makers = {call.node.outputs[0]: i for i, call in enumerate(calls)}
+    found = list(rules)
+    for i, call in enumerate(calls):
+        if not isinstance(rules[i], RevealCancel):
+            continue
+        between: list[int] = []
+        at = i
+        while True:
+            before = makers.get(calls[at].node.inputs[calls[at].active.index(True)])
+            if before is None or calls[before].emitter is not call.emitter:
+                found[i] = Rescale()
+                break
+            if isinstance(rules[before], Linear) and has_parts(calls[before]):
+                for k in between:
+                    found[k] = Through()
+                break
+            if not (isinstance(rules[before], Gradient) and _passes(calls[before])):
+                found[i] = Rescale()
+                break
+            between.append(before)
+            at = before
+    return found
+
+
+def _passes(call: Call) -> bool:
+    moves = call.node.op in ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast")
+    return sum(call.active) == 1 and (moves or bool(kind_of(call) & Kind.AFFINE))

@@ -1,0 +1,1 @@
+"""Data sets that do not fit in memory."""

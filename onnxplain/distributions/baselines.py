@@ -1,0 +1,83 @@
+"""Baselines: what an input is compared with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from onnxplain.distributions import fills
+from onnxplain.errors import OptionError, did_you_mean
+
+Array = np.ndarray[Any, Any]
+
+
+Baseline = float | str | Array
+
+
+def is_named(baseline: Baseline, dtype: np.dtype[Any]) -> bool:
+    """Whether a baseline is the name of one; for inputs that hold texts, it is a text."""
+    return isinstance(baseline, str) and dtype.kind != "O"
+
+
+def check_named(baseline: Baseline, dtype: np.dtype[Any], name: str) -> None:
+    """Raise OptionError unless there is a baseline of that name, for what the tensor ``name`` holds."""
+    if dtype.kind != "f":
+        hint = f"Give one in the input's own units; {' and '.join(fills.NAMES)} are for floating-point numbers."
+        raise OptionError(f"a baseline of {baseline!r} is nothing that the input '{name}' can hold: {dtype}", hint)
+    if baseline not in fills.NAMES:
+        raise OptionError(f"there is no baseline {baseline!r}", did_you_mean(str(baseline), fills.NAMES))
+
+
+def as_baseline(baseline: Baseline, dtype: np.dtype[Any], name: str) -> Array:
+    """Bring the baseline into the dtype of the input ``name``; text has an empty baseline where a number has 0.
+
+    Raises
+    ------
+    OptionError
+        It cannot be.
+    """
+    if is_named(baseline, dtype):
+        check_named(baseline, dtype, name)
+        what = f"baseline={baseline!r} is made of each sample, outside of the graph, so it cannot be part of one"
+        raise OptionError(what, "Give a number or an array.")
+    array = np.asarray(baseline)
+    if dtype.kind == "O" and array.shape == () and array.dtype.kind in "iuf" and array == 0:
+        array = np.asarray("")
+    text = array.dtype.kind in "OU"
+    if text != (dtype.kind == "O") or (dtype.kind in "iub" and np.any(array.astype(dtype) != array)):
+        raise OptionError(f"a baseline of {baseline!r} is nothing that the input '{name}' can hold: {dtype}")
+    return array.astype(dtype)
+
+
+def baseline_like(baseline: Baseline, x: Array, name: str, axis: int = 0) -> Array:
+    """Bring the baseline into the shape and dtype of ``x``, the input ``name``, whose batch axis is ``axis``.
+
+    Raises
+    ------
+    OptionError
+        It does not broadcast to ``x``, holds what the input cannot, or cannot be made of it.
+    """
+    if is_named(baseline, x.dtype):
+        check_named(baseline, x.dtype, name)
+        if baseline == "inpaint":
+            what = "baseline='inpaint' fills what methods hide in pictures"
+            raise OptionError(what, "It is for those of forward passes only, such as occlusion, rise or lime.")
+        if x.ndim < 2:
+            raise OptionError(f"baseline='blur' needs an axis to blur along, and '{name}' has the shape {x.shape}")
+        return np.moveaxis(fills.blurred(np.moveaxis(x, axis, 0)), 0, axis)
+    array = as_baseline(baseline, x.dtype, name)
+    try:
+        return np.broadcast_to(array, x.shape)
+    except ValueError:
+        why = f"does not fit the input '{name}' of shape {x.shape}"
+        raise OptionError(f"a baseline of shape {array.shape} {why}") from None
+
+
+def check_baseline(baseline: Any) -> None:
+    """Raise OptionError unless it is a finite number, a text, or an array of them."""
+    array = np.asarray(baseline)
+    if array.dtype.kind not in "iufU":
+        raise OptionError(f"a baseline is a number or an array of numbers (or of texts), not {baseline!r}")
+    if array.dtype.kind != "U" and not np.isfinite(array).all():
+        raise OptionError("the baseline holds NaN or infinity")

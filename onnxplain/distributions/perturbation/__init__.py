@@ -1,0 +1,9 @@
+"""Methods that mask parts of the input and look at the scores: forward passes only, on anything that runs."""
+
+from onnxplain.distributions.perturbation.ablation import Ablation, Permutation
+from onnxplain.distributions.perturbation.lime import Lime
+from onnxplain.distributions.perturbation.rise import Rise
+from onnxplain.distributions.perturbation.shapley import KernelShap, ShapleySampling
+from onnxplain.distributions.perturbation.windows import Windows
+
+__all__ = ["Ablation", "KernelShap", "Lime", "Permutation", "Rise", "ShapleySampling", "Windows"]

@@ -1,0 +1,258 @@
+"""RISE (Petsiuk et al. 2018): mean of random smooth masks, weighted by the scores that they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from onnxplain.arguments import is_count
+from onnxplain.distributions.baselines import Baseline
+from onnxplain.distributions.distribution import Estimate, Perturbation, Plan
+from onnxplain.distributions.fills import spatial
+from onnxplain.distributions.masked_copies import Prologue, chosen
+from onnxplain.distributions.perturbation.coalitions import check_options, doubling
+from onnxplain.errors import OptionError
+from onnxplain.graph.axes import BATCH
+from onnxplain.graph.emit import Var, concat
+from onnxplain.graph.ir import is_float
+
+Array = np.ndarray[Any, Any]
+BLOCK = 1 << 18  # elements of masks that are made at a time when they are added up
+STEPS = 1 << 23  # to whose multiples shares are rounded, between 0 and 1: single precision has these
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """Random masks for a tensor, from 0 (hidden) to 1 (kept); each is drawn by itself, once.
+
+    Attributes
+    ----------
+    shape
+        Of a sample.
+    seed
+        One or more numbers.
+    keep
+        Probability that a cell is kept.
+    extents
+        By spatial axis of the sample: number of elements of a cell.
+    upsampling
+        Per spatial axis: the share of each cell in each place of the up-sampled grid; empty where elements are cells.
+    """
+
+    shape: tuple[int, ...]
+    seed: tuple[int, ...]
+    keep: float
+    extents: Mapping[int, int]
+    upsampling: tuple[Array, ...]
+    _drawn: list[tuple[Array, list[int]]] = field(default_factory=list)  # a bit per cell, and the shifts
+
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """Shape of the grid."""
+        return tuple(table.shape[1] for table in self.upsampling) if self.upsampling else self.shape
+
+    @property
+    def own_shape(self) -> tuple[int, ...]:
+        """Shape of a mask, which broadcasts to that of a sample."""
+        return tuple(n if axis in self.extents or not self.extents else 1 for axis, n in enumerate(self.shape))
+
+    def drawn(self, numbers: Array) -> tuple[Array, Array]:
+        """Which cells masks keep, and where in the up-sampled grid they begin: (masks, cells...), (masks, axes)."""
+        cells = self.cells
+        for number in range(len(self._drawn), 1 + numbers.max(initial=-1)):
+            random = np.random.default_rng([*self.seed, number])
+            kept = random.random(cells) < self.keep
+            shifts = [int(random.integers(extent)) for extent in self.extents.values()]
+            self._drawn.append((np.packbits(kept), shifts))
+        bits, begins = zip(*(self._drawn[number] for number in numbers.tolist()), strict=True)
+        grids = np.unpackbits(np.stack(bits), axis=1, count=int(np.prod(cells))).astype(bool)
+        return grids.reshape(len(numbers), *cells), np.array(begins, np.int64)
+
+    def whole(self, numbers: Array) -> Array:
+        """Masks that broadcast to samples, in double precision; the masks in front."""
+        grids, shifts = self.drawn(numbers)
+        found = grids.astype(np.float64)
+        for k, axis in reversed(list(enumerate(self.extents))):
+            rows = self.upsampling[k][shifts[:, k, None] + np.arange(self.shape[axis])]
+            turned = np.moveaxis(found, -1, 1)
+            found = rows @ turned.reshape(*turned.shape[:2], -1)
+            found = found.reshape(*found.shape[:2], *turned.shape[2:])
+        return found.reshape(len(numbers), *self.own_shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Rise(Perturbation):
+    """Random masks.
+
+    A grid of ``cells`` per spatial axis, each kept with probability ``keep``, is up-sampled bilinearly to a picture
+    larger by one cell, and cut at a random place. Each element of a table or a row of tokens is a cell. What holds no
+    floats is masked without interpolation.
+
+    Attributes
+    ----------
+    cells
+        Per spatial axis.
+    keep
+        Probability that a cell is kept.
+    samples
+        Number of masks.
+    center
+        Subtract the mean score, and so a constant from the expected map, which then has a sign: above 0 is what raises
+        the score. The paper does not.
+    """
+
+    cells: int = 7
+    keep: float = 0.5
+    samples: int = 1000
+    baseline: Baseline = 0.0
+    center: bool = False
+    seed: int = 0
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        check_options(None, self.baseline, self.samples, self.seed, self.tolerance)
+        if not is_count(self.cells, 1):
+            raise OptionError(f"cells must be a whole number of at least 1, not {self.cells!r}")
+        if isinstance(self.keep, bool) or not isinstance(self.keep, int | float) or not 0 < self.keep <= 1:
+            raise OptionError(f"keep must be a probability above 0, not {self.keep!r}")
+        if not isinstance(self.center, bool):
+            raise OptionError(f"center must be True or False, not {self.center!r}")
+
+    def masks(self, x: Array, place: int) -> Masks:
+        """The masks for samples like ``x``, the explained tensor number ``place``."""
+        seed = (self.seed, place)
+        if x.ndim < 2:
+            return Masks(x.shape, seed, self.keep, {}, ())
+        cells = {axis: min(self.cells, x.shape[axis]) for axis in spatial(x.shape)}
+        extents = {axis: -(-x.shape[axis] // n) for axis, n in cells.items()}
+        tables = tuple(_upsampling(n, (n + 1) * extents[axis]) for axis, n in cells.items())
+        if x.dtype.kind != "f":
+            tables = tuple(np.eye(w.shape[1])[w.argmax(axis=1)] for w in tables)
+        return Masks(x.shape, seed, self.keep, extents, tables)
+
+    def plans(self, here: Mapping[str, Array]) -> Sequence[Plan]:
+        """The same plan for all samples: one copy per mask."""
+        masks = {name: self.masks(x[0, ...], place) for place, (name, x) in enumerate(here.items())}
+        plan = Blended(masks, doubling(self.samples, self.tolerance), self.keep, self.center)
+        return [plan] * len(next(iter(here.values())))
+
+    def masked(self, prologue: Prologue, name: str, x: Var, fill: Var) -> Var:
+        """Write the up-sampling of the grids, and what blends a tensor with its fill.
+
+        Where a mask is 1 or 0, that is the tensor or the fill itself.
+        """
+        emitter, own, axes = prologue.emitter, _names(name), x.rank - 2
+        if axes < 1:
+            return chosen(prologue.per_copy(own("grid"), bool, (None,) * (x.rank - 1)), x, fill)
+        number = np.dtype(x.dtype if is_float(x.dtype) else np.float32)
+        mask = prologue.per_copy(own("grid"), bool, (None,) * axes).cast(number)
+        for k in reversed(range(axes)):  # as `Masks.whole` does
+            table = prologue.shared(own(f"table{k}"), np.float32, (None, None))
+            places = prologue.shared(own(f"places{k}"), np.int64, (None,))
+            begin = prologue.per_copy(own(f"shift{k}"), np.int64, (1,))
+            rows = emitter.op("Gather", table, begin + places, known=(BATCH, None, None), axis=0).cast(number)
+            turned = mask.transpose([0, axes, *range(1, axes)])
+            product = emitter.op("MatMul", rows, turned.reshape([0, 0, -1]), known=(BATCH, None, None))
+            mask = product.reshape(concat([product.sizes(0, 2), turned.sizes(2)]), turned.shape)
+        channel = prologue.shared(own("channel"), np.int64, (1,))
+        mask = emitter.op("Unsqueeze", mask, channel, known=(BATCH, *[None] * (axes + 1)))
+        if not is_float(x.dtype):
+            return chosen(mask > 0.5, x, fill)
+        if np.ndim(self.baseline) == 0 and self.baseline == 0:
+            return mask * x
+        return mask * x + (1 - mask) * fill
+
+
+@dataclass(frozen=True, eq=False)
+class Blended:
+    """The plan of `Rise`: one copy per mask."""
+
+    masks: Mapping[str, Masks]
+    stages: Sequence[int]
+    keep: float
+    center: bool
+
+    @property
+    def shared(self) -> Mapping[str, Array]:
+        """How grids become masks."""
+        found: dict[str, Array] = {}
+        for name, masks in self.masks.items():
+            own = _names(name)
+            for k, (axis, table) in enumerate(zip(masks.extents, masks.upsampling, strict=True)):
+                found[own(f"table{k}")] = table.astype(np.float32)
+                found[own(f"places{k}")] = np.arange(masks.shape[axis])
+            if masks.extents:
+                found[own("channel")] = np.array(
+                    [axis + 1 for axis in range(len(masks.shape)) if axis not in masks.extents]
+                )
+        return found
+
+    @property
+    def own(self) -> Mapping[str, Array]:
+        """Nothing."""
+        return {}
+
+    def describe(self, copies: Array) -> Mapping[str, Array]:
+        """Grids, and where in them masks begin."""
+        found = {}
+        for name, masks in self.masks.items():
+            own, (grids, shifts) = _names(name), masks.drawn(np.maximum(copies, 0))
+            found[own("grid")] = grids | (copies < 0).reshape(-1, *[1] * len(masks.cells))
+            found |= {own(f"shift{k}"): begins[:, None] for k, begins in enumerate(shifts.T)}
+        return found
+
+    def donors(self, copies: Array) -> Array | None:
+        """None."""
+        return None
+
+    def hole(self, copy: int) -> Mapping[str, Array]:
+        """Where less than half is kept."""
+        numbers = np.array([copy])
+        return {name: np.broadcast_to(m.whole(numbers)[0] < 0.5, m.shape) for name, m in self.masks.items()}
+
+    def estimate(self, score: float, scores: Array) -> Estimate:
+        """Mean of the masks M times the scores s, over the mean of a mask, p; standard error of the mean.
+
+        The error is the spread of s M / p over the masks, divided by the root of their number; of centred scores, that
+        of (s - mean s) (M - mean M) / p.
+        """
+        weights = scores - scores.mean() if self.center else scores
+        found = {name: self._moments(masks, weights) for name, masks in self.masks.items()}
+        values, errors = (
+            {name: np.broadcast_to(pair[k], self.masks[name].shape) for name, pair in found.items()} for k in (0, 1)
+        )
+        return Estimate(values, errors)
+
+    def _moments(self, masks: Masks, weights: Array) -> tuple[Array, Array]:
+        count = len(weights)
+        powers = np.stack([np.ones(count), weights, weights**2])
+        size = int(np.prod(masks.own_shape))
+        sums, part = np.zeros((4, size)), np.empty((4, size))  # of M, s M, s^2 M and (s M)^2
+        at_once = max(1, BLOCK // size)
+        for numbers in np.split(np.arange(count), range(at_once, count, at_once)):
+            some = masks.whole(numbers).reshape(len(numbers), size)
+            np.matmul(powers[:, numbers], some, out=part[:3])
+            np.matmul(powers[2:, numbers], np.square(some, out=some), out=part[3:])
+            sums += part
+        plain, mean, crossed, second = sums.reshape(4, *masks.own_shape) / count
+        middle = plain if self.center else np.zeros(())
+        square = second - 2 * middle * crossed + middle**2 * powers[2].mean()
+        variance = np.maximum(square - mean**2, 0) / (count - 1) if count > 1 else np.full(mean.shape, np.nan)
+        return mean / self.keep, np.sqrt(variance) / self.keep
+
+
+def _names(name: str) -> Callable[[str], str]:
+    """Names of inputs that describe the masks of a tensor."""
+    return f"copies/{name}/{{}}".format
+
+
+def _upsampling(cells: int, size: int) -> Array:
+    """Shape (size, cells): linear interpolation between the middles of the cells.
+
+    Places are rounded so that shares are exact in single precision, too, and those of a place sum to 1 exactly.
+    """
+    places = np.clip((np.arange(size) + 0.5) * cells / size - 0.5, 0, cells - 1)
+    return np.maximum(0, 1 - abs(np.round(places[:, None] * STEPS) / STEPS - np.arange(cells)))

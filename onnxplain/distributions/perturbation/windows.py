@@ -1,0 +1,198 @@
+"""Occlusion: one window of the input after another replaced by the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from onnxplain.arguments import is_count
+from onnxplain.distributions.baselines import Baseline, check_baseline
+from onnxplain.distributions.distribution import Plan
+from onnxplain.distributions.fills import spatial
+from onnxplain.distributions.perturbation.coalitions import Coalitions, Game, Sets
+from onnxplain.distributions.perturbation.features import Partition, share
+from onnxplain.errors import OptionError
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Windows(Sets):
+    """The input with one window after another replaced by the baseline.
+
+    Windows start every ``stride`` elements, ceil((size - window) / stride) + 1 of them an axis, the last cropped at the
+    border (captum's convention). They span the spatial axes, all channels together: those that come after the
+    channels, or before them in pictures whose last axis is 1, 3 or 4 long. A tuple spans the trailing axes.
+
+    Attributes
+    ----------
+    window, stride
+        One number for all spatial axes, or one per axis. A window of None is a seventh of each axis (32 of 224), or
+        a 64th if there is one only; a stride of None half the window. A stride beyond a window so found is that window.
+    baseline
+        See `Perturbation`.
+    reach
+        None: exact. A number up to 1: where a window changes more than this share of an axis of a feature map (and
+        more than 7 places), what lies further from the window is taken for unchanged. Faster; it is exact all the same
+        where `onnxplain.incremental` does not serve, such as on a GPU.
+    """
+
+    window: int | tuple[int, ...] | None = None
+    stride: int | tuple[int, ...] | None = None
+    baseline: Baseline = 0.0
+    reach: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            _check_sizes("window", self.window)
+        if self.stride is not None:
+            _check_sizes("stride", self.stride)
+            if isinstance(self.window, tuple):
+                self.per_axis(len(self.window))
+            if self.window is not None and any(s > w for s, w in np.broadcast(self.stride, self.window)):
+                why = "some elements would never be covered"
+                raise OptionError(f"stride {self.stride} is larger than window {self.window}: {why}")
+        number = isinstance(self.reach, int | float | np.number) and not isinstance(self.reach, bool)
+        if self.reach is not None and not (number and 0 < self.reach <= 1):
+            raise OptionError(f"reach must be a number above 0 and up to 1, not {self.reach!r}")
+        check_baseline(self.baseline)
+
+    def axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The axes that windows span: those after batch and channels; the features of a table."""
+        if isinstance(self.window, tuple):
+            if len(self.window) >= len(shape):
+                raise OptionError(f"window {self.window} has more axes than the input {shape} besides the batch")
+            return tuple(range(len(shape) - len(self.window), len(shape)))
+        return tuple(axis + 1 for axis in spatial(shape[1:]))
+
+    def per_axis(self, axes: int) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
+        """Window and stride of each of the axes that windows span."""
+        window = self.window if isinstance(self.window, tuple) else (self.window,) * axes
+        stride = self.stride if isinstance(self.stride, tuple) else (self.stride,) * axes
+        if len(stride) != axes:
+            raise OptionError(f"stride {self.stride} needs one number per axis of the window ({axes})")
+        return window, stride
+
+    def geometry(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """Axes, window sizes, strides and numbers of windows for an input shape (batch included)."""
+        axes = self.axes(shape)
+        asked_window, asked = self.per_axis(len(axes))
+        sizes = [shape[axis] for axis in axes]
+        part = share(len(axes))
+        window = tuple(max(1, n // part) if w is None else min(w, n) for w, n in zip(asked_window, sizes, strict=True))
+        stride = tuple(max(1, w // 2) if s is None else min(s, w) for s, w in zip(asked, window, strict=True))
+        counts = tuple(-(-(shape[a] - w) // s) + 1 for a, w, s in zip(axes, window, stride, strict=True))
+        return axes, window, stride, counts
+
+    def slices(self, shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+        """The windows, as indices into an array of ``shape`` without its batch axis."""
+        axes, window, stride, counts = self.geometry(shape)
+        for position in product(*map(range, counts)):
+            index = [slice(None)] * (len(shape) - 1)
+            for axis, w, s, k in zip(axes, window, stride, position, strict=True):
+                index[axis - 1] = slice(k * s, min(k * s + w, shape[axis]))
+            yield tuple(index)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise OptionError where windows do not fit an input."""
+        self.geometry(shape)
+
+    def plans(self, here: Mapping[str, Array]) -> Sequence[Plan]:
+        """One copy per tensor and window; the plan is the same for all samples."""
+        cells = {name: _Cells.of(self, x.shape) for name, x in here.items()}
+        labels, features = {}, 0
+        for name, own in cells.items():
+            labels[name] = np.broadcast_to(own.labels + np.int32(features), here[name].shape[1:])
+            features += own.count
+        parts, windows = [], 0  # and the number of the first window of each tensor
+        for own in cells.values():
+            parts.append((own, windows))
+            windows += own.windows
+
+        def keep(copies: Array) -> Array:
+            hidden = []
+            for own, first in parts:
+                inside = (first <= copies) & (copies < first + own.windows)
+                hidden.append(own.covered((copies - first) % own.windows) & inside[:, None])
+            return ~np.concatenate(hidden, axis=1)
+
+        def solve(score: float, scores: Array) -> tuple[Array, None]:
+            losses = score - scores
+            return np.concatenate([own.mean(losses[first : first + own.windows]) for own, first in parts]), None
+
+        plan = Coalitions(Partition(labels, features), Game((windows,), keep, solve))
+        return [plan] * len(next(iter(here.values())))
+
+
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """The cells into which all windows over a tensor together cut a sample; each window covers some of them.
+
+    Attributes
+    ----------
+    labels
+        Number of the cell of each element, int32; broadcasts to a sample.
+    covers
+        By axis of a sample: which places of windows (rows) cover which places of cells; of one place where windows span
+        all of an axis.
+    """
+
+    labels: Array
+    covers: Sequence[Array]
+
+    @classmethod
+    def of(cls, windows: Windows, shape: tuple[int, ...]) -> _Cells:
+        """Cells of a tensor of this shape (batch included)."""
+        geometry = {axis: sizes for axis, *sizes in zip(*windows.geometry(shape), strict=True)}
+        labels, covers = np.zeros((), np.int32), []
+        for axis, size in enumerate(shape[1:], 1):
+            window, stride, count = geometry.get(axis, (size, size, 1))
+            starts = stride * np.arange(count)
+            edges = np.unique([starts, np.minimum(starts + window, size)])
+            covers.append((starts[:, None] <= edges[:-1]) & (edges[:-1] < starts[:, None] + window))
+            places = np.searchsorted(edges, np.arange(size if axis in geometry else 1), "right") - 1
+            labels = np.int32(len(edges) - 1) * labels[..., None] + places.astype(np.int32)
+        return cls(labels, covers)
+
+    @cached_property
+    def count(self) -> int:
+        """Number of cells."""
+        return int(np.prod([table.shape[1] for table in self.covers]))
+
+    @cached_property
+    def windows(self) -> int:
+        """Number of windows."""
+        return int(np.prod([len(table) for table in self.covers]))
+
+    def covered(self, windows: Array) -> Array:
+        """Which cells some windows cover, by number: shape (windows, cells)."""
+        found = np.ones((len(windows), 1), bool)
+        for table in reversed(self.covers):
+            windows, places = np.divmod(windows, len(table))
+            found = (table[places][:, :, None] & found[:, None]).reshape(len(found), -1)
+        return found
+
+    def mean(self, losses: Array) -> Array:
+        """Mean loss over the windows that cover a cell."""
+        return self._summed(losses) / self._covering
+
+    @cached_property
+    def _covering(self) -> Array:
+        return self._summed(np.ones(self.windows))
+
+    def _summed(self, values: Array) -> Array:
+        found = values.reshape([len(table) for table in self.covers])
+        for table in self.covers:
+            found = np.moveaxis(found, 0, -1) @ table.astype(np.float64)
+        return np.asarray(found.reshape(-1))
+
+
+def _check_sizes(name: str, value: Any) -> None:
+    sizes = value if isinstance(value, tuple) else (value,)
+    if not sizes or not all(is_count(size, 1) for size in sizes):
+        raise OptionError(f"{name} must be a whole number of at least 1, or a tuple of them, not {value!r}")

@@ -1,0 +1,109 @@
+"""From where on whole maps are as good as patches, by an estimate of the work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxplain.execution.incremental.regions import Array, Reach, area
+from onnxplain.execution.incremental.steps import Step, spatial, step_of
+from onnxplain.graph.ir import Graph, Node
+
+# Work is counted in multiplications. What else takes time, in these, as measured with ONNX Runtime on a CPU:
+MOVED = 5  # an element read or written
+NODE = 300_000  # a node run
+WORTH = 0.9  # of a forward pass: what takes more is not worth a second session
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What is run on patches.
+
+    Attributes
+    ----------
+    steps
+        The nodes.
+    bounds
+        Name of a tensor that is a patch -> where it is.
+    frontier
+        Those whose whole maps the other nodes need.
+    share
+        Estimate of the work for one window, in forward passes.
+    """
+
+    steps: Sequence[Step]
+    bounds: Mapping[str, Array]
+    frontier: tuple[str, ...]
+    share: float
+
+
+def chosen(graph: Graph, name: str, bounds: Array, reach: float | None) -> Choice | None:
+    """Find the nodes to run on patches: the first so many of those that can be. None if whole maps are as good."""
+    axes = bounds.shape[1]
+    sizes = spatial(graph, name, axes)
+    if sizes is None:
+        return None
+    limit = Reach(reach, bounds.mean(axis=-1) / sizes) if reach else None
+    reached = graph.reachable_from([name])
+    nodes = [node for node in graph.nodes if not reached.isdisjoint(node.reads)]
+    patched, steps = {name: bounds}, {}
+    for place, node in enumerate(nodes):
+        if all(i in patched for i in node.reads if i in reached) and (step := step_of(graph, node, patched, limit)):
+            steps[place] = step
+            patched |= {output: step.bounds for output in node.outputs if output}
+    plain = np.array([_work(graph, node, 1.0) for node in nodes])
+    forward = sum(_work(graph, node, 1.0) for node in graph.nodes)
+    saved = np.zeros(len(nodes))
+    for place, step in steps.items():
+        saved[place] = plain[place] - _stepped(graph, step, patched, axes)
+    # `totals[k]`: the first k nodes on patches, as far as they can be.
+    totals = plain.sum() - np.concatenate([[0.0], np.cumsum(saved)])
+    made = {name: -1} | {o: place for place, step in steps.items() for o in step.node.outputs}
+    lasts = {tensor: _last_read(nodes, steps, tensor) for tensor in made}
+    for tensor, place in made.items():
+        totals[place + 1 : lasts[tensor] + 1] += _joined(graph, tensor, axes)
+    count = int(totals.argmin())
+    share = float(totals[count]) / forward
+    if share > WORTH:
+        return None
+    frontier = tuple(tensor for tensor, place in made.items() if place < count <= lasts[tensor])
+    return Choice([step for place, step in steps.items() if place < count], patched, frontier, share)
+
+
+def _last_read(nodes: Sequence[Node], steps: Mapping[int, Step], tensor: str) -> int:
+    """Where the last node is that reads a tensor; behind all, if some node needs the whole of it anyway."""
+    readers = [place for place, node in enumerate(nodes) if tensor in node.reads]
+    return len(nodes) if any(place not in steps for place in readers) else max(readers, default=-1)
+
+
+def _elements(graph: Graph, name: str) -> float:
+    shape = graph.value(name).shape or ()
+    return float(np.prod([d for d in shape if isinstance(d, int)]))
+
+
+def _work(graph: Graph, node: Node, share: float) -> float:
+    """Work of a node on a share of its maps."""
+    outputs = sum(_elements(graph, o) for o in node.outputs if o in graph.values)
+    terms = 0.0
+    if node.op == "Conv":
+        terms = float(np.prod([d for d in (graph.value(node.inputs[1]).shape or ())[1:] if isinstance(d, int)]))
+    elif node.op in ("Gemm", "MatMul"):
+        inner = (graph.value(node.inputs[0]).shape or (1,))[-1]
+        terms = float(inner) if isinstance(inner, int) else 1.0
+    return share * outputs * (terms + MOVED) + NODE
+
+
+def _stepped(graph: Graph, step: Step, patched: Mapping[str, Array], axes: int) -> float:
+    sizes = spatial(graph, step.node.outputs[0], axes)
+    work = _work(graph, step.node, area(step.bounds) / np.prod(sizes or ()))
+    for name in step.maps:
+        if name in patched and not np.array_equal(patched[name], step.region):
+            channels = (graph.value(name).shape or (0, 1))[1]
+            work += 2 * MOVED * area(step.region) * int(channels or 1) + (1 + 3 * axes) * NODE
+    return float(work)
+
+
+def _joined(graph: Graph, tensor: str, axes: int) -> float:
+    return 2 * MOVED * _elements(graph, tensor) + (1 + 3 * axes) * NODE

@@ -1,0 +1,144 @@
+"""Which nodes can be run on a patch of their maps, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from onnxplain.execution.incremental.regions import Array, Kernel, Reach, Sizes, union
+from onnxplain.graph.ir import Graph, Node
+
+# Each place of the output comes from the same place of the inputs, which broadcast.
+ELEMENTWISE = {
+    *("Abs", "Add", "Cast", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid"),
+    *("HardSwish", "Identity", "LeakyRelu", "Log", "Max", "Min", "Mish", "Mul", "Neg", "PRelu", "Pow", "Reciprocal"),
+    *("Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Tanh"),
+    *("ThresholdedRelu", "Where"),
+}
+# From all channels there: of the first input; of all inputs.
+CHANNELWISE = {"BatchNormalization", "LRN", "LogSoftmax", "Softmax", "Split"}
+JOINED = {"Concat"}
+SLIDING = {"AveragePool", "Conv", "MaxPool"}
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A node, run on patches.
+
+    Attributes
+    ----------
+    bounds
+        The region of its outputs.
+    region
+        That of the maps among its inputs; it may reach beyond them.
+    maps
+        Which of its inputs are maps.
+    attrs
+        Attributes instead of its own.
+    fill
+        What stands beyond the maps.
+    scale
+        A map to multiply the output with.
+    """
+
+    node: Node
+    bounds: Array
+    region: Array
+    maps: tuple[str, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    fill: float = 0.0
+    scale: Array | None = None
+
+
+def spatial(graph: Graph, name: str, axes: int) -> Sizes | None:
+    """Sizes of a map's spatial axes; None for what is no map, batch and channels in front, with known sizes."""
+    shape = graph.value(name).shape
+    if shape is None or len(shape) != axes + 2 or not all(isinstance(d, int) and d > 0 for d in shape[1:]):
+        return None
+    return tuple(d for d in shape[2:] if isinstance(d, int))
+
+
+def step_of(graph: Graph, node: Node, patched: Mapping[str, Array], reach: Reach | None) -> Step | None:
+    """How a node is run on patches; None if it cannot be.
+
+    Parameters
+    ----------
+    patched
+        Name of a tensor that depends on the window -> where.
+    reach
+        A bound on patches; None: none.
+    """
+    axes = next(iter(patched.values())).shape[1]
+    sizes = spatial(graph, node.inputs[0], axes)
+    if node.domain or not all(o and spatial(graph, o, axes) for o in node.outputs):
+        return None
+    if node.op in SLIDING:
+        if sizes is None or not _alone(node, patched) or not graph.value(node.inputs[0]).is_float:
+            return None
+        return _sliding(graph, node, patched, reach, sizes)
+    if node.op in ELEMENTWISE:
+        maps = tuple(i for i in node.reads if len(graph.value(i).shape or ()) == axes + 2)
+        outputs = spatial(graph, node.outputs[0], axes)
+        if outputs is None or not all(_fits(graph, i, outputs, i in patched) for i in node.reads):
+            return None
+    elif node.op in JOINED | CHANNELWISE:
+        if node.attrs.get("axis", 1) not in (1, -1 - axes):
+            return None
+        maps = node.inputs if node.op in JOINED else node.inputs[:1]
+        if not (node.op in JOINED or _alone(node, patched)):
+            return None
+        if sizes is None or not all(spatial(graph, i, axes) == sizes for i in maps):
+            return None
+    else:
+        return None
+    bounds = union([patched[i] for i in maps if i in patched])
+    return Step(node, bounds, bounds, maps)
+
+
+def _alone(node: Node, patched: Mapping[str, Array]) -> bool:
+    """Whether only the first input depends on the window."""
+    return node.inputs[0] in patched and not any(i in patched for i in node.inputs[1:])
+
+
+def _fits(graph: Graph, name: str, sizes: Sizes, patched: bool) -> bool:
+    """Whether an operand has the map's sizes, or is broadcast to them."""
+    shape = graph.value(name).shape
+    if shape is None:
+        return False
+    own = shape[2:] if len(shape) == len(sizes) + 2 else (1,) * (len(sizes) - len(shape)) + shape[-len(sizes) :]
+    if len(shape) < len(sizes) + 2:  # without a batch axis: constant
+        return not patched and all(d == 1 for d in own[-len(sizes) :])
+    return own == sizes or (not patched and all(d == 1 for d in own))
+
+
+def _sliding(graph: Graph, node: Node, patched: Mapping[str, Array], reach: Reach | None, sizes: Sizes) -> Step | None:
+    axes = len(sizes)
+    outputs = spatial(graph, node.outputs[0], axes)
+    shape = graph.value(node.inputs[1]).shape if node.op == "Conv" else (0, 0, *node.attrs["kernel_shape"])
+    if outputs is None or shape is None or len([o for o in node.outputs if o]) > 1:
+        return None
+    kernel = tuple(d for d in shape[2:] if isinstance(d, int))
+    if len(kernel) != axes:
+        return None
+    walk = Kernel.of(node, kernel, sizes, outputs)
+    bounds = walk.reached(patched[node.inputs[0]])
+    bounds = reach.limit(bounds, outputs) if reach else bounds
+    attrs: dict[str, Any] = {"pads": [0] * 2 * axes, "auto_pad": "NOTSET"}
+    fill, scale = 0.0, None
+    if node.op != "Conv":
+        attrs["ceil_mode"] = 0
+    if node.op == "MaxPool":
+        fill = -np.inf
+    if node.op == "AveragePool":
+        padding = bool(node.attrs.get("count_include_pad", 0))
+        ends = tuple(node.attrs.get("pads") or [0] * 2 * axes)[axes:]
+        counts = walk.counts(padding, ends)
+        full = int(np.prod(kernel))
+        attrs["count_include_pad"] = 1
+        scale = None if (counts == full).all() else full / counts
+        if scale is not None and (walk.extents != kernel or node.attrs.get("auto_pad", "NOTSET") != "NOTSET"):
+            return None
+    return Step(node, bounds, walk.read(bounds), node.inputs[:1], attrs, fill, scale)

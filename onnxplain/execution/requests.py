@@ -1,0 +1,111 @@
+"""What is asked of an `Explainer`, checked; several such requests become one, and its answer theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from onnxplain.canonize.canonical import Sizes
+from onnxplain.execution import Answer
+from onnxplain.questions.question import Slice
+from onnxplain.runtime.device import Tensor
+
+Array = np.ndarray[Any, Any]
+Asked = tuple[Sizes, tuple[Any, ...] | None]  # and the place of a quantity
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """Some samples, and what is to be explained of each.
+
+    Attributes
+    ----------
+    feeds
+        Input name -> array, as the model declares it.
+    samples
+        How many.
+    asked
+        What a program is compiled for.
+    target, weights
+        As `quantities.target_inputs` takes them, one row per sample; no target: the labels that the model gives.
+    axes
+        Inputs with a batch axis -> which it is.
+    joinable
+        Whether the answer does not depend on what else is asked.
+    tensors
+        Inputs besides the feeds, on a GPU; such a request joins no other.
+    """
+
+    feeds: Mapping[str, Array]
+    samples: int
+    asked: Asked
+    target: Array | None
+    weights: Array | None
+    axes: Mapping[str, int]
+    joinable: bool
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def copy(self) -> Request:
+        """The request with arrays of its own, all on the host."""
+        given = {**self.feeds, **{name: tensor.numpy() for name, tensor in self.tensors.items()}}
+        return replace(self, feeds={name: array.copy() for name, array in given.items()}, tensors={})
+
+    def joins(self, other: Request) -> bool:
+        """Whether both can be answered in one batch."""
+        return (
+            self.joinable
+            and other.joinable
+            and not self.tensors
+            and not other.tensors
+            and self.asked == other.asked
+            and not self.axes.keys().isdisjoint(self.feeds)
+            and _row(self.target) == _row(other.target)
+            and _row(self.weights) == _row(other.weights)
+            and all(self._fits(name, other.feeds[name]) for name in self.feeds)
+        )
+
+    def _fits(self, name: str, other: Array) -> bool:
+        own, axis = self.feeds[name], self.axes.get(name)
+        if axis is None:
+            return np.array_equal(own, other)
+        return own.dtype == other.dtype and np.delete(own.shape, axis).tolist() == np.delete(other.shape, axis).tolist()
+
+
+def _row(array: Array | None) -> Any:
+    """What the rows of two arrays must have in common to be stacked."""
+    return None if array is None else (array.dtype, array.shape[1:])
+
+
+def joined(requests: Sequence[Request]) -> Request:
+    """All samples of requests that join each other."""
+    first, *others = requests
+    if not others:
+        return first
+    feeds = {
+        name: np.concatenate([r.feeds[name] for r in requests], first.axes[name]) if name in first.axes else array
+        for name, array in first.feeds.items()
+    }
+    target, weights = _stacked([r.target for r in requests]), _stacked([r.weights for r in requests])
+    return replace(first, feeds=feeds, samples=sum(r.samples for r in requests), target=target, weights=weights)
+
+
+def _stacked(rows: Sequence[Array | None]) -> Array | None:
+    given = [row for row in rows if row is not None]
+    return np.concatenate(given) if given else None
+
+
+def separated(answer: Answer, requests: Sequence[Request], slices: Sequence[Slice]) -> Iterator[Answer]:
+    """What the answer to `joined` requests says about each of them."""
+    start = 0
+    for request in requests:
+        rows = slice(start, start + request.samples)
+        start = rows.stop
+        values, errors = (
+            {p.name: arrays[p.name][(*[slice(None)] * p.axis, rows)] for p in slices if p.name in arrays}
+            for arrays in (answer.attributions, answer.errors)
+        )
+        residual, copies = (None if column is None else column[rows] for column in (answer.residual, answer.copies))
+        yield Answer(values, answer.target[rows], answer.score[rows], residual, errors, copies)

@@ -1,0 +1,1 @@
+"""Stand-alone explainers as .onnx files."""

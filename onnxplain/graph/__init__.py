@@ -1,0 +1,1 @@
+"""What a graph is, and how code writes one."""

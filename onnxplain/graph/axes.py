@@ -1,0 +1,41 @@
+"""The axes of a graph's tensors: which of them is the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxplain.graph.ir import Dim, Graph, Value
+
+BATCH = "batch"  # the name that the free first axis of every input gets
+
+
+def batch_axes(inputs: Sequence[Value]) -> dict[str, int]:
+    """Inputs with a batch axis -> which it is: the free ones, or, where none is free, those of the smallest first size.
+
+    The others are parameters, the same for all samples.
+    """
+    free = {v.name: v.shape.index(BATCH) if v.shape else 0 for v in inputs if v.shape is None or BATCH in v.shape}
+    fixed = {v.name: v.shape[0] for v in inputs if v.shape and isinstance(v.shape[0], int)}
+    return free or {name: 0 for name, size in fixed.items() if size == min(fixed.values())}
+
+
+def rows(value: Value) -> Dim:
+    """Size of the first axis; 1 for a single number."""
+    return None if value.shape is None else value.shape[0] if value.shape else 1
+
+
+def batch_axis(graph: Graph, name: str) -> int | None:
+    """Which axis of a tensor is the batch; None if none can be.
+
+    Where samples go one by one, any axis of size 1 will do. A first axis of unknown size may be it, unless the model is
+    bound to a number of samples: then nobody knows that it is that.
+    """
+    value = graph.value(name)
+    axes = batch_axes(graph.inputs)
+    batch = next((v.shape[axes[v.name]] for v in graph.inputs if v.name in axes and v.shape), BATCH)
+    if value.shape is not None and batch in value.shape and (isinstance(batch, str) or batch == 1):
+        return value.shape.index(batch)
+    first = rows(value)
+    if isinstance(first, int):
+        return 0 if first == batch or (first == 1 and batch == BATCH) else None
+    return 0 if first is None or (isinstance(batch, str) and BATCH not in first) else None

@@ -1,0 +1,46 @@
+"""Estimates of memory: the bytes that a graph takes for each sample."""
+
+from __future__ import annotations
+
+from onnxplain.graph.ir import Graph, Value
+
+_LAID_OUT = {"Conv", "ConvTranspose", "Gemm", "MatMul"}  # operators whose kernels on CPUs copy their weights
+
+
+def size_per_sample(value: Value | None, batch: str) -> int:
+    """Bytes of one sample's part of a value, as far as its sizes are known."""
+    if value is None or value.shape is None:
+        return 0
+    size = value.dtype.itemsize
+    for dim in value.shape:
+        multiple = dim if isinstance(dim, int) else str(dim).removesuffix(batch).rstrip("*")
+        size *= int(multiple) if str(multiple).isdigit() else 1
+    return size
+
+
+def peak_per_sample(graph: Graph, batch: str) -> int:
+    """Estimate of the most memory that one sample's activations take at a time.
+
+    The nodes run in their order here, and a value is freed after the last one that reads it. What depends on weights
+    alone does not count.
+    """
+    inputs = [v.name for v in graph.inputs]
+    moving = graph.reachable_from(inputs).difference(inputs)
+    last = {name: place for place, node in enumerate(graph.nodes) for name in (*node.outputs, *node.reads)}
+    last |= dict.fromkeys((v.name for v in graph.outputs), len(graph.nodes))
+    sizes = {name: size_per_sample(graph.values.get(name), batch) for name in moving}
+    held, most, freed = 0, 0, [0] * (len(graph.nodes) + 1)
+    for name, size in sizes.items():
+        freed[last[name]] += size
+    for place, node in enumerate(graph.nodes):
+        held += sum(sizes[name] for name in node.outputs if name in sizes)
+        most = max(most, held)
+        held -= freed[place]
+    return most
+
+
+def copied_weights(graph: Graph) -> int:
+    """Bytes of the weights that ONNX Runtime lays out anew for its kernels on CPUs, once per node."""
+    moving = graph.reachable_from(v.name for v in graph.inputs)
+    read = [name for node in graph.nodes if node.op in _LAID_OUT for name in node.reads if name not in moving]
+    return sum(size_per_sample(graph.value(name), "") for name in read)

@@ -1,0 +1,1 @@
+"""Photos to arrays, and attributions to pictures."""

@@ -1,0 +1,1 @@
+"""A method and a canonical graph become a program: one graph for ONNX Runtime."""

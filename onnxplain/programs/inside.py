@@ -1,0 +1,85 @@
+"""A program inside of another graph: called at points that the graph makes, in loops over them or by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from onnxplain.distributions.baselines import Baseline, as_baseline
+from onnxplain.errors import OptionError
+from onnxplain.graph.emit import Emitter, Var, fits
+from onnxplain.graph.ir import Graph
+from onnxplain.programs.program import Program
+
+Step = Callable[[Emitter, Var, list[Var]], list[Var]]
+
+
+class Inside:
+    """A program, called from the graph that ``emitter`` writes.
+
+    Attributes
+    ----------
+    graph
+        The forward graph, which ``emitter`` holds.
+    target
+        Inputs of the program -> what is explained.
+    """
+
+    def __init__(self, graph: Graph, emitter: Emitter, program: Program, target: Mapping[str, Var]) -> None:
+        self.graph, self.emitter, self.program, self.target = graph, emitter, program, target
+
+    def baselines(self, baseline: Baseline) -> dict[str, Var]:
+        """The tensors at the baseline: itself, or what the model makes of it where it stands for an input."""
+        emitter, parts = self.emitter, self.program.slices
+        given = {part.name: baseline_of(emitter.var(part.name), baseline) for part in parts}
+        if all(part.direct for part in parts):
+            return given
+        front = self.program.front
+        assert front is not None
+        inner = [v.name for v in front.outputs]
+        inputs = {v.name: emitter.var(v.name) for v in self.graph.inputs}
+        full = {n: emitter.op("Expand", b, inputs[n].sizes(), known=inputs[n].shape) for n, b in given.items()}
+        found = dict(zip(inner, emitter.inline(front, {**inputs, **full}, inner), strict=True))
+        return {name: found[name] if name in found else given[name] for name in self.program.points}
+
+    def loop(self, trips: Var, initial: list[Var], step: Step) -> tuple[Var, ...]:
+        """An ONNX Loop whose state is ``initial``; ``step(body, index, state)`` writes one trip."""
+        body = Emitter(outer=self.emitter)
+        with body.within("step"):
+            index = body.input("index", "int64", ())
+            go_on = body.input("go_on", bool, ())
+            state = [body.input("state", v.dtype, v.shape) for v in initial]
+            results = [body.refine(r, s.shape) for r, s in zip(step(body, index, state), state, strict=True)]
+            names = [body.fresh(name) for name in ["go_on_out", *("state_out" for _ in results)]]
+        graph = body.graph([index, go_on, *state], dict(zip(names, [go_on, *results], strict=True)), "loop")
+        return self.emitter.ops(
+            "Loop",
+            trips,
+            self.emitter.const(np.array(True)),
+            *initial,
+            outputs=len(initial),
+            dtypes=[v.dtype for v in initial],
+            shapes=[v.shape for v in initial],
+            body=graph,
+        )
+
+    def __call__(self, body: Emitter, points: Mapping[str, Var], outputs: list[str]) -> list[Var]:
+        """The program's outputs at ``points``, in a loop body; its other inputs and its weights come from outside."""
+        program = self.program.graph.pruned(outputs)
+        given = {v.name: body.var(v.name) for v in program.inputs if v.name not in {**points, **self.target}}
+        target = {name: body.var(var.name) for name, var in self.target.items()}
+        return body.inline(program, {**given, **points, **target}, outputs)
+
+
+def baseline_of(x: Var, baseline: Baseline) -> Var:
+    """A baseline as a constant that broadcasts to x; one per sample makes no sense in a model for any input."""
+    array = as_baseline(baseline, x.dtype, x.name)
+    if not fits(array.shape, x.shape and (1, *x.shape[1:])):
+        raise OptionError(f"a baseline of shape {array.shape} does not fit one sample of the input {x}")
+    return x.emitter.const(array)
+
+
+def rows_of(per_sample: Var, x: Var, axis: int) -> Var:
+    """Numbers per sample, shaped to broadcast against x."""
+    return per_sample.reshape([-1 if a == axis else 1 for a in range(x.rank)])

@@ -1,0 +1,89 @@
+"""Root points: where the score is zero, next to the input; the simple Taylor decomposition expands the score there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from onnxplain.distributions.distribution import Line, Root
+from onnxplain.graph.axes import batch_axis
+from onnxplain.graph.emit import Emitter, Var, where
+from onnxplain.graph.ir import Graph
+from onnxplain.methods.method import Method
+from onnxplain.programs.inside import Inside, rows_of
+from onnxplain.programs.program import BASELINE_SCORE, Program, compile_program, gathered
+from onnxplain.questions import quantities
+from onnxplain.questions.question import Question
+
+
+def _rooted(graph: Graph, method: Method, root: Root, question: Question, model_outputs: bool) -> Program:
+    inner = compile_program(graph, replace(method, distribution=Line(1)), question)
+    emitter = Emitter(graph)
+    explained = emitter.var(question.explained)
+    target, *weights = asked = quantities.target_inputs(explained, question.axis, question.weighted)
+    selection = quantities.select(explained, target, question.axis, *weights)
+    results = [*inner.attributions.values(), inner.score, inner.resolved, BASELINE_SCORE]
+    final = {name: emitter.fresh(name) for name in results}
+    names = {inner.target: selection.target} | ({inner.weights: weights[0]} if inner.weights else {})
+    inside = Inside(graph, emitter, inner, names)
+    tensors = {name: emitter.var(name) for name in question.tensors}
+    axes = {name: batch_axis(graph, name) or 0 for name in tensors}
+    if root.search == "segment":
+        ways = {n: b - tensors[n] for n, b in inside.baselines(root.baseline).items()}
+    else:
+        slopes = dict(zip(tensors, inside(emitter, tensors, list(inner.cotangents.values())), strict=True))
+        squares = [(g * g).sum([a for a in range(g.rank) if a != axes[n]]) for n, g in slopes.items()]
+        steepness = squares[0]
+        for square in squares[1:]:
+            steepness = steepness + square
+        to_zero = selection.score / where(steepness.equal(0.0), 1.0, steepness)  # where the tangent is zero
+        ways = {n: g * rows_of(-to_zero, g, axes[n]) for n, g in slopes.items()}
+    distance = _search(root, inside, selection.score, tensors, ways, axes)
+    points = {n: x + rows_of(distance, x, axes[n]) * ways[n] for n, x in tensors.items()}
+    points = {n: emitter.refine(p, tensors[n].shape) for n, p in points.items()}
+    *found, there = inside(emitter, points, [*inner.cotangents.values(), inner.score])
+    arrived = {n: method.readout(ct, tensors[n], points[n]) for n, ct in zip(tensors, found, strict=True)}
+    attributions = gathered(graph, emitter, question, arrived)
+    outputs = {v.name: emitter.var(v.name) for v in graph.outputs} if model_outputs else {}
+    outputs |= {final[inner.attributions[n]]: a for n, a in attributions.items()}
+    outputs |= {final[inner.score]: selection.score, final[inner.resolved]: selection.target}
+    outputs[final[BASELINE_SCORE]] = there
+    inputs = [emitter.var(v.name) for v in graph.inputs]
+    written = emitter.graph([*inputs, *asked], outputs)
+    return replace(
+        inner,
+        graph=written,
+        attributions={name: final[output] for name, output in inner.attributions.items()},
+        cotangents={},
+        score=final[inner.score],
+        resolved=final[inner.resolved],
+        baseline_score=final[BASELINE_SCORE],
+        front=None,
+        back=None,
+    )
+
+
+def _search(
+    root: Root, inside: Inside, score: Var, x: dict[str, Var], ways: dict[str, Var], axes: dict[str, int]
+) -> Var:
+    """How far along the way the score is zero, per sample: by doubling until its sign changes, then by bisection.
+
+    On a segment, which ends at 1, nothing is doubled. Where the sign does not change, the end is as near as it gets.
+    """
+    emitter = inside.emitter
+    sign = emitter.op("Sign", score)
+
+    def step(body: Emitter, _: Var, state: list[Var]) -> list[Var]:
+        low, high, found = state
+        probe = where(found, (low + high) * 0.5, high)
+        points = {n: body.var(v.name) + rows_of(probe, v, axes[n]) * body.var(ways[n].name) for n, v in x.items()}
+        (value,) = inside(body, points, [inside.program.score])
+        beyond = value * body.var(sign.name) <= 0.0
+        further = high if root.search == "segment" else high * 2.0
+        near = where(beyond, low, probe)
+        return [near, where(found, where(beyond, probe, high), where(beyond, high, further)), found | beyond]
+
+    start = [score * 0.0, score * 0.0 + 1.0, emitter.op("IsNaN", score)]
+    low, high, found = inside.loop(emitter.const(np.array(root.steps)), start, step)
+    return where(found, (low + high) * 0.5, low)

@@ -1,0 +1,38 @@
+"""What is explained: one element of the output per sample, a weighted sum of some, or whether its labels stay."""
+
+from onnxplain.questions.quantities.derived import explained_value, op
+from onnxplain.questions.quantities.indices import Target, resolve, unravel
+from onnxplain.questions.quantities.objects import (
+    Channel,
+    Class,
+    Difference,
+    Expression,
+    LogProbability,
+    Neuron,
+    Output,
+    Probability,
+    Quantity,
+)
+from onnxplain.questions.quantities.selection import PREDICTED, TARGET, Selection, select, target_inputs
+
+__all__ = [
+    "PREDICTED",
+    "TARGET",
+    "Channel",
+    "Class",
+    "Difference",
+    "Expression",
+    "LogProbability",
+    "Neuron",
+    "Output",
+    "Probability",
+    "Quantity",
+    "Selection",
+    "Target",
+    "explained_value",
+    "op",
+    "resolve",
+    "select",
+    "target_inputs",
+    "unravel",
+]

@@ -1,0 +1,182 @@
+"""Quantities: what is explained, where that is not just one class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+from types import EllipsisType
+from typing import Any
+
+import numpy as np
+
+from onnxplain.errors import OptionError, TargetError, did_you_mean
+from onnxplain.graph.emit import Var
+from onnxplain.graph.ir import Value
+from onnxplain.questions.quantities.derived import Derived, Expressed, Greatest, LogProbabilities
+from onnxplain.questions.quantities.indices import Array, Names, Target, resolve
+
+Element = Target | tuple[int | slice | EllipsisType, ...]  # a target, or an index that may stand for several elements
+
+
+@dataclass(frozen=True, eq=False)
+class Quantity:
+    """A weighted sum of elements of one tensor; made by `Class` and the like, and by ``+``, ``-`` and ``*`` on these.
+
+    Attributes
+    ----------
+    terms
+        Pairs of a weight (a number, or one per sample) and an element (a target, see `Explainer.__call__`; in place of
+        an index, a slice stands for several elements along that axis, and ... for all axes that are left).
+    tensor
+        The tensor, if it is an internal one.
+    output
+        The model's output; None: the explainer's.
+    whole
+        Whether the indices cover all axes of the tensor, so that it belongs to one sample as a whole.
+    probability
+        Whether a final Softmax or Sigmoid is included; None: as the explainer says.
+    derived
+        What is calculated from the model's tensors first: the elements are those of what comes out.
+    """
+
+    terms: tuple[tuple[Any, Any], ...]
+    tensor: str | None = None
+    output: str | None = None
+    whole: bool = False
+    probability: bool | None = None
+    derived: Derived | None = None
+
+    def __add__(self, other: Quantity) -> Quantity:
+        if not isinstance(other, Quantity):
+            return NotImplemented
+        if self.place != other.place:
+            hint = "ox.Expression(lambda a, b: ..., 'one', 'other') adds up elements of several."
+            raise OptionError("a sum of quantities takes elements of one and the same tensor", hint)
+        return replace(self, terms=(*self.terms, *other.terms))
+
+    def __mul__(self, factor: Any) -> Quantity:
+        weight = np.asarray(factor)
+        if weight.dtype.kind not in "iuf" or weight.ndim > 1 or not np.isfinite(weight).all():
+            raise OptionError(f"the weight of a quantity is a number, or one per sample, not {factor!r}")
+        return replace(self, terms=tuple((w * weight, element) for w, element in self.terms))
+
+    __rmul__ = __mul__
+    __array_ufunc__ = None  # array * Quantity is Quantity.__rmul__
+
+    def __neg__(self) -> Quantity:
+        return self * -1
+
+    def __sub__(self, other: Quantity) -> Quantity:
+        return self + -other if isinstance(other, Quantity) else NotImplemented
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """Everything but the terms."""
+        return self.tensor, self.output, self.whole, self.probability, self.derived
+
+    def resolve(self, value: Value, axis: int | None, samples: int, names: Names = ()) -> tuple[Array, Array]:
+        """Positions in the flattened tensor and their weights, both of shape (samples, K).
+
+        Raises
+        ------
+        TargetError
+            No such element.
+        OptionError
+            The wrong number of weights.
+        """
+        positions, weights = [], []
+        for weight, element in self.terms:
+            if np.ndim(weight) and len(weight) != samples:
+                raise OptionError(f"{len(weight)} weights for {samples} samples; give one for all, or one each")
+            found = _positions(element, value, axis, samples, names)
+            positions.append(found)
+            weights.append(np.broadcast_to(np.asarray(weight, value.dtype).reshape(-1, 1), found.shape))
+        return np.concatenate(positions, axis=1), np.concatenate(weights, axis=1)
+
+
+def _positions(element: Any, value: Value, axis: int | None, samples: int, names: Names) -> Array:
+    """Positions of the elements that an index stands for, shape (samples, K)."""
+    if not value.is_float:
+        raise TargetError(f"'{value.name}' holds {value.dtype}, of which there is no weighted sum")
+    if not isinstance(element, tuple) or not any(isinstance(i, slice | EllipsisType) for i in element):
+        found = resolve(element, value, axis, samples, names)
+        assert found is not None
+        return found[:, None]
+    dims = [d for k, d in enumerate(value.shape or (None,)) if k != axis]
+    sizes = [d for d in dims if isinstance(d, int)]
+    if len(sizes) < len(dims):
+        raise TargetError(f"slices need known sizes, and there is {value}")
+    grid = np.arange(prod(sizes)).reshape(sizes)
+    try:
+        chosen = grid[element].ravel()
+    except IndexError as error:
+        raise TargetError(f"no element {element} in '{value.name}': {error}") from None
+    if not chosen.size:
+        raise TargetError(f"the index {element} of '{value.name}' holds no element")
+    return np.broadcast_to(chosen, (samples, chosen.size))
+
+
+def Class(target: Element = None) -> Quantity:
+    """The score of a class (None: the predicted one), or any element of the output by index, or several."""
+    return Quantity(((1.0, target),))
+
+
+def Difference(one: Element, other: Element) -> Quantity:
+    """Score of one class minus that of another: what makes it this rather than that."""
+    return Class(one) - Class(other)
+
+
+def Probability(target: Target = None) -> Quantity:
+    """The probability of a class: with the final Softmax or Sigmoid."""
+    return Quantity(((1.0, target),), probability=True)
+
+
+def LogProbability(target: Target = None) -> Quantity:
+    """The logarithm of a class's probability: less what raises all classes alike than their scores.
+
+    Calculated from the values before the final Softmax or Sigmoid. Where the model has neither, but scores of shape
+    (N, classes), the probabilities are those of a Softmax.
+    """
+    return Quantity(((1.0, target),), derived=LogProbabilities())
+
+
+def Expression(function: Callable[..., Var], *tensors: str, index: Target = None) -> Quantity:
+    """What a function makes of tensors of the model: it becomes part of the graph, and of exported explainers.
+
+    >>> def margin(scores):  # the highest score, less the mean of all
+    ...     return op("ReduceMax", scores, [1], keepdims=0) - op("ReduceMean", scores, [1], keepdims=0)
+    >>> quantity = Expression(margin)
+
+    Parameters
+    ----------
+    function
+        Gets a tensor for each name. Tensors know ``+ - * / **``, comparisons and abs, with numbers and arrays, too;
+        `onnxplain.op` writes any other operator. It returns a tensor whose first axis is the batch. Graphs are compiled
+        once for each function, so keep it for further calls.
+    tensors
+        Names of outputs, inputs or internal tensors; none: the explained output, as the explainer says.
+    index
+        Which element of what the function returns: see `Explainer.__call__`. A tensor of shape (N,) has only one;
+        None: the greatest.
+    """
+    return Quantity(((1.0, index),), derived=Expressed(function, tensors))
+
+
+def Output(name: str, index: int | tuple[int, ...]) -> Quantity:
+    """One element of a whole output, for outputs that are no row per sample; samples go one by one."""
+    return Quantity(((1.0, index),), output=name, whole=True)
+
+
+def Neuron(tensor: str, index: Element) -> Quantity:
+    """One element of an internal tensor, by its index without the batch axis; or several, by an index with slices."""
+    return Quantity(((1.0, index),), tensor=tensor)
+
+
+def Channel(tensor: str, channel: int, reduce: str = "sum") -> Quantity:
+    """A channel (axis 1) of an internal tensor of pictures, volumes or signals: its sum, or its max."""
+    if reduce == "max":
+        return Quantity(((1.0, 0),), derived=Greatest(tensor, channel))
+    if reduce != "sum":
+        raise OptionError(f"there is no reduction {reduce!r}", did_you_mean(str(reduce), ["sum", "max"]))
+    return Quantity(((1.0, (channel, ...)),), tensor=tensor)

@@ -1,0 +1,50 @@
+"""Trial runs of graphs, without explanations: what the canonizer and the compiler check their work with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxplain.graph.ir import Graph, Value
+from onnxplain.runtime import ort
+from onnxplain.storage.tensors import LARGE
+from onnxplain.storage.writer import to_proto
+
+Array = np.ndarray[Any, Any]
+
+
+class TrialError(Exception):
+    """A graph does not run."""
+
+
+def run(graph: Graph, batches: Iterable[Mapping[str, Array]]) -> list[list[Array]]:
+    """Run a graph several times; its large constants are fed as inputs, so that nothing copies them."""
+    large = {k: v for k, v in graph.constants.items() if v.nbytes > LARGE}
+    inputs = (*graph.inputs, *(Value(k, v.dtype, v.shape) for k, v in large.items()))
+    small = {k: v for k, v in graph.constants.items() if k not in large}
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    options.enable_mem_pattern = options.enable_mem_reuse = False  # planning takes time quadratic in the nodes
+    proto = to_proto(graph.replace(inputs=inputs, constants=small))
+    weights = {k: ort_value(v) for k, v in large.items()}
+    results = []
+    try:
+        session = ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
+        for feeds in batches:
+            values = {k: v if v.dtype == object else ort_value(v) for k, v in feeds.items()}  # object: strings
+            results.append(session.run(None, {**weights, **values}))
+    except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
+        raise TrialError(f"a trial run failed: {str(error).strip().splitlines()[0]}") from None
+    return results
+
+
+def ort_value(array: Array) -> ort.OrtValue:
+    """Wrap an array for ONNX Runtime, which needs to be told of dtypes that are not numpy's own."""
+    if array.dtype.kind != "V":
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    elem_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, elem_type)

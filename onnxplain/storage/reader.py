@@ -1,0 +1,329 @@
+"""Protobuf in: a model file, its bytes or a ModelProto become a `Source`, and a ModelProto becomes a `Graph`."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from io import BufferedIOBase, BytesIO
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+
+from onnxplain.errors import ModelError, UnsupportedModelError
+from onnxplain.graph.ir import Graph, Node, Shape, Value
+from onnxplain.storage import shared_weights
+from onnxplain.storage.digests import digest
+from onnxplain.storage.tensors import LARGE, is_external, is_plain, stub, take_out
+
+Weights = Mapping[str, np.ndarray[Any, Any]]
+
+OLDEST_OPSET, NEWEST_OPSET = 7, 26
+
+_PACKED = {v for k, v in onnx.TensorProto.DataType.items() if k.endswith(("INT4", "INT2", "E2M1"))}
+
+_HOLD_GRAPHS = {onnx.AttributeProto.UNDEFINED, onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
+
+_NOT_ONNX = {  # how files begin that are mistaken for ONNX models
+    b"PK\x03\x04": "a zip archive, perhaps a PyTorch or Keras model; export it to ONNX first",
+    b"\x89HDF": "an HDF5 file, perhaps a Keras model; convert it with tf2onnx first",
+    b"version https://git-lfs": "a Git LFS pointer, not the model; fetch it with 'git lfs pull'",
+    b"\x1f\x8b": "compressed with gzip; unpack it first",
+    b"<": "text with markup, perhaps the error page of a download",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed model.
+
+    Attributes
+    ----------
+    proto
+        The model with stubs in place of its large tensors; nobody changes it.
+    weights
+        The large tensors by name. Those from external files are mapped into memory, not read.
+    path
+        The file it came from, if any.
+    """
+
+    proto: onnx.ModelProto
+    weights: Weights
+    path: Path | None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The model's own metadata properties."""
+        return {p.key: p.value for p in self.proto.metadata_props}
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that was read."""
+        return digest(self.proto.SerializeToString(deterministic=True), dict(sorted(self.weights.items())))
+
+
+def read(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
+    """Parse a model and check what can be checked without running it.
+
+    Raises
+    ------
+    ModelError
+        Not an ONNX file, truncated, an opset out of range, or external data missing.
+    """
+    path: Path | None = None
+    file: BufferedIOBase
+    if isinstance(model, onnx.ModelProto):
+        file, what = BytesIO(model.SerializeToString()), "the ModelProto"
+    elif isinstance(model, bytes | bytearray | memoryview):
+        file, what = BytesIO(model), "the bytes"
+    else:
+        path = Path(model)
+        what = f"'{path}'"
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            raise ModelError(f"there is no file {what}") from None
+        except OSError as error:
+            raise ModelError(f"cannot read {what}: {error.strerror}") from None
+    with file:
+        proto, weights = _parse(file if file.seekable() else BytesIO(file.read()), what)
+    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=NEWEST_OPSET)
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise UnsupportedModelError(
+            f"{what} uses opset {opset}; supported are {OLDEST_OPSET} to {NEWEST_OPSET}",
+            "Convert it with onnx.version_converter.convert_version(model, 21).",
+        )
+    _load_external(proto, path, weights)
+    return Source(proto, weights, path)
+
+
+def _parse(file: BufferedIOBase, what: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
+    start = file.read(32)
+    if not start:
+        raise ModelError(f"{what} is not an ONNX model: it is empty", "Was it downloaded or copied completely?")
+    kind = next((kind for begin, kind in _NOT_ONNX.items() if start.startswith(begin)), None)
+    if start[4:8] == b"ORTM":
+        kind = "ONNX Runtime's own format; use the .onnx file it was made from"
+    if kind is not None:
+        raise ModelError(f"{what} is not an ONNX model: it is {kind}")
+    try:
+        proto, weights = take_out(file)
+    except (ValueError, DecodeError) as error:
+        size = file.seek(0, os.SEEK_END)
+        raise ModelError(
+            f"{what} is not an ONNX model, or is cut off: protobuf cannot parse its {size} bytes ({error})",
+            "Compare its size or checksum with the original.",
+        ) from None
+    if not proto.graph.node or not proto.opset_import:
+        missing = "nodes" if proto.opset_import else "operator set version"
+        raise ModelError(f"{what} is not an ONNX model: it has no {missing}", "Is it a file of another format?")
+    return proto, weights
+
+
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and all of its subgraphs."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type in _HOLD_GRAPHS:
+                for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                    yield from graphs_of(body)
+
+
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield all nodes of a graph and of its subgraphs."""
+    for part in graphs_of(graph):
+        yield from part.node
+
+
+def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield all tensors that a graph holds, in its nodes and in its subgraphs; first its own initializers."""
+    for part in graphs_of(graph):
+        yield from part.initializer
+    for node in nodes_of(graph):
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+
+
+def _load_external(model: onnx.ModelProto, path: Path | None, weights: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Fetch the tensors that lie in external files: large ones of the main graph into ``weights``, others in place.
+
+    The note about files with which an explainer shares its weights goes, once they prove to be what they were.
+    """
+    folder = path.parent if path else Path.cwd()
+    files: set[str] = set()
+    problems: dict[str, str] = {}
+    for position, tensor in enumerate(tensors_of(model.graph)):
+        main = position < len(model.graph.initializer)
+        if not is_external(tensor) or (main and tensor.name in weights):
+            continue
+        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+        try:
+            array = external_array(tensor, folder)
+        except ValueError as error:
+            problems[location] = str(error)
+            continue
+        files.add(location)
+        if main and array.nbytes > LARGE:
+            weights[tensor.name] = array
+            tensor.CopyFrom(stub(tensor.name, tensor.data_type, tensor.dims))
+        else:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
+    for note in [p for p in model.metadata_props if p.key == shared_weights.NOTE]:
+        problems |= dict.fromkeys(shared_weights.changed(note.value, files, folder), "changed since it was referred to")
+        model.metadata_props.remove(note)
+    if problems:
+        named = ", ".join(f"'{name}' ({why})" for name, why in problems.items())
+        raise ModelError(
+            f"the model keeps weights in external files that are not usable: {named}",
+            f"Put them into '{folder}', next to the model."
+            if path
+            else "Load the model from its path, next to its external files.",
+        )
+
+
+def external_array(tensor: onnx.TensorProto, folder: Path, mapped: bool = True) -> np.ndarray[Any, Any]:
+    """Map a tensor's data in its file in ``folder`` into memory, or read it; ValueError says what hinders that."""
+    entries = {e.key: e.value for e in tensor.external_data}
+    file = (folder / entries.get("location", "")).resolve()
+    if not file.is_relative_to(folder.resolve()):
+        raise ValueError("outside of the model's folder")
+    if not file.is_file():
+        raise ValueError("not found")
+    if tensor.data_type in _PACKED:
+        tensor = copy.deepcopy(tensor)
+        onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+        return onnx.numpy_helper.to_array(tensor)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    shape, offset = tuple(tensor.dims), int(entries.get("offset") or 0)
+    count = math.prod(shape)
+    size = count * dtype.itemsize
+    if int(entries.get("length") or size) != size:
+        raise ValueError(f"'{tensor.name}' has {entries['length']} bytes there instead of {size}")
+    if file.stat().st_size < offset + size:
+        raise ValueError("too short")
+    if not count:
+        return np.zeros(shape, dtype)
+    if mapped:
+        return np.memmap(file, dtype, "r", offset, shape)
+    return np.fromfile(file, dtype, count, offset=offset).reshape(shape)
+
+
+def read_optimized(path: Path, mapped: bool = True) -> Source:
+    """Read what ONNX Runtime has saved after its optimisations, with large tensors in a file next to it.
+
+    Parameters
+    ----------
+    mapped
+        Map that file into memory; else it is read.
+    """
+    proto = onnx.load(path, load_external_data=False)
+    weights = {}
+    for graph in graphs_of(proto.graph):
+        _drop_constant_nodes(graph)
+        for tensor in filter(is_external, graph.initializer):
+            array = external_array(tensor, path.parent, mapped)
+            if graph is proto.graph and is_plain(array.dtype):
+                weights[tensor.name] = array
+            else:  # bodies may use the same names
+                tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    return Source(proto, weights, path)
+
+
+def _drop_constant_nodes(graph: onnx.GraphProto) -> None:
+    """Drop the Constant nodes of bodies that ONNX Runtime has saved as initializers, too: it would not read that."""
+    names = {tensor.name for tensor in graph.initializer}
+    for node in [n for n in graph.node if n.op_type == "Constant" and n.output[0] in names]:
+        graph.node.remove(node)
+
+
+def to_graph(proto: onnx.ModelProto, weights: Weights = MappingProxyType({})) -> Graph:
+    """Convert a canonical ModelProto with inferred shapes to the IR; ``weights`` holds the data of its stubs.
+
+    Every attribute gets its default from the operator's schema, so code that looks at nodes need not know defaults.
+    """
+    versions = {o.domain: o.version for o in proto.opset_import}
+
+    def load(tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
+        return weights[tensor.name] if is_external(tensor) else onnx.numpy_helper.to_array(tensor)
+
+    return _graph(proto.graph, load, versions)
+
+
+def _graph(
+    graph: onnx.GraphProto, load: Callable[[onnx.TensorProto], np.ndarray[Any, Any]], versions: dict[str, int]
+) -> Graph:
+    constants = {t.name: load(t) for t in graph.initializer}
+    nodes = []
+    for proto in graph.node:
+        if proto.op_type == "Constant" and len(proto.attribute) == 1 and proto.attribute[0].HasField("t"):
+            constants[proto.output[0]] = load(proto.attribute[0].t)
+        else:
+            nodes.append(_node(proto, load, versions))
+    inputs = tuple(_value(v) for v in graph.input if v.name not in constants)
+    outputs = tuple(_value(v) for v in graph.output)
+    computed = {name for node in nodes for name in node.outputs} | {v.name for v in inputs}
+    values = {v.name: v for v in (*map(_value, graph.value_info), *outputs, *inputs) if v.name in computed}
+    return Graph(inputs, outputs, tuple(nodes), constants, values, graph.name or "graph")
+
+
+def _node(
+    proto: onnx.NodeProto, load: Callable[[onnx.TensorProto], np.ndarray[Any, Any]], versions: dict[str, int]
+) -> Node:
+    attrs = dict(_default_attributes(proto.op_type, proto.domain, versions.get(proto.domain, 1)))
+    for attribute in proto.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        if isinstance(value, onnx.TensorProto):
+            value = load(value)
+        elif isinstance(value, onnx.GraphProto):
+            value = _graph(value, load, versions)
+        else:
+            value = _plain(value)
+        if attribute.name in ("to", "dtype") and isinstance(value, int):
+            value = onnx.helper.tensor_dtype_to_np_dtype(value)
+        attrs[attribute.name] = value
+    outputs = list(proto.output)
+    while outputs and not outputs[-1]:
+        outputs.pop()
+    inputs = list(proto.input)
+    while inputs and not inputs[-1] and (proto.op_type, len(inputs)) != ("Loop", 2):  # of which a Loop needs two
+        inputs.pop()
+    return Node(proto.op_type, tuple(inputs), tuple(outputs), attrs, proto.name, proto.domain)
+
+
+def _default_attributes(op: str, domain: str, version: int) -> Iterator[tuple[str, Any]]:
+    if not onnx.defs.has(op, version, domain):
+        return
+    for name, attribute in onnx.defs.get_schema(op, version, domain).attributes.items():
+        default = attribute.default_value
+        if default.type:
+            yield name, _plain(onnx.helper.get_attribute_value(default))
+
+
+def _plain(value: Any) -> Any:
+    """Text as str, sequences as lists."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return [_plain(v) for v in value] if isinstance(value, Iterable) and not isinstance(value, str) else value
+
+
+def _value(info: onnx.ValueInfoProto) -> Value:
+    tensor = info.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else np.dtype(object)
+    return Value(info.name, dtype, shape_of(info))
+
+
+def shape_of(info: onnx.ValueInfoProto) -> Shape | None:
+    """Read the declared shape of a value."""
+    tensor = info.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim)

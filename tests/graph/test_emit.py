@@ -1,0 +1,425 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxplain.graph.emit import Emitter, Var, broadcast_shape, concat, fits, sum_to, where
+from onnxplain.graph.ir import Graph, Node, Shape, Value
+from onnxplain.storage.reader import to_graph
+from onnxplain.storage.writer import to_proto
+from tests.models import model
+from tests.reference import rng, run_ort
+
+X = np.array([[1, -2, 3], [4, 5, -6]], np.float32)
+
+
+def evaluate(write: Callable[..., Var], *arrays: Any, shapes: list[Shape | None] | None = None) -> np.ndarray:
+    """What ``write`` calculates for these arrays, in ONNX Runtime; ``shapes`` is what is known of them beforehand."""
+    emitter = Emitter()
+    arrays = tuple(np.asarray(a) for a in arrays)
+    shapes = shapes or [a.shape for a in arrays]
+    inputs = [emitter.input(f"x{i}", a.dtype, s) for i, (a, s) in enumerate(zip(arrays, shapes, strict=True))]
+    result = write(*inputs)
+    graph = emitter.graph(inputs, {"result": result})
+    array = run_ort(graph, {v.name: a for v, a in zip(inputs, arrays, strict=True)})["result"]
+    assert array.dtype == result.dtype
+    if result.shape is not None:
+        assert len(result.shape) == array.ndim
+        assert all(d == size for d, size in zip(result.shape, array.shape, strict=True) if isinstance(d, int))
+    return array
+
+
+def ops(emitter: Emitter) -> list[str]:
+    return [node.op for node in emitter.nodes]
+
+
+EXPRESSIONS: dict[str, Callable[[Any], Any]] = {
+    "add": lambda x: x + 2,
+    "radd": lambda x: 2 + x,
+    "sub": lambda x: x - 2,
+    "rsub": lambda x: 2 - x,
+    "mul": lambda x: x * x,
+    "rmul": lambda x: 3 * x,
+    "div": lambda x: x / 4,
+    "rdiv": lambda x: 4 / x,
+    "pow": lambda x: x**2,
+    "neg": lambda x: -x,
+    "abs": abs,
+    "greater": lambda x: x > 1,
+    "less": lambda x: x < 1,
+    "at_least": lambda x: x >= 1,
+    "at_most": lambda x: x <= 1,
+    "and": lambda x: (x > 0) & (x < 4),
+    "or": lambda x: (x < 0) | (x > 3),
+    "not": lambda x: ~(x > 1),
+    "array on the left": lambda x: np.ones(3, np.float32) - x,
+    "with itself": lambda x: (x + 1) * (x - 1) / (x * x + 1),
+}
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS.values(), ids=EXPRESSIONS)
+def test_operators_mean_what_they_mean_in_numpy(expression: Callable[[Any], Any]) -> None:
+    np.testing.assert_allclose(evaluate(expression, X), expression(X), rtol=1e-6)
+
+
+def test_other_operations() -> None:
+    np.testing.assert_array_equal(evaluate(lambda x: x.equal(4.0), X), X == 4)
+    np.testing.assert_array_equal(evaluate(lambda x: x.cast("int64"), X), X.astype(np.int64))
+    np.testing.assert_array_equal(evaluate(lambda x: x.mask(x > 0), X), np.maximum(X, 0))
+    np.testing.assert_array_equal(evaluate(lambda x: where(x > 0, x, 7.0), X), np.where(X > 0, X, 7))
+    np.testing.assert_array_equal(evaluate(lambda x: where(x > 0, 7.0, x), X), np.where(X > 0, 7, X))
+    np.testing.assert_array_equal(evaluate(lambda x: concat([x, x], axis=1), X), np.concatenate([X, X], axis=1))
+
+
+@pytest.mark.parametrize("shape", [(2, 3), ("n", 3), (None, None)])
+@pytest.mark.parametrize("axes", [None, [0], [1], [-1], [0, 1], []])
+@pytest.mark.parametrize("keepdims", [True, False])
+def test_sum(axes: list[int] | None, keepdims: bool, shape: Shape) -> None:
+    result = evaluate(lambda x: x.sum(axes, keepdims), X, shapes=[shape])
+    expected = X if axes == [] else X.sum(axis=None if axes is None else tuple(axes), keepdims=keepdims)
+    np.testing.assert_allclose(result, expected)
+
+
+def test_shapes_that_are_read_at_run_time() -> None:
+    for shape in [(2, 3), ("n", 3), (None, None), None]:
+        known: list[Shape | None] = [shape]
+        np.testing.assert_array_equal(evaluate(lambda x: x.sizes(), X, shapes=known), [2, 3])
+        np.testing.assert_array_equal(evaluate(lambda x: x.sizes(1), X, shapes=known), [3])
+        np.testing.assert_array_equal(evaluate(lambda x: x.reshape([3, -1]), X, shapes=known), X.reshape(3, 2))
+        flat = np.arange(6, dtype=np.float32)
+        np.testing.assert_array_equal(
+            evaluate(lambda f, x: f.reshape_like(x), flat, X, shapes=[(6,), shape]), flat.reshape(2, 3)
+        )
+    np.testing.assert_array_equal(evaluate(lambda x: x.size(-1), X, shapes=[("n", "m")]), [3])
+
+
+def test_known_sizes_are_constants() -> None:
+    emitter = Emitter()
+    x = emitter.input("x", "float32", ("n", 3, 4))
+    assert x.sizes(1).value is not None
+    assert (x.size(1) * x.size(2) - x.size(1)).value == 9
+    assert ops(emitter) == []
+    assert x.sizes().value is None
+    assert ops(emitter) == ["Shape"]
+    assert concat([x.size(1), x.size(2)]).value is not None
+
+
+def test_transpose() -> None:
+    emitter = Emitter()
+    x = emitter.input("x", "float32", ("n", 3))
+    assert x.transpose([0, 1]) is x
+    assert x.transpose([1, 0]).shape == (3, "n")
+    np.testing.assert_array_equal(evaluate(lambda v: v.transpose([1, 0]), X), X.T)
+
+
+def test_cast_to_the_same_type_writes_nothing() -> None:
+    emitter = Emitter()
+    x = emitter.input("x", "float32", (2,))
+    assert x.cast(np.float32) is x
+    assert x.cast("float64").dtype == np.float64
+
+
+BOUNDS = (0, 6, 0.5, -1, 127, -128, 0.1, -3e-5, 1e-19, 1e-30, 2.0**20, 1e25, 3e38, np.inf, -np.inf)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # to float16, where large bounds are infinite
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_steps_are_as_steep_as_comparisons(bound: float, dtype: str) -> None:
+    """At the bound, one number above and below it, and far away."""
+    at, ends = np.asarray(bound, np.float64).astype(dtype), np.finfo(dtype)
+    nearest = [np.nextafter(at, at.dtype.type(end)) for end in (np.inf, -np.inf)] if bound else [ends.tiny, -ends.tiny]
+    x = np.array([at, *nearest, 0, ends.max, ends.min, np.inf, -np.inf], dtype)
+    np.testing.assert_array_equal(evaluate(lambda x: x.above(bound), x), (x > at).astype(dtype))
+    np.testing.assert_array_equal(evaluate(lambda x: x.below(x.like(bound)), x), (x < at).astype(dtype))
+
+
+def test_steps_take_one_pass() -> None:
+    emitter = Emitter()
+    x, bounds = emitter.input("x", "float32", (2,)), emitter.const(np.array([1, 2], np.float32))
+    assert x.above().shape == x.below(bounds).shape == (2,)
+    assert ops(emitter) == ["HardSigmoid", "Less", "Cast"]
+
+
+def test_asking_for_an_unknown_rank_is_an_error() -> None:
+    with pytest.raises(AssertionError, match="rank of x"):
+        _ = Emitter().input("x", "float32", None).rank
+
+
+# Equal things are written once.
+
+
+def test_equal_nodes_are_written_once() -> None:
+    emitter = Emitter()
+    x = emitter.input("x", "float32", (2, 3))
+    assert (x + 1).name == (x + 1.0).name
+    assert (x - 1).name != (1 - x).name
+    assert emitter.op("Softmax", x, axis=1).name != emitter.op("Softmax", x, axis=0).name
+    assert emitter.op("Clip", x).name == emitter.op("Clip", x, None, None).name
+    assert ops(emitter) == ["Add", "Sub", "Sub", "Softmax", "Softmax", "Clip"]
+
+
+def test_nodes_of_the_graph_are_used_again() -> None:
+    graph = to_graph(inferred("m (float[N,2] x) => (float[N,2] y) { h = Relu(x)  y = Mul(h, h) }"))
+    emitter = Emitter(graph)
+    x = emitter.var("x")
+    assert emitter.op("Relu", x).name == "h"
+    assert (emitter.var("h") * emitter.var("h")).name == "y"
+    assert len(emitter.nodes) == 2
+
+
+def test_equal_constants_are_kept_once() -> None:
+    emitter = Emitter()
+    names = [emitter.const(np.float32(0)), emitter.const(np.zeros((), np.float32)), emitter.const(0.0)]
+    assert names[0].name == names[1].name != names[2].name  # the last is a float64
+    assert emitter.const(np.float32(-0.0)).name != names[0].name
+    assert emitter.const(np.zeros(1, np.float32)).name != names[0].name
+    assert emitter.ints([1, 2]).name == emitter.const(np.array([1, 2])).name
+    large = np.zeros(5000, np.float32)
+    assert emitter.const(large).name != emitter.const(large).name  # comparing those would cost more than it saves
+
+
+def test_arrays_among_attributes_are_compared_by_content() -> None:
+    emitter = Emitter()
+    shape = emitter.ints([2])
+    filled = [emitter.op("ConstantOfShape", shape, dtype="float32", value=np.array([v], np.float32)) for v in (1, 1, 2)]
+    assert filled[0].name == filled[1].name != filled[2].name
+
+
+# Names.
+
+
+def inferred(text: str, **weights: np.ndarray) -> onnx.ModelProto:
+    return onnx.shape_inference.infer_shapes(model(text, **weights), data_prop=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "asked"), [((2, 3), False), (("N", 3), False), (("N", "M"), True), (("N", 0), True), (None, True)]
+)
+def test_reshape_like_asks_for_sizes_only_where_it_must(shape: Shape | None, asked: bool) -> None:
+    like = np.zeros((2, 0) if shape == ("N", 0) else (2, 3), np.float32)
+    emitter = Emitter()
+    emitter.input("x", "float32", (None,)).reshape_like(emitter.input("like", "float32", shape))
+    assert ("Shape" in ops(emitter)) == asked
+    flat = np.arange(like.size, dtype=np.float32)
+    found = evaluate(lambda x, y: x.reshape_like(y), flat, like, shapes=[(None,), shape])
+    np.testing.assert_array_equal(found, flat.reshape(like.shape))
+
+
+def test_fresh_names_avoid_everything_there_is() -> None:
+    graph = to_graph(
+        inferred("m (float[N,2] Add) => (float[N,2] y) { const = Relu(Add)  y = Mul(const, Add_1) }", Add_1=X)
+    )
+    emitter = Emitter(graph)
+    names = [emitter.fresh("Add") for _ in range(3)]
+    assert len({*names, "Add", "Add_1", "const", "y"}) == 7
+    assert emitter.const(np.float32(1)).name not in ("const", "Add", "Add_1", "y")
+    assert emitter.input("Add", "float32", ()).name not in (*names, "Add", "Add_1")
+
+
+def test_names_inside_subgraphs_are_taken() -> None:
+    then = Graph((), (Value("Add", np.dtype("f4"), ()),), (Node("Neg", ("x",), ("Add",)),), {"const": X}, {})
+    node = Node("If", ("c",), ("y",), {"then_branch": then})
+    emitter = Emitter(Graph((), (), (node,), {}, {}))
+    assert emitter.fresh("Add") != "Add"
+    assert emitter.const(X).name != "const"
+    assert emitter.fresh("y") != "y"
+
+
+def test_scopes_lead_names_but_not_those_of_constants() -> None:
+    emitter = Emitter()
+    x = emitter.input("x", "float32", ())
+    with emitter.within("conv1/backward"):
+        assert (x * 2).name == "conv1/backward/Mul"
+        assert emitter.const(np.float32(5)).name.startswith("const")
+    assert (x * 3).name == "Mul"
+
+
+def test_bodies_share_the_register_of_names() -> None:
+    emitter = Emitter()
+    x = emitter.input("x", "float32", (2,))
+    body = Emitter(outer=emitter)
+    inner = Emitter(outer=body)
+    names = [x + 1, body.var("x") + 1, inner.var("x") + 1, emitter.op("Add", x, x)]
+    constants = [e.const(np.float32(7)) for e in (emitter, body, inner)]
+    assert len({v.name for v in (*names, *constants)}) == 7
+    assert inner.var("x").shape == (2,)
+
+
+def test_bodies_avoid_the_names_of_the_graph_around_them() -> None:
+    graph = to_graph(inferred("m (float[N,2] state) => (float[N,2] y) { Add = Relu(state)  y = Neg(Add) }"))
+    body = Emitter(outer=Emitter(graph))
+    state = body.input("state", "float32", ("N", 2))
+    assert state.name != "state"
+    assert (state + 1).name != "Add"
+
+
+# Shapes.
+
+SHAPES: list[tuple[list[Shape | None], Shape | None]] = [
+    ([(2, 3), (2, 3)], (2, 3)),
+    ([(2, 1), (1, 3)], (2, 3)),
+    ([("n", 3), (3,)], ("n", 3)),
+    ([("n", 3), ()], ("n", 3)),
+    ([("n", 3), (1, 1)], ("n", 3)),
+    ([("n",), (5,)], (5,)),  # n is 5, or 1
+    ([("n",), ("m",)], (None,)),
+    ([(None, 3), ("n", 1)], (None, 3)),
+    ([(2,), None], None),
+    ([(0,), (1,)], (0,)),
+    ([], ()),
+]
+
+
+@pytest.mark.parametrize(("shapes", "expected"), SHAPES)
+def test_broadcast_shape(shapes: list[Shape | None], expected: Shape | None) -> None:
+    assert broadcast_shape(*shapes) == expected
+    assert broadcast_shape(*reversed(shapes)) == expected
+
+
+UNBROADCAST = [
+    ((2, 3), (2, 3)),
+    ((4, 2, 3), (2, 3)),
+    ((4, 2, 3), (1, 3)),
+    ((4, 2, 3), ()),
+    ((4, 2, 3), (4, 1, 3)),
+    ((2, 3), (1, 1)),
+    ((2, 3), (3,)),
+    ((1, 3), (1, 3)),
+]
+
+
+@pytest.mark.parametrize("known", ["sizes", "names", "nothing", "batch"])
+@pytest.mark.parametrize(("result", "operand"), UNBROADCAST)
+def test_sum_to_undoes_a_broadcast(result: tuple[int, ...], operand: tuple[int, ...], known: str) -> None:
+    ct = rng().normal(size=result).astype(np.float32)
+    x = np.zeros(operand, np.float32)
+    shapes: dict[str, tuple[Shape, Shape]] = {
+        "sizes": (result, operand),
+        "names": (tuple(f"r{i}" for i in range(len(result))), tuple(f"o{i}" for i in range(len(operand)))),
+        "nothing": ((None,) * len(result), (None,) * len(operand)),
+        "batch": (("n", *result[1:]), operand),
+    }
+    summed = evaluate(lambda ct, x: sum_to(ct, shapes[known][0], x), ct, x, shapes=list(shapes[known]))
+    kept = tuple(i for i, size in enumerate((1,) * (len(result) - len(operand)) + operand) if size == 1)
+    np.testing.assert_allclose(summed, ct.sum(axis=kept, keepdims=True).reshape(operand), rtol=1e-5)
+
+
+def test_sum_to_writes_nothing_where_nothing_was_broadcast() -> None:
+    emitter = Emitter()
+    ct, x = (emitter.input(name, "float32", ("n", 3)) for name in ("ct", "x"))
+    assert sum_to(ct, ct.shape, x) is ct
+
+
+@pytest.mark.parametrize(
+    ("shape", "onto", "answer"),
+    [
+        ((), (2, 3), True),
+        ((3,), (2, 3), True),
+        ((1, 3), (2, 3), True),
+        ((2,), (2, 3), False),
+        ((1, 2, 3), (2, 3), False),
+        ((5,), (2, "n"), True),
+        ((5, 1), (2, None), False),
+        ((5,), None, True),
+    ],
+)
+def test_fits(shape: tuple[int, ...], onto: Shape | None, answer: bool) -> None:
+    assert fits(shape, onto) is answer
+
+
+def test_refine() -> None:
+    emitter = Emitter()
+    x = emitter.input("x", "float32", None)
+    assert emitter.refine(x, (2, 3)).shape == (2, 3)
+    assert emitter.var("x").static_shape == (2, 3)
+
+
+# Whole graphs.
+
+
+def test_graph_drops_what_nobody_needs_and_gives_the_names_asked_for() -> None:
+    emitter = Emitter()
+    x = emitter.input("x", "float32", (2, 3))
+    y = x * 2
+    _ = x / 5
+    graph = emitter.graph([x], {"y": y, "same": y, y.name: y, "given": x})
+    assert sorted(n.op for n in graph.nodes) == ["Identity", "Identity", "Identity", "Mul"]
+    assert len(graph.constants) == 1
+    results = run_ort(graph, {"x": X})
+    assert list(results) == ["y", "same", "Mul", "given"]
+    for name in ("y", "same", "Mul"):
+        np.testing.assert_array_equal(results[name], 2 * X)
+
+
+def test_inline_renames_and_shares() -> None:
+    table = rng().normal(size=(3, 3)).astype(np.float32)
+    text = "m (float[N,3] x) => (float[N,3] y) { [stem] h = MatMul(x, w)  y = Add(h, b) }"
+    graph = to_graph(inferred(text, w=table, b=X[:1]))  # ONNX Runtime accepts no two nodes of one name
+    emitter = Emitter(graph.pruned(["h"]))  # has x, h and the very array of w, but not b
+    given = emitter.var("h") * 2
+    (y,) = emitter.inline(graph, {"x": given}, ["y"])
+    result = emitter.graph([emitter.var("x")], {"h": emitter.var("h"), "result": y})
+    assert sum(array is graph.constants["w"] for array in result.constants.values()) == 1
+    assert [n.name for n in result.nodes].count("stem") == 1
+    onnx.checker.check_model(to_proto(result), full_check=True)
+    arrays = run_ort(result, {"x": X})
+    np.testing.assert_allclose(arrays["result"], 2 * (X @ table) @ table + X[:1], rtol=1e-4)
+
+
+BRANCH = """m (float[2,3] x) => (float[2,3] y) {
+    h = Relu(x)
+    total = ReduceSum<keepdims=0>(x)
+    zero = Constant<value_float=0.0>()
+    up = Greater(total, zero)
+    y = If(up) <
+        then_branch = rise () => (float[2,3] t) { k = Neg(h)  t = Mul(k, s) },
+        else_branch = fall () => (float[2,3] e) { e = Identity(h) }
+    >
+}"""
+
+
+def test_inline_renames_inside_subgraphs_too() -> None:
+    graph = to_graph(inferred(BRANCH, s=np.float32(3)))
+    emitter = Emitter()
+    taken = emitter.input("k", "float32", (2, 3))  # a name that a branch uses inside
+    (first,) = emitter.inline(graph, {"x": taken}, ["y"])
+    (second,) = emitter.inline(graph, {"x": first}, ["y"])
+    result = emitter.graph([taken], {"first": first, "second": second})
+    onnx.checker.check_model(to_proto(result), full_check=True)
+    arrays = run_ort(result, {"k": X})
+    branch = lambda x: -3 * np.maximum(x, 0) if x.sum() > 0 else np.maximum(x, 0)
+    np.testing.assert_array_equal(arrays["first"], branch(X))
+    np.testing.assert_array_equal(arrays["second"], branch(branch(X)))
+
+
+def test_a_loop_body_reads_values_and_constants_from_outside() -> None:
+    emitter = Emitter()
+    x = emitter.input("x", "float32", ("n", 3))
+    doubled = x * 2
+    body = Emitter(outer=emitter)
+    index, go_on = body.input("index", "int64", ()), body.input("go_on", bool, ())
+    state = body.input("state", "float32", ("n", 3))
+    result = state + body.var(doubled.name) * 0.5 + 1
+    inside = body.graph([index, go_on, state], {"go_on_out": go_on, "state_out": result}, "body")
+    assert inside.captured == (doubled.name,)
+    (y,) = emitter.ops(
+        "Loop", emitter.const(np.array(3)), None, x, outputs=1, dtypes=[x.dtype], shapes=[x.shape], body=inside
+    )
+    graph = emitter.graph([x], {"y": y})
+    onnx.checker.check_model(to_proto(graph), full_check=True)
+    np.testing.assert_array_equal(run_ort(graph, {"x": X})["y"], X + 3 * (X + 1))
+
+
+def test_missing_inputs_keep_their_place() -> None:
+    emitter = Emitter()
+    x = emitter.input("x", "float32", (2, 3))
+    low, high = emitter.op("Clip", x, x.like(0), None), emitter.op("Clip", x, None, x.like(2))
+    assert [n.inputs[1:] for n in emitter.nodes] == [("const",), ("", "const_1")]
+    arrays = run_ort(emitter.graph([x], {"low": low, "high": high}), {"x": X})
+    np.testing.assert_array_equal(arrays["high"], np.minimum(X, 2))
+    np.testing.assert_array_equal(arrays["low"], np.maximum(X, 0))

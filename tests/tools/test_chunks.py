@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools import chunks
+
+DIGITS = Path(__file__).parents[2] / "models" / "digits_cnn.onnx"
+
+
+def test_every_size_is_measured() -> None:
+    found = chunks.seconds(DIGITS, "gradient", [1, 3], budget=0)
+    assert found.keys() == {1, 3}
+    assert min(found.values()) > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+def test_the_estimate_is_that_of_one_sample() -> None:
+    estimate, _ = chunks.peaks(DIGITS, "gradient")
+    assert 1e3 < estimate < 1e6  # pictures of 8 x 8
