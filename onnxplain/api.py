@@ -16,7 +16,7 @@ from onnxplain.canonize import Canonical, prepare
 from onnxplain.canonize.cache import key
 from onnxplain.errors import OptionError
 from onnxplain.execution import kept
-from onnxplain.execution.requests import Asked, Request, joined, separated
+from onnxplain.execution.requests import Request, Specialization, joined, separated
 from onnxplain.export import explainer as export
 from onnxplain.graph.axes import batch_axes
 from onnxplain.methods import table as methods
@@ -31,7 +31,7 @@ from onnxplain.questions.question import Question, ask, extended
 from onnxplain.result import Attribution, Single
 from onnxplain.runtime.batching import DEFAULT_MEMORY, parse_memory
 from onnxplain.runtime.device import Given, Tensor
-from onnxplain.runtime.providers import Choice, Provider, choose
+from onnxplain.runtime.providers import Provider, ProviderChoice, choose
 from onnxplain.runtime.recent import Recent
 from onnxplain.storage import atomic, shared_weights, writer
 
@@ -39,11 +39,11 @@ Array = np.ndarray[Any, Any]
 Inputs = Any  # an ndarray, what implements DLPack, or a mapping of input name -> such
 
 
-def _asked(sizes: Mapping[str, int] | None = None, target: Target | Quantity = None) -> Asked:
+def _asked(sizes: Mapping[str, int] | None = None, target: Target | Quantity = None) -> Specialization:
     return tuple(sorted((sizes or {}).items())), target.place if isinstance(target, Quantity) else None
 
 
-def _resolved(target: Target | Quantity, canonical: Canonical, question: Question, samples: int) -> export.Asked:
+def _resolved(target: Target | Quantity, canonical: Canonical, question: Question, samples: int) -> export.FixedTarget:
     value, names = canonical.graph.value(question.explained), canonical.labels.get(question.output, ())
     if isinstance(target, Quantity):
         return target.resolve(value, question.axis, samples, names)
@@ -57,7 +57,7 @@ def _fed(request: Request, runner: execution.Runner) -> dict[str, Array]:
 
 
 @dataclass(frozen=True)
-class Call:
+class PreparedBatch:
     """A checked batch: what was asked for, the runner that answers it, and what it takes (see `execution.run`).
 
     Attributes
@@ -66,7 +66,7 @@ class Call:
         Inputs besides the feeds: those that lie where the runner calculates, if the method can leave them there.
     """
 
-    asked: Asked
+    asked: Specialization
     runner: execution.Runner
     feeds: dict[str, Array]
     target: Array | None
@@ -127,7 +127,7 @@ class Explainer:
     ) -> None:
         self.method: Method = methods.make(method, options)
         self.memory = parse_memory(memory)
-        self.providers: Choice = choose(providers)
+        self.providers: ProviderChoice = choose(providers)
         self.model = load(model)
         walks = self.method.composite is not None or self.method.cam is not None
         self._at = at
@@ -192,7 +192,7 @@ class Explainer:
         (result,) = self.answer([request], progress)
         return result
 
-    def prepare(self, x: Inputs, target: Target | Quantity = None) -> Call:
+    def prepare(self, x: Inputs, target: Target | Quantity = None) -> PreparedBatch:
         """Check a batch and compile what it needs, short of running it; for what runs a method in its own way.
 
         Parameters
@@ -226,16 +226,18 @@ class Explainer:
         answers = separated(self._run(call, progress), requests, slices)
         return [self._result(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
-    def _call(self, request: Request) -> Call:
+    def _call(self, request: Request) -> PreparedBatch:
         runner = self._runner(request.asked)
         feeds, tensors = _fed(request, runner), request.tensors
         if not execution.stays(runner, self.method):
             copies, tensors = {name: tensor.numpy() for name, tensor in tensors.items()}, {}
             checks.check_finite(copies, self.model.inputs, self.model.takes_nan)
             feeds |= copies
-        return Call(request.asked, runner, feeds, request.target, tensors)
+        return PreparedBatch(request.asked, runner, feeds, request.target, tensors)
 
-    def _run(self, call: Call, progress: Callable[[int, int], None] | None, device: bool = False) -> execution.Answer:
+    def _run(
+        self, call: PreparedBatch, progress: Callable[[int, int], None] | None, device: bool = False
+    ) -> execution.Answer:
         if device and not execution.stays(call.runner, self.method):
             what = f"{self.method.name} looks at several points, and adds up on the host"
             raise OptionError(what, "Leave device= out.")
@@ -317,7 +319,7 @@ class Explainer:
     def _axes(self) -> dict[str, int]:
         return batch_axes(self.model.inputs)
 
-    def _resolve(self, asked: Asked) -> tuple[Canonical, Question]:
+    def _resolve(self, asked: Specialization) -> tuple[Canonical, Question]:
         sizes, place = asked
         canonical = self.model.canonical(dict(sizes))
         graph, quantity = self._extend(canonical.graph, None if place is None else Quantity((), *place))
@@ -339,13 +341,13 @@ class Explainer:
         copies = {name: tensor.numpy() for name, tensor in request.tensors.items()}
         return execution.traced(runner, lines, {**_fed(request, runner), **copies}, target)
 
-    def _compile(self, asked: Asked, traced: bool = False) -> execution.Runner:
+    def _compile(self, asked: Specialization, traced: bool = False) -> execution.Runner:
         canonical, question = self._question(asked)
         compiled = partial(compile_method, canonical.graph, self.method, question, traced=traced)
         entry, setting = None if traced else self._entry(asked), self._setting(canonical)
         return kept.load(entry, compiled, question, setting) if entry else execution.Runner.load(compiled(), setting)
 
-    def _entry(self, asked: Asked) -> Path | None:
+    def _entry(self, asked: Specialization) -> Path | None:
         """Where the runner is kept, if it is."""
         canonical, question = self._question(asked)
         if self.model.cache is None:

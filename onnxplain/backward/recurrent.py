@@ -41,7 +41,7 @@ FUNCTIONS: Mapping[str, Mapping[str, float]] = {
 _DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 _GATES = {"LSTM": 3, "GRU": 2, "RNN": 0}
 
-Step = Callable[[Sequence[Var], Sequence[Var]], list[Var]]  # (states, what x gives each layer) -> the states after
+CellStep = Callable[[Sequence[Var], Sequence[Var]], list[Var]]  # (states, what x gives each layer) -> the states after
 
 
 def written_out(graph: Graph, tensors: Sequence[str], explained: Sequence[str]) -> Graph:
@@ -224,7 +224,7 @@ def _run(way: _Way, op: str) -> tuple[Var, ...]:
     return steps, *last
 
 
-def _rnn(way: _Way) -> Step:
+def _rnn(way: _Way) -> CellStep:
     (f,) = way.functions
     (linear,) = (partial(_affine, *layer) for layer in way.by_h)
 
@@ -235,7 +235,7 @@ def _rnn(way: _Way) -> Step:
     return step
 
 
-def _gru(way: _Way) -> Step:
+def _gru(way: _Way) -> CellStep:
     f, g = way.functions
     zr, n = (partial(_affine, *layer) for layer in way.by_h)
     reset_last = way.call.attrs["linear_before_reset"]
@@ -249,7 +249,7 @@ def _gru(way: _Way) -> Step:
     return step
 
 
-def _lstm(way: _Way) -> Step:
+def _lstm(way: _Way) -> CellStep:
     gate, new, out = way.functions
     out = replace(out, clip=0.0)  # only the inputs of gates are clipped
     iof, n = (partial(_affine, *layer) for layer in way.by_h)
@@ -267,4 +267,4 @@ def _lstm(way: _Way) -> Step:
     return step
 
 
-_STEPS: Mapping[str, Callable[[_Way], Step]] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
+_STEPS: Mapping[str, Callable[[_Way], CellStep]] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from onnxplain.backward.control import CONTROL, ControlCall, Path, active_outputs
+from onnxplain.backward.control import CONTROL, ControlCall, WalkPlan, active_outputs
 from onnxplain.errors import UnsupportedModelError, UnsupportedOperatorError
 from onnxplain.graph.emit import Emitter, Var, sum_to
 from onnxplain.graph.ir import Graph
@@ -105,9 +105,9 @@ def plan(graph: Graph, emitter: Emitter, outputs: Iterable[str], wanted: Iterabl
     return path.calls
 
 
-def _path(graph: Graph, emitter: Emitter, outputs: Iterable[str], wanted: Iterable[str]) -> Path:
+def _path(graph: Graph, emitter: Emitter, outputs: Iterable[str], wanted: Iterable[str]) -> WalkPlan:
     active = active_values(graph, wanted)
-    path = Path(needed=set(outputs))
+    path = WalkPlan(needed=set(outputs))
     for node in reversed(graph.nodes):
         used = active.intersection(node.outputs, path.needed)
         if not used or active.isdisjoint(node.reads):
@@ -118,7 +118,7 @@ def _path(graph: Graph, emitter: Emitter, outputs: Iterable[str], wanted: Iterab
             continue
         tensors = [tuple(emitter.var(n) if n else None for n in names) for names in (node.operands, node.outputs)]
         call = Call(emitter, node, tensors[0], tensors[1], tuple(n in active for n in node.operands))
-        inside = Path(needed=active.intersection(node.reads))
+        inside = WalkPlan(needed=active.intersection(node.reads))
         if node.op in CONTROL:
             call, inside = CONTROL[node.op](call, used, active, _path, active_values)
         path.calls.append(call)

@@ -55,8 +55,8 @@ def canonize(source: Source, sizes: Mapping[str, int] | None = None, folder: Pat
 def _canonize(source: Source, sizes: Mapping[str, int]) -> Canonical:
     prepared = prepare.prepare(source, sizes)
     changes = list(prepared.changes)
-    hints = expand.types(fold.Light(prepared.model, prepared.weights))
-    light = fold.Light(opset.raise_opset(prepared.model, changes), prepared.weights)
+    hints = expand.types(fold.StubbedModel(prepared.model, prepared.weights))
+    light = fold.StubbedModel(opset.raise_opset(prepared.model, changes), prepared.weights)
     before = len(light.proto.graph.node)
     light = expand.expand(light, hints, changes)
     light = decide.decided(light, {v.name: v.shape for v in prepare.named_inputs(source.proto)}, changes)

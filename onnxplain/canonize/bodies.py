@@ -12,7 +12,7 @@ from dataclasses import replace
 from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph, Node, Value
 from onnxplain.graph.scan import write_loop
-from onnxplain.storage.tensors import LARGE
+from onnxplain.storage.tensors import LARGE_TENSOR
 
 
 def tidied(graph: Graph) -> Graph:
@@ -46,7 +46,7 @@ def _body(graph: Graph, around: Mapping[str, str], outer: Emitter, main: Emitter
         return [replace(v, name=names.get(v.name, v.name)) for v in values]
 
     constants = {names[name]: array for name, array in graph.constants.items()}
-    large = {name for name, array in constants.items() if array.nbytes > LARGE}
+    large = {name for name, array in constants.items() if array.nbytes > LARGE_TENSOR}
     main.constants.update({name: constants.pop(name) for name in large})
     values = {v.name: v for v in renamed(v for v in graph.values.values() if v.name in own)}
     inner = Emitter(Graph((), (), (), constants, values), outer)

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx.helper import get_attribute_value, make_node, tensor_dtype_to_np_dtype
 
-from onnxplain.canonize.fold import Light, fold, unfoldable
+from onnxplain.canonize.fold import StubbedModel, fold, unfoldable
 from onnxplain.canonize.shapes import declare, forget_shapes, inferred
 from onnxplain.graph.ir import Shape
 from onnxplain.storage.reader import graphs_of, nodes_of, shape_of
@@ -50,7 +50,7 @@ _MOVES: Mapping[str, Callable[..., Any]] = {  # (attributes, inputs) -> output; 
 }
 
 
-def decided(model: Light, free: Mapping[str, Shape | None], changes: list[str]) -> Light:
+def decided(model: StubbedModel, free: Mapping[str, Shape | None], changes: list[str]) -> StubbedModel:
     """Decide what can be decided in a model of opset 21.
 
     ``free`` are the shapes of its inputs before sizes were given to them: ONNX Runtime, which first folds what the
@@ -68,16 +68,16 @@ def decided(model: Light, free: Mapping[str, Shape | None], changes: list[str]) 
     if (left := _count(proto)) < count:
         changes.append(f"decided by the shapes of tensors: {count - left} of {count} If nodes")
     forget_shapes(proto.graph)
-    return Light(proto, model.weights)
+    return StubbedModel(proto, model.weights)
 
 
-def _with_inputs(model: Light, shapes: Mapping[str, Shape | None]) -> Light:
+def _with_inputs(model: StubbedModel, shapes: Mapping[str, Shape | None]) -> StubbedModel:
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     forget_shapes(proto.graph)
     for info in proto.graph.input:
         declare(info, shapes[info.name])
-    return Light(proto, model.weights)
+    return StubbedModel(proto, model.weights)
 
 
 def _count(model: onnx.ModelProto) -> int:

@@ -18,7 +18,7 @@ from onnxplain.graph.ir import Graph, Node, Value
 from onnxplain.runtime import ort
 from onnxplain.runtime.trial import ort_value
 from onnxplain.storage.reader import Weights, graphs_of, nodes_of, read_optimized, shape_of, to_graph
-from onnxplain.storage.tensors import LARGE, is_plain, stub
+from onnxplain.storage.tensors import LARGE_TENSOR, is_plain, stub
 from onnxplain.storage.writer import to_proto
 
 _STANDARD = {"", "ai.onnx", "ai.onnx.ml"}
@@ -29,23 +29,23 @@ _MOVING = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"
 
 
 @dataclass(frozen=True)
-class Light:
+class StubbedModel:
     """A model with stubs for its large tensors, and these."""
 
     proto: onnx.ModelProto
     weights: Weights
 
 
-def light(graph: Graph) -> Light:
+def light(graph: Graph) -> StubbedModel:
     """Convert a graph; the opposite of `shaped`."""
-    large = {n: a for n, a in graph.constants.items() if a.nbytes > LARGE and is_plain(a.dtype)}
+    large = {n: a for n, a in graph.constants.items() if a.nbytes > LARGE_TENSOR and is_plain(a.dtype)}
     proto = to_proto(graph.replace(constants={n: a for n, a in graph.constants.items() if n not in large}))
     for name, array in large.items():
         proto.graph.initializer.append(stub(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape))
-    return Light(proto, large)
+    return StubbedModel(proto, large)
 
 
-def fold(model: Light, hidden: Collection[str]) -> Light:
+def fold(model: StubbedModel, hidden: Collection[str]) -> StubbedModel:
     """Let ONNX Runtime rewrite a model as it does before it runs it, at its basic optimisation level.
 
     Parameters
@@ -71,7 +71,7 @@ def fold(model: Light, hidden: Collection[str]) -> Light:
         options.optimized_model_filepath = str(Path(scratch) / "folded.onnx")
         prefix = "session.optimized_model_external_initializers"
         options.add_session_config_entry(f"{prefix}_file_name", "folded.data")
-        options.add_session_config_entry(f"{prefix}_min_size_in_bytes", str(LARGE))
+        options.add_session_config_entry(f"{prefix}_min_size_in_bytes", str(LARGE_TENSOR))
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("session.disable_quant_qdq", "1")  # folds DequantizeLinear of weights, too
         options.add_external_initializers(list(shown), [ort_value(a) for a in shown.values()])
@@ -85,7 +85,7 @@ def fold(model: Light, hidden: Collection[str]) -> Light:
     names = _rename_made(folded.proto.graph, _defined(model.proto.graph))
     weights = {k: v for k, v in model.weights.items() if k in hidden}
     weights |= {names.get(k, k): v for k, v in folded.weights.items()}
-    return Light(_show(folded.proto, weights), weights)
+    return StubbedModel(_show(folded.proto, weights), weights)
 
 
 def _defined(graph: onnx.GraphProto) -> set[str]:
@@ -123,7 +123,7 @@ def _failure(graph: onnx.GraphProto, why: str) -> ModelError:
     return UnsupportedOperatorError(f"{what} ({why})", hint)
 
 
-def hide(model: Light, hidden: Collection[str]) -> onnx.ModelProto:
+def hide(model: StubbedModel, hidden: Collection[str]) -> onnx.ModelProto:
     """Turn the hidden weights into inputs, and drop those that nothing uses."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
@@ -159,7 +159,7 @@ def _show(proto: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
     return proto
 
 
-def unfoldable(model: Light) -> set[str]:
+def unfoldable(model: StubbedModel) -> set[str]:
     """Names of weights that folding cannot change: of layers whose output nothing constant scales or shifts."""
     graph = model.proto.graph
     users: dict[str, list[onnx.NodeProto]] = {}
@@ -198,7 +198,7 @@ def _captured(node: onnx.NodeProto) -> set[str]:
     return {i for part in parts for n in part.node for i in n.input} | {o.name for part in parts for o in part.output}
 
 
-def with_sizes(model: Light, sizes: Mapping[str, int]) -> Light:
+def with_sizes(model: StubbedModel, sizes: Mapping[str, int]) -> StubbedModel:
     """Give sizes to some of the free dimensions."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
@@ -208,10 +208,10 @@ def with_sizes(model: Light, sizes: Mapping[str, int]) -> Light:
         if shape is not None:
             set_shape(info, tuple(sizes.get(d, d) if isinstance(d, str) else d for d in shape))
     forget_output_shapes(proto.graph)
-    return Light(proto, model.weights)
+    return StubbedModel(proto, model.weights)
 
 
-def shaped(model: Light) -> Graph:
+def shaped(model: StubbedModel) -> Graph:
     """Convert to the IR, with every shape that onnx can infer."""
     forget_output_shapes(model.proto.graph)
     graph = without_identities(to_graph(inferred(model.proto), model.weights))

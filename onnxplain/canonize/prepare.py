@@ -21,7 +21,7 @@ from onnxplain.storage.tensors import stub
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedModel:
     """A private copy of the small model to work on, its weights, and what was found out about its batch axis."""
 
     model: onnx.ModelProto
@@ -30,7 +30,7 @@ class Prepared:
     changes: tuple[str, ...]
 
 
-def prepare(source: Source, sizes: Mapping[str, int]) -> Prepared:
+def prepare(source: Source, sizes: Mapping[str, int]) -> PreparedModel:
     """Name or fix the free dimensions; inline functions; forget declared shapes other than the inputs', often wrong.
 
     Raises
@@ -55,7 +55,7 @@ def prepare(source: Source, sizes: Mapping[str, int]) -> Prepared:
         changes.append(f"inlined functions: {', '.join(names)}")
         model = onnx.inliner.inline_local_functions(model)
     widen(model.graph, weights, changes)
-    return Prepared(model, weights, fixed, tuple(changes))
+    return PreparedModel(model, weights, fixed, tuple(changes))
 
 
 def _densify(graph: onnx.GraphProto, weights: dict[str, np.ndarray[Any, Any]]) -> None:

@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 
 from onnxplain.canonize.bodies import tidied
-from onnxplain.canonize.fold import Light, fold, shaped, unfoldable
+from onnxplain.canonize.fold import StubbedModel, fold, shaped, unfoldable
 from onnxplain.graph.emit import Emitter, Var, concat
 from onnxplain.graph.ir import Graph, Node, Value
 from onnxplain.storage.reader import nodes_of
-from onnxplain.storage.tensors import LARGE, is_plain, stub
+from onnxplain.storage.tensors import LARGE_TENSOR, is_plain, stub
 from onnxplain.storage.writer import to_proto
 
 
@@ -94,7 +94,7 @@ _Held = _Sequence | _Optional
 _Known = dict[str, _Held]
 
 
-def resolved(model: Light, changes: list[str]) -> Light:
+def resolved(model: StubbedModel, changes: list[str]) -> StubbedModel:
     """Replace what is done with sequences and optionals by operations on tensors, as far as it is known what they hold.
 
     Folding tells more about that, time after time.
@@ -109,17 +109,17 @@ def resolved(model: Light, changes: list[str]) -> Light:
     return model
 
 
-def _count(model: Light) -> int:
+def _count(model: StubbedModel) -> int:
     nodes = [node.op_type for node in nodes_of(model.proto.graph) if not node.domain]
     return sum("Sequence" in op or op.startswith("Optional") for op in nodes)
 
 
-def _folded(graph: Graph) -> Light:
-    weights = {n: a for n, a in graph.constants.items() if a.nbytes > LARGE and is_plain(a.dtype)}
+def _folded(graph: Graph) -> StubbedModel:
+    weights = {n: a for n, a in graph.constants.items() if a.nbytes > LARGE_TENSOR and is_plain(a.dtype)}
     proto = to_proto(graph.replace(constants={n: a for n, a in graph.constants.items() if n not in weights}))
     types = {n: onnx.helper.np_dtype_to_tensor_dtype(a.dtype) for n, a in weights.items()}
     proto.graph.initializer.extend(stub(n, types[n], a.shape) for n, a in weights.items())
-    light = Light(proto, weights)
+    light = StubbedModel(proto, weights)
     return fold(light, hidden=unfoldable(light))
 
 

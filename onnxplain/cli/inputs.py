@@ -22,7 +22,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedInput:
     """A model input, and, for photos, how the model sees the photo and how it was prepared."""
 
     arrays: Array | dict[str, Array]
@@ -66,7 +66,7 @@ def _load(path: Path, mapped: bool = False) -> Array | dict[str, Array]:
         raise InputError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from None
 
 
-def prepare(model: ox.Model, note: Note | None, path: Path, options: Mapping[str, Any]) -> Prepared:
+def prepare(model: ox.Model, note: Note | None, path: Path, options: Mapping[str, Any]) -> PreparedInput:
     """Read ``path`` and make a model input of it.
 
     Raises
@@ -78,7 +78,7 @@ def prepare(model: ox.Model, note: Note | None, path: Path, options: Mapping[str
     """
     if path.suffix in ARRAYS:
         check_unprepared(path, options)
-        return Prepared(_load(path) if path.suffix == ".npz" else load_array(path))
+        return PreparedInput(_load(path) if path.suffix == ".npz" else load_array(path))
     inputs = model.inputs
     if len(inputs) != 1 or len(inputs[0].shape or ()) != 4:
         takes = ", ".join(map(str, inputs))
@@ -88,7 +88,7 @@ def prepare(model: ox.Model, note: Note | None, path: Path, options: Mapping[str
     shape = inputs[0].shape or ()
     how = replace(_how(note, path, options), dtype=str(inputs[0].dtype)).for_shape(shape)
     image = read_image(path)
-    return Prepared(preprocess(image, how, shape), view(image, how, shape), how)
+    return PreparedInput(preprocess(image, how, shape), view(image, how, shape), how)
 
 
 def check_unprepared(path: Path, options: Mapping[str, Any]) -> None:

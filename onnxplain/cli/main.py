@@ -15,7 +15,7 @@ import numpy as np
 import onnxplain as ox
 from onnxplain.cli import drawing, inputs, options, show
 from onnxplain.cli.influence import influence
-from onnxplain.composites.composite import COMPOSITES, RULES
+from onnxplain.composites.composite import COMPOSITES, LRP_RULES
 from onnxplain.errors import OnnxplainError, OptionError
 from onnxplain.methods import table as methods
 from onnxplain.methods.method import Method
@@ -144,7 +144,7 @@ def _check_one(out: Path, explainer: ox.Explainer) -> None:
         )
 
 
-def _explained(explainer: ox.Explainer, prepared: inputs.Prepared, at: str | None) -> inputs.Array | None:
+def _explained(explainer: ox.Explainer, prepared: inputs.PreparedInput, at: str | None) -> inputs.Array | None:
     """The input that gets the attribution, if it is an input, and only one."""
     if at:
         return None
@@ -269,7 +269,7 @@ def list_methods(as_json: bool) -> None:
     """List the methods with their options and defaults, and the rules and composites of lrp."""
     table = {name: {"summary": methods.summary(name), "options": _defaults(f)} for name, f in ox.METHODS.items()}
     parts = {
-        "rules": {name: _defaults(f) for name, f in RULES.items()},
+        "rules": {name: _defaults(f) for name, f in LRP_RULES.items()},
         "composites": {name: _defaults(f) for name, f in COMPOSITES.items()},
     }
     show.methods(table, parts, as_json)

@@ -17,7 +17,7 @@ from rich.text import Text
 
 import onnxplain as ox
 from onnxplain.cli.drawing import Drawing
-from onnxplain.cli.inputs import Prepared
+from onnxplain.cli.inputs import PreparedInput
 from onnxplain.concepts.influence import Carried
 from onnxplain.graph.ir import Value
 from onnxplain.imaging.preprocessing import Note, Preprocessing
@@ -85,7 +85,7 @@ def result(
     sample: int,
     names: Sequence[str] | None,
     explainer: ox.Explainer,
-    prepared: Prepared,
+    prepared: PreparedInput,
     report: Sequence[Assignment] | None,
     drawn: Drawing,
     as_json: bool,

@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from onnxplain.composites.structure import LINEAR, Place, Structure
+from onnxplain.composites.structure import LINEAR, Position, Structure
 from onnxplain.composites.structure import kind_of as kind_of
 from onnxplain.errors import NoRuleError, OptionError, did_you_mean
 from onnxplain.ops import Call, Kind
@@ -82,7 +82,7 @@ class Row:
         if not 0 <= low <= high <= 1:
             raise OptionError(f"depth must be two numbers from 0 to 1, the lower one first, not {self.depth}")
 
-    def matches(self, call: Call, place: Place) -> bool:
+    def matches(self, call: Call, place: Position) -> bool:
         """Whether the row holds for a node."""
         if (self.first and not place.first) or (self.last and not place.last):
             return False
@@ -139,7 +139,7 @@ class Composite:
         found = _fitted(structure, {key: rule for key, rule in rules.items() if rule is not None})
         return [found.get(id(call), Gradient()) for call in calls]
 
-    def _rule(self, call: Call, place: Place) -> Rule | None:
+    def _rule(self, call: Call, place: Position) -> Rule | None:
         return next((row.rule for row in self.rows if row.matches(call, place)), self.fallback)
 
 
@@ -333,7 +333,7 @@ def _z_box(low: Bound, high: Bound, epsilon: float = 1e-6) -> Rule:
     return ZBox(low, high, epsilon)
 
 
-RULES: dict[str, Callable[..., Rule]] = {
+LRP_RULES: dict[str, Callable[..., Rule]] = {
     "zero": _zero,
     "epsilon": Epsilon,
     "gamma": Gamma,
@@ -348,9 +348,9 @@ RULES: dict[str, Callable[..., Rule]] = {
 
 def everywhere(name: str, **parameters: object) -> Composite:
     """One rule in every linear layer."""
-    if name not in RULES:
-        raise OptionError(f"there is no rule {name!r}", did_you_mean(name, RULES))
-    return _lrp(name, Row(LINEAR, RULES[name](**parameters)))
+    if name not in LRP_RULES:
+        raise OptionError(f"there is no rule {name!r}", did_you_mean(name, LRP_RULES))
+    return _lrp(name, Row(LINEAR, LRP_RULES[name](**parameters)))
 
 
 def with_fallback(composite: Composite, fallback: str | None) -> Composite:

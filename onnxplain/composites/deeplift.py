@@ -12,7 +12,7 @@ from onnxplain.ops import Call, Kind
 from onnxplain.rules.base import Gradient, Rule
 from onnxplain.rules.compared import Between
 from onnxplain.rules.deeplift import Halves, Linear, Rescale, RevealCancel, Through, has_parts
-from onnxplain.rules.exact import Averaged, Choice, CrossMax, Extreme, LogMean, Midpoint, Quotient, Standardized
+from onnxplain.rules.exact import Averaged, CrossMax, Extreme, LogMean, Midpoint, Quotient, Standardized, WhereRule
 
 _NORMALIZATIONS = ("LayerNormalization", "InstanceNormalization", "GroupNormalization", "MeanVarianceNormalization")
 _PRODUCTS = ("Mul", "MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "ReduceL2", "ReduceSumSquare")
@@ -21,7 +21,7 @@ _STILL = Kind.AFFINE | Kind.AVG_POOL | Kind.MOVEMENT  # linear in their active i
 # Names as in Shrikumar et al. 2017, and all ways to combine its rules. Positive and negative parts have the same
 # multipliers unless RevealCancel tells them apart, and then the Linear rule is the layer's gradient; RevealCancel has
 # nothing to tell apart without the parts that the Linear rule makes.
-RULES: dict[str, Rule] = {
+DEEPLIFT_RULES: dict[str, Rule] = {
     "rescale": Rescale(),
     "reveal_cancel": RevealCancel(),
     "no_rule": Gradient(),
@@ -55,28 +55,28 @@ class DeepLift(Composite):
 
 
 def composite(rule: str) -> DeepLift:
-    """The composite of one of `RULES`.
+    """The composite of one of `DEEPLIFT_RULES`.
 
     Raises
     ------
     OptionError
         There is no such rule.
     """
-    if not isinstance(rule, str) or rule not in RULES:
-        raise OptionError(f"deeplift has no rule {rule!r}", did_you_mean(str(rule), RULES))
+    if not isinstance(rule, str) or rule not in DEEPLIFT_RULES:
+        raise OptionError(f"deeplift has no rule {rule!r}", did_you_mean(str(rule), DEEPLIFT_RULES))
     linear = Row(LINEAR | Kind.SUM, Linear())
-    if isinstance(RULES[rule], Gradient):
+    if isinstance(DEEPLIFT_RULES[rule], Gradient):
         return DeepLift((linear, Row(EVERYTHING, Gradient())), rule)
     rows = (
         Row(("Max", "Min"), Extreme()),
-        Row(("Where",), Choice()),
+        Row(("Where",), WhereRule()),
         Row(("TopK",), Averaged()),
         linear,
         Row(_STILL, Gradient()),
         Row(("Div",), Quotient()),
         Row(_PRODUCTS, Midpoint()),
         Row(_NORMALIZATIONS, Standardized()),
-        Row(Kind.ACTIVATION, RULES[rule]),
+        Row(Kind.ACTIVATION, DEEPLIFT_RULES[rule]),
         Row(Kind.SOFTMAX, LogMean()),
         Row(Kind.MAX_POOL, CrossMax()),
         Row(Kind.PRODUCT | Kind.REDUCTION | Kind.NORMALIZATION, Averaged()),

@@ -18,7 +18,7 @@ from onnxplain.backward.control import ControlCall
 from onnxplain.graph.emit import Var
 from onnxplain.ops import OPS, Call, Kind
 from onnxplain.ops.quantize import ROUNDING
-from onnxplain.rules.base import Around
+from onnxplain.rules.base import AffineNeighbours
 
 LINEAR = Kind.CONV | Kind.DENSE
 _FIXED = Kind.AFFINE | Kind.MOVEMENT
@@ -41,7 +41,7 @@ def kind_of(call: Call) -> Kind:
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """Where a node stands.
 
     Attributes
@@ -97,7 +97,7 @@ class Structure:
         return before
 
     @functools.cached_property
-    def places(self) -> dict[int, Place]:
+    def places(self) -> dict[int, Position]:
         """The place of each node, by its identity."""
         layers = [call for call in reversed(self.calls) if self.is_linear(call)]
         bits = {id(call): 2 << i for i, call in enumerate(layers)}
@@ -111,7 +111,7 @@ class Structure:
         for call in self.nodes:
             bit, mask = bits.get(id(call), 0), masks[id(call)] & ~1
             depth = min(1.0, mask.bit_count() / max(1, len(layers) - 1))
-            result[id(call)] = Place(bool(bit) and not mask, bool(bit) and not bit & followed, depth)
+            result[id(call)] = Position(bool(bit) and not mask, bool(bit) and not bit & followed, depth)
         return result
 
     def is_raw(self, call: Call) -> bool:
@@ -120,7 +120,7 @@ class Structure:
 
     # Scales and shifts around a linear layer
 
-    def around(self, accepts: Accepts) -> dict[int, Around]:
+    def around(self, accepts: Accepts) -> dict[int, AffineNeighbours]:
         """The scales and shifts that belong to layers, by the layers' identity; ``accepts``: of which nodes to ask."""
         layers = [call for call in self.calls if self.is_linear(call) and accepts(call) and _foldable(call)]
         behind = {id(call): self._chain(call, accepts, back=False) for call in layers}
@@ -145,8 +145,8 @@ class Structure:
         for call in layers:
             before = takewhile(lambda step: serves(step[0], step[0].node.outputs[0]), ahead[id(call)])
             rounded = self._rounded(call) if behind[id(call)] else None
-            found[id(call)] = Around(tuple(before)[::-1], tuple(behind[id(call)]), rounded, self._raw(call))
-        return {key: around for key, around in found.items() if around != Around()}
+            found[id(call)] = AffineNeighbours(tuple(before)[::-1], tuple(behind[id(call)]), rounded, self._raw(call))
+        return {key: around for key, around in found.items() if around != AffineNeighbours()}
 
     def _chain(self, layer: Call, accepts: Accepts, back: bool) -> list[tuple[Call, int]]:
         """The scales and shifts right behind a layer, or right before it (``back``), with the axis of its channels."""

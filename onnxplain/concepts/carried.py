@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.api import Call, Explainer
+from onnxplain.api import Explainer, PreparedBatch
 from onnxplain.arguments import is_count
 from onnxplain.datasets.batches import Data, Progress, walk
 from onnxplain.datasets.moments import Moments, with_error
@@ -93,7 +93,7 @@ def carried(
     between = sorted({int(k) for k in ks if k <= len(order) and k < units})
     scores = Moments((len(between) * (1 if control is None else 2) + 2,), together=True)
 
-    def score(call: Call, count: int) -> None:
+    def score(call: PreparedBatch, count: int) -> None:
         runner, feeds = call.runner, call.runner.in_front(call.feeds)
         here = runner.tensors(feeds, count)
         there = {at: baseline_like(baseline, here[at], at)}

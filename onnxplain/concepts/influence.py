@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain import execution
-from onnxplain.api import Call, Explainer
+from onnxplain.api import Explainer, PreparedBatch
 from onnxplain.concepts.carried import Carried
 from onnxplain.concepts.units import Agreement, Influence, Unit
 from onnxplain.datasets.batches import Data, Progress, walk
@@ -123,7 +123,7 @@ class _Collected:
         self.elements: Moments | None = None
         self.units: Moments | None = None
 
-    def add(self, call: Call, count: int) -> None:
+    def add(self, call: PreparedBatch, count: int) -> None:
         answer = execution.run(call.runner, self._explainer.method, call.feeds, call.target, None)
         (part,) = call.runner.program.question.slices
         values = np.moveaxis(answer.attributions[self._at], part.axis, 0)

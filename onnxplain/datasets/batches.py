@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.api import Call, Explainer
+from onnxplain.api import Explainer, PreparedBatch
 from onnxplain.errors import InputError, OnnxplainError, OptionError, TargetError
 from onnxplain.graph.axes import batch_axes
 from onnxplain.questions.quantities import Quantity
@@ -21,7 +21,7 @@ Progress = Callable[[int, int | None], None]
 
 
 def walk(
-    explainer: Explainer, data: Data, target: Any, use: Callable[[Call, int], None], progress: Progress | None
+    explainer: Explainer, data: Data, target: Any, use: Callable[[PreparedBatch, int], None], progress: Progress | None
 ) -> None:
     """Hand the data over in pieces that go through the model at once; nothing of them is kept.
 

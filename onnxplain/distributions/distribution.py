@@ -198,7 +198,7 @@ class Estimate:
         return all(bool((error <= tolerance * most).all()) for error in self.errors.values())
 
 
-class Plan(Protocol):
+class CopyPlan(Protocol):
     """Which masked copies of a sample are run, and what becomes of their scores.
 
     A graph makes the copies, of inputs that have the names of the arrays here (see `Perturbation.masked`).
@@ -255,7 +255,7 @@ class Perturbation(ABC):
     mixes: ClassVar[bool] = False
 
     @abstractmethod
-    def plans(self, here: Mapping[str, Array]) -> Sequence[Plan]:
+    def plans(self, here: Mapping[str, Array]) -> Sequence[CopyPlan]:
         """One plan per sample of the explained tensors, which are given by name, the batch axis in front."""
 
     @abstractmethod

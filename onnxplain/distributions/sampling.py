@@ -175,7 +175,7 @@ Sampled = Noise | Lines
 
 
 @dataclass(frozen=True, eq=False)
-class Around:
+class AveragedOver:
     """Points of the inputs around which any method is averaged, whatever points that looks at itself.
 
     Attributes

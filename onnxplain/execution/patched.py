@@ -11,7 +11,7 @@ import numpy as np
 from onnxplain.distributions.perturbation import Windows
 from onnxplain.execution.incremental import Incremental, incremental
 from onnxplain.programs.program import Program
-from onnxplain.runtime.providers import Choice
+from onnxplain.runtime.providers import ProviderChoice
 from onnxplain.runtime.session import Session
 
 Array = np.ndarray[Any, Any]
@@ -20,7 +20,7 @@ LEAST = 64  # windows; with fewer, loading two sessions takes longer than they s
 
 
 @dataclass(frozen=True)
-class Asked:
+class WindowsOver:
     """Windows over one tensor.
 
     Attributes
@@ -48,7 +48,9 @@ class Patched:
     count: int
 
     @classmethod
-    def load(cls, compiled: Callable[[], Program], choice: Choice, lean: bool, asked: Asked) -> Patched | None:
+    def load(
+        cls, compiled: Callable[[], Program], choice: ProviderChoice, lean: bool, asked: WindowsOver
+    ) -> Patched | None:
         """Make the sessions; None where the plain way is as good."""
         program = compiled()
         shape = (1, *asked.sizes)

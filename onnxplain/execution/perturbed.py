@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from onnxplain.distributions.baselines import check_named, is_named
-from onnxplain.distributions.distribution import Estimate, Perturbation, Plan
+from onnxplain.distributions.distribution import CopyPlan, Estimate, Perturbation
 from onnxplain.distributions.fills import inpainted
 from onnxplain.distributions.masked_copies import PLAN, SAMPLE, compact, fill_of, filler_of, samples_of
 from onnxplain.distributions.perturbation import Windows
 from onnxplain.errors import OptionError
-from onnxplain.execution.patched import Asked
+from onnxplain.execution.patched import WindowsOver
 from onnxplain.execution.runner import Answer, Runner, baselines_of
 from onnxplain.graph.ir import is_float
 from onnxplain.runtime.batching import chunks
@@ -104,7 +104,7 @@ class Copies:
     feeds: Mapping[str, Array]
     here: Mapping[str, Array]
     fills: Mapping[str, Array]
-    plans: Sequence[Plan]
+    plans: Sequence[CopyPlan]
 
     def run(self, jobs: Array, target: Array, outputs: list[str]) -> list[Array]:
         """Outputs for pairs of a sample and the number of its copy, in order of samples; the targets are theirs."""
@@ -183,7 +183,7 @@ def _patched(copies: Copies, windows: Windows, target: Array) -> Iterator[tuple[
     axes, offset = runner.main.axes, 0
     for name, x in copies.here.items():
         fit = runner.patched is not None and name in fills and axes[name] == 0
-        patched = runner.patched(Asked(windows, name, x.shape[1:])) if fit and runner.patched else None
+        patched = runner.patched(WindowsOver(windows, name, x.shape[1:])) if fit and runner.patched else None
         for rows in chunks(len(target), runner.main.chunk):
             if patched is None:
                 break
@@ -195,7 +195,11 @@ def _patched(copies: Copies, windows: Windows, target: Array) -> Iterator[tuple[
 
 
 def _settled(
-    perturbation: Perturbation, plans: Sequence[Plan], score: Array, scores: Sequence[Array], ends: Mapping[int, int]
+    perturbation: Perturbation,
+    plans: Sequence[CopyPlan],
+    score: Array,
+    scores: Sequence[Array],
+    ends: Mapping[int, int],
 ) -> dict[int, Estimate]:
     """Estimates of the samples that are done: within the tolerance, or all of their copies have been run."""
     done = {}

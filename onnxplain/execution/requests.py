@@ -14,7 +14,7 @@ from onnxplain.questions.question import Slice
 from onnxplain.runtime.device import Tensor
 
 Array = np.ndarray[Any, Any]
-Asked = tuple[Sizes, tuple[Any, ...] | None]  # and the place of a quantity
+Specialization = tuple[Sizes, tuple[Any, ...] | None]  # and the place of a quantity
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Request:
 
     feeds: Mapping[str, Array]
     samples: int
-    asked: Asked
+    asked: Specialization
     target: Array | None
     weights: Array | None
     axes: Mapping[str, int]

@@ -12,16 +12,16 @@ import numpy as np
 
 from onnxplain.distributions.baselines import Baseline, baseline_like
 from onnxplain.errors import OptionError, UnsupportedModelError
-from onnxplain.execution.patched import Asked, Patched
+from onnxplain.execution.patched import Patched, WindowsOver
 from onnxplain.graph.axes import BATCH, batch_axes, batch_axis, rows
 from onnxplain.graph.ir import Graph
 from onnxplain.graph.memory import copied_weights, peak_per_sample
 from onnxplain.programs.checkpointing import recomputed
 from onnxplain.programs.program import Program
-from onnxplain.runtime.batching import AT_ONCE, chunk_size, samples_that_fit
+from onnxplain.runtime.batching import GPU_RUNS_AT_ONCE, chunk_size, samples_that_fit
 from onnxplain.runtime.chunked import Chunked, Progress
 from onnxplain.runtime.device import Given, Tensor
-from onnxplain.runtime.providers import CPU, Choice
+from onnxplain.runtime.providers import CPU, ProviderChoice
 from onnxplain.runtime.recent import Recent
 from onnxplain.runtime.session import Session
 
@@ -74,7 +74,7 @@ class Setting:
         are lean, and if that is not enough, `recomputed` saves some.
     """
 
-    choice: Choice
+    choice: ProviderChoice
     graph: Graph
     fixed_batch: int | None
     memory: int
@@ -96,7 +96,7 @@ class Runner:
     main: Chunked
     front: Chunked | None
     back: Chunked | None
-    patched: Recent[Asked, Patched | None] | None = None
+    patched: Recent[WindowsOver, Patched | None] | None = None
     lean: bool = False
 
     @classmethod
@@ -123,8 +123,10 @@ class Runner:
         save = {name: saved / name if saved and not lean else None for name in graphs}
         made = {name: Session(graph, setting.choice, save[name], lean) for name, graph in graphs.items()}
         cpu = made["main"].provider == CPU
-        fits = samples_that_fit(max(peaks.values()), room // AT_ONCE) >= (setting.fixed_batch or 1)
-        at_once = AT_ONCE if fits and not cpu and not setting.choice.replays else 1  # those take turns in any case
+        fits = samples_that_fit(max(peaks.values()), room // GPU_RUNS_AT_ONCE) >= (setting.fixed_batch or 1)
+        at_once = (
+            GPU_RUNS_AT_ONCE if fits and not cpu and not setting.choice.replays else 1
+        )  # those take turns in any case
         sessions = {name: (session, chunk_size(peaks[name], room // at_once, cpu)) for name, session in made.items()}
         return cls.of(program, sessions, setting, lambda: program, lean, at_once)
 

@@ -27,10 +27,10 @@ from onnxplain.questions import quantities
 from onnxplain.questions.question import Question
 
 Array = np.ndarray[Any, Any]
-Asked = Array | tuple[Array, Array] | None
+FixedTarget = Array | tuple[Array, Array] | None
 
 
-def explainer_graph(graph: Graph, method: Method, question: Question, asked: bool, target: Asked) -> Graph:
+def explainer_graph(graph: Graph, method: Method, question: Question, asked: bool, target: FixedTarget) -> Graph:
     """The graph of a stand-alone explainer.
 
     Parameters
@@ -99,7 +99,7 @@ def in_types(graph: Graph, inputs: Sequence[Value], outputs: Mapping[str, np.dty
 class _Sampled:
     """The model at its input, and the program in a loop over points: constant memory, however many points."""
 
-    def __init__(self, graph: Graph, program: Program, asked: bool, target: Asked) -> None:
+    def __init__(self, graph: Graph, program: Program, asked: bool, target: FixedTarget) -> None:
         self.graph, self.program = graph, program
         self.emitter = emitter = Emitter(graph)
         question = program.question

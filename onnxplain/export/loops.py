@@ -22,7 +22,7 @@ from onnxplain.programs.program import gathered
 
 Array = np.ndarray[Any, Any]
 
-LARGEST = 1 << 30  # bytes of noise in a file, which holds at most 2 GiB
+MAX_NOISE_BYTES = 1 << 30  # bytes of noise in a file, which holds at most 2 GiB
 
 
 def average(inside: Inside, method: Method, sampled: Sampled) -> dict[str, Var]:
@@ -78,7 +78,7 @@ class _Noisy:
             known = tuple(d for d in size or () if isinstance(d, int))
             if size is None or len(known) < len(size):
                 raise OptionError(f"noise is part of the file, and {x} has no fixed size", "Fix the size in the model.")
-            if noise.samples * np.prod(known, dtype=float) * x.dtype.itemsize > LARGEST:
+            if noise.samples * np.prod(known, dtype=float) * x.dtype.itemsize > MAX_NOISE_BYTES:
                 raise OptionError(f"{noise.samples} samples of noise for {x} are too large for a file")
             table = np.stack([noise.draw(k, place, known) for k in range(noise.samples)]).astype(x.dtype)
             self.tables[name] = emitter.const(np.expand_dims(table, axis + 1))

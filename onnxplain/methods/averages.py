@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from onnxplain.distributions.baselines import Baseline
 from onnxplain.distributions.distribution import Point, References
-from onnxplain.distributions.sampling import Around, Lines, Noise, Sampled
+from onnxplain.distributions.sampling import AveragedOver, Lines, Noise, Sampled
 from onnxplain.methods.gradients import gradient
 from onnxplain.methods.method import Method
 
@@ -65,4 +65,4 @@ def _averaged(name: str, method: Method, points: Sampled, moment: str = "mean") 
     """Average a method over points: in its own graph if it looks at one point, else call after call."""
     if isinstance(method.distribution, Point) and method.composite is not None and method.cam is None:
         return replace(method, name=name, distribution=points, promise=None, moment=moment)
-    return replace(method, name=name, promise=None, around=Around(points, moment))
+    return replace(method, name=name, promise=None, around=AveragedOver(points, moment))

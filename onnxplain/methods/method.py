@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxplain.composites.composite import Composite
 from onnxplain.distributions.distribution import Distribution, Point
-from onnxplain.distributions.sampling import Around, Sampled
+from onnxplain.distributions.sampling import AveragedOver, Sampled
 from onnxplain.methods import cams, readouts
 
 
@@ -46,4 +46,4 @@ class Method:
     promise: str | None = None
     cam: cams.Cam | None = None
     moment: str = "mean"
-    around: Around | None = None
+    around: AveragedOver | None = None

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxplain.composites import composite as composites
 from onnxplain.composites import deeplift as deeplift_composites
-from onnxplain.composites.composite import COMPOSITES, RULES, Composite
+from onnxplain.composites.composite import COMPOSITES, LRP_RULES, Composite
 from onnxplain.distributions.baselines import Baseline
 from onnxplain.distributions.distribution import References
 from onnxplain.errors import OptionError, did_you_mean
@@ -40,9 +40,9 @@ def lrp(
             raise OptionError(f"a Composite has its parameters already: {', '.join(parameters)}")
         chosen = composite
     elif rule is not None:
-        if rule not in RULES:
-            raise OptionError(f"there is no rule {rule!r}", did_you_mean(str(rule), RULES))
-        _check_parameters(f"rule {rule!r}", RULES[rule], parameters)
+        if rule not in LRP_RULES:
+            raise OptionError(f"there is no rule {rule!r}", did_you_mean(str(rule), LRP_RULES))
+        _check_parameters(f"rule {rule!r}", LRP_RULES[rule], parameters)
         chosen = composites.everywhere(rule, **parameters)
     else:
         name = composite or "epsilon_plus_flat"

@@ -35,7 +35,7 @@ TABLE = OpTable(linear_kind(Kind.DENSE))
 
 @TABLE.vjp("Conv", kind=linear_kind(Kind.CONV))
 def conv(call: Call, ct: Var) -> list[Cotangent]:
-    window = Window(call)
+    window = ConvWindow(call)
     return wanted(
         call, lambda: window.spread(ct), lambda: window.kernel_gradient(call.x, ct), lambda: window.bias_gradient(ct)
     )
@@ -43,7 +43,7 @@ def conv(call: Call, ct: Var) -> list[Cotangent]:
 
 @TABLE.vjp("ConvTranspose", kind=linear_kind(Kind.CONV))
 def conv_transpose(call: Call, ct: Var) -> list[Cotangent]:
-    window = Window(call)
+    window = ConvWindow(call)
     return wanted(
         call, lambda: window.gather(ct), lambda: window.kernel_gradient(ct, call.x), lambda: window.bias_gradient(ct)
     )
@@ -138,7 +138,7 @@ def subscripts(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
     return terms, (right if arrow else "..." + "".join(once)).replace("...", dots)
 
 
-class Window:
+class ConvWindow:
     """How the kernel of a convolution moves over the larger of its two tensors: x of Conv, y of ConvTranspose.
 
     Kernel position k joins element i of the smaller one to element i * stride + k * dilation - begin of the larger one.

@@ -44,7 +44,7 @@ def max_unpool(call: Call, ct: Var) -> list[Var]:
 
 @TABLE.vjp("AveragePool")
 def average_pool(call: Call, ct: Var) -> list[Var]:
-    windows = Windows.of(call)
+    windows = PoolingWindows.of(call)
     if not windows.full_count(call):
         ct = ct * windows.count_ratio(call)
     return [windows.spread(call, ct, 1 / np.prod(windows.kernel))]
@@ -58,7 +58,7 @@ def global_average_pool(call: Call, ct: Var) -> list[Var]:
 # Norms are no weighted means, so not AVG_POOL: what an element gets depends on all of its window.
 @TABLE.vjp("LpPool", kind=Kind.REDUCTION)
 def lp_pool(call: Call, ct: Var) -> list[Var]:
-    return [_norm(call, ct, lambda part: Windows.of(call).spread(call, part, 1.0))]
+    return [_norm(call, ct, lambda part: PoolingWindows.of(call).spread(call, part, 1.0))]
 
 
 @TABLE.vjp("GlobalLpPool", kind=Kind.REDUCTION)
@@ -74,7 +74,7 @@ def _norm(call: Call, ct: Var, spread: Callable[[Var], Var]) -> Var:
 
 
 @dataclass(frozen=True)
-class Windows:
+class PoolingWindows:
     """Where ONNX Runtime puts the windows of a pooling node.
 
     Attributes
@@ -92,7 +92,7 @@ class Windows:
     after: Var
 
     @classmethod
-    def of(cls, call: Call) -> Windows:
+    def of(cls, call: Call) -> PoolingWindows:
         """Read a node's attributes."""
         attrs = call.attrs
         kernel = attrs["kernel_shape"]

@@ -31,11 +31,14 @@ TABLE = OpTable(region_kind)
 
 @TABLE.vjp("RoiAlign")
 def roi_align(call: Call, ct: Var) -> Sequence[Cotangent]:
-    down, across = Line.of(call, 1, call.attrs["output_height"]), Line.of(call, 0, call.attrs["output_width"])
+    down, across = (
+        SampledAxis.of(call, 1, call.attrs["output_height"]),
+        SampledAxis.of(call, 0, call.attrs["output_width"]),
+    )
     return _largest(call, ct, down, across) if call.attrs["mode"] == "max" else _mean(call, ct, down, across)
 
 
-def _mean(call: Call, ct: Var, down: Line, across: Line) -> Sequence[Cotangent]:
+def _mean(call: Call, ct: Var, down: SampledAxis, across: SampledAxis) -> Sequence[Cotangent]:
     """Means of bilinear interpolations: y[r] = A[r] x[image of r] B[r]^T, A of shape P x H and B of shape Q x W."""
     x, images = call.x, call.need(2)
     a, b = unsqueeze(down.matrix(), [1]), unsqueeze(across.matrix(), [1])
@@ -55,7 +58,7 @@ def _mean(call: Call, ct: Var, down: Line, across: Line) -> Sequence[Cotangent]:
     return [to_x, to_regions]
 
 
-def _largest(call: Call, ct: Var, down: Line, across: Line) -> Sequence[Cotangent]:
+def _largest(call: Call, ct: Var, down: SampledAxis, across: SampledAxis) -> Sequence[Cotangent]:
     """The largest single product of an element and its weight: ONNX does not add up the four before it chooses."""
     reads = down.corners(), across.corners()
     weights = [unsqueeze(r.weight, [*missing, 5]) for r, missing in zip(reads, (DOWN, ACROSS), strict=True)]
@@ -161,7 +164,7 @@ def line_ends(down: tuple[Var, Var], across: tuple[Var, Var]) -> Var:
 
 
 @dataclass(frozen=True)
-class Line:
+class SampledAxis:
     """Where RoiAlign's samples are along one axis: place = begin + part * (end - begin), in elements of the image.
 
     Attributes
@@ -185,7 +188,7 @@ class Line:
     scale: float
 
     @classmethod
-    def of(cls, call: Call, column: int, outputs: int) -> Line:
+    def of(cls, call: Call, column: int, outputs: int) -> SampledAxis:
         """Read one axis of the regions."""
         regions, ratio, scale = call.need(1), call.attrs["sampling_ratio"], call.attrs["spatial_scale"]
         halved = call.attrs["coordinate_transformation_mode"] == "half_pixel"

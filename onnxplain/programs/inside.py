@@ -12,7 +12,7 @@ from onnxplain.graph.emit import Emitter, Var, fits
 from onnxplain.graph.ir import Graph
 from onnxplain.programs.program import Program
 
-Step = Callable[[Emitter, Var, list[Var]], list[Var]]
+LoopStep = Callable[[Emitter, Var, list[Var]], list[Var]]
 
 
 class Inside:
@@ -43,7 +43,7 @@ class Inside:
         found = dict(zip(inner, emitter.inline(front, {**inputs, **full}, inner), strict=True))
         return {name: found[name] if name in found else given[name] for name in self.program.points}
 
-    def loop(self, trips: Var, initial: list[Var], step: Step) -> tuple[Var, ...]:
+    def loop(self, trips: Var, initial: list[Var], step: LoopStep) -> tuple[Var, ...]:
         """An ONNX Loop whose state is ``initial``; ``step(body, index, state)`` writes one trip."""
         body = Emitter(outer=self.emitter)
         with body.within("step"):

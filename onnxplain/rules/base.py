@@ -37,7 +37,7 @@ class Gradient:
 
 
 @dataclass(frozen=True)
-class Around:
+class AffineNeighbours:
     """Scales and shifts by constants that belong to a linear layer: one layer with it, whatever the model calls them.
 
     Attributes
@@ -97,11 +97,11 @@ class LinearMap:
     data
         Index of the input that holds x.
     x, y
-        The layer's input and output: the node's own, or where there are scales and shifts `Around`, those of all.
+        The layer's input and output: the node's own, or those of the whole chain with its `AffineNeighbours`.
     shift
         More of b, in the layout of the output.
     raw
-        See `Around`.
+        See `AffineNeighbours`.
     rounded
         Whether y is what rounding has left of W x + b.
     """
@@ -115,7 +115,7 @@ class LinearMap:
     rounded: bool = False
 
     @classmethod
-    def of(cls, call: Call, around: Around | None = None) -> LinearMap:
+    def of(cls, call: Call, around: AffineNeighbours | None = None) -> LinearMap:
         """Make the map of a node of kind CONV or DENSE."""
         alpha, beta = call.attrs.get("alpha", 1.0), call.attrs.get("beta", 1.0)
         if call.node.op == "Gemm" and (alpha, beta) != (1.0, 1.0):
@@ -129,7 +129,7 @@ class LinearMap:
         f = cls(call, data, call.need(data), call.y)
         return f if around is None else f._with(around)
 
-    def _with(self, around: Around) -> LinearMap:
+    def _with(self, around: AffineNeighbours) -> LinearMap:
         """The map of the layer and what belongs to it; x is then without the shifts before it, which are in b."""
         scale, shift = chained(around.behind)
         whole, y, b = self.map(keep), around.rounded or self.y, self.bias

@@ -167,7 +167,7 @@ def _over(contribution: Var, change: Var, gradient: Var) -> Var:
 
 
 @dataclass(frozen=True)
-class Choice:
+class WhereRule:
     """Where: a gradient as long as the condition is the same at both points; else m = Dy / (Da + Db) for both.
 
     That is the Rescale rule if both are functions of one x, as in activations that are spelled out.

@@ -28,7 +28,7 @@ from onnxplain.graph.emit import Var, where
 from onnxplain.ops import Call
 from onnxplain.ops.table import Cotangent
 from onnxplain.rules.base import (
-    Around,
+    AffineNeighbours,
     Gradient,
     LinearMap,
     keep,
@@ -74,7 +74,7 @@ class Folded:
     """
 
     rule: LinearRule
-    around: Around = field(repr=False)
+    around: AffineNeighbours = field(repr=False)
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
         """See `onnxplain.rules.base.Rule`."""

@@ -15,7 +15,7 @@ Provider = str | tuple[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Choice:
+class ProviderChoice:
     """The providers to ask for, best first, and the reasons in plain words."""
 
     providers: tuple[Provider, ...]
@@ -45,7 +45,7 @@ class Choice:
         return "; ".join(self.reasons)
 
 
-def choose(wanted: Sequence[Provider] | None = None) -> Choice:
+def choose(wanted: Sequence[Provider] | None = None) -> ProviderChoice:
     """Choose execution providers.
 
     CUDA multiplies in full float32, unless its options ask for TensorFloat-32 (``{"use_tf32": 1}``), which rounds to 10
@@ -71,8 +71,8 @@ def choose(wanted: Sequence[Provider] | None = None) -> Choice:
     available: list[str] = ort.get_available_providers()
     if wanted is None:
         if CUDA in available:
-            return Choice((_exact(CUDA), CPU), (f"{CUDA}: available, and none was asked for",))
-        return Choice((CPU,), (f"{CPU}: {CUDA} is not available in this ONNX Runtime",))
+            return ProviderChoice((_exact(CUDA), CPU), (f"{CUDA}: available, and none was asked for",))
+        return ProviderChoice((CPU,), (f"{CPU}: {CUDA} is not available in this ONNX Runtime",))
     wanted = [wanted] if isinstance(wanted, str) else wanted
     if not isinstance(wanted, Sequence) or not all(isinstance(p, str | tuple) and p for p in wanted):
         raise ProviderError(f"providers are names, or pairs of a name and its options, not {wanted!r}")
@@ -93,7 +93,7 @@ def choose(wanted: Sequence[Provider] | None = None) -> Choice:
         raise ProviderError(f"no provider that was asked for is available; here are {', '.join(available)}", hint)
     if any(map(_captures, kept[1:])):
         raise ProviderError(f"enable_cuda_graph is for where all runs on CUDA: {CUDA} has to be asked for first")
-    return Choice(tuple(kept), tuple(reasons))
+    return ProviderChoice(tuple(kept), tuple(reasons))
 
 
 def _captures(provider: Provider) -> bool:

@@ -18,17 +18,19 @@ from onnxplain.errors import ModelError, ProviderError, RunError
 from onnxplain.graph.ir import Graph, Value
 from onnxplain.runtime import ort
 from onnxplain.runtime.device import Device, Given, Tensor
-from onnxplain.runtime.providers import CPU, CUDA, Choice
+from onnxplain.runtime.providers import CPU, CUDA, ProviderChoice
 from onnxplain.runtime.replay import Replays, worker
 from onnxplain.runtime.trial import ort_value
 from onnxplain.storage import writer
 from onnxplain.storage.reader import Source
-from onnxplain.storage.tensors import LARGE, is_plain, is_stub
+from onnxplain.storage.tensors import LARGE_TENSOR, is_plain, is_stub
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 
-SMALL = 1 << 20  # bytes; a session keeps a copy of the bytes it was made of, so larger models go through a file
+LARGEST_IN_MEMORY = (
+    1 << 20
+)  # bytes; a session keeps a copy of the bytes it was made of, so larger models go through a file
 
 UNCAPTURED = "What cannot be captured runs without enable_cuda_graph."
 
@@ -58,7 +60,9 @@ class Session:
         Where it calculates.
     """
 
-    def __init__(self, graph: Graph | Source, choice: Choice, saved: Path | None = None, lean: bool = False) -> None:
+    def __init__(
+        self, graph: Graph | Source, choice: ProviderChoice, saved: Path | None = None, lean: bool = False
+    ) -> None:
         graph = graph.scheduled() if isinstance(graph, Graph) else graph
         self.outputs = [v.name for v in (graph.proto.graph.output if isinstance(graph, Source) else graph.outputs)]
         options = ort.SessionOptions()
@@ -74,7 +78,7 @@ class Session:
             options.optimized_model_filepath = str(saved)
             external = "session.optimized_model_external_initializers"
             options.add_session_config_entry(f"{external}_file_name", f"{saved.name}.data")
-            options.add_session_config_entry(f"{external}_min_size_in_bytes", str(LARGE))
+            options.add_session_config_entry(f"{external}_min_size_in_bytes", str(LARGE_TENSOR))
         self._shared: list[Any] = []  # arrays that have to live as long as the session
         if lean:
             assert isinstance(graph, Graph)
@@ -87,7 +91,7 @@ class Session:
         try:
             if isinstance(graph, Source):
                 self._session = _resumed(graph, options, start)
-            elif writer.size_of(graph) <= SMALL:
+            elif writer.size_of(graph) <= LARGEST_IN_MEMORY:
                 self._session = start(writer.to_proto(graph).SerializeToString())
             else:
                 with tempfile.TemporaryDirectory(prefix="onnxplain-") as scratch:
@@ -179,7 +183,9 @@ def _sharing(graph: Graph, options: Any) -> tuple[Graph, list[Any]]:
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_EXTENDED  # one less: the last one blocks convolutions' weights
     options.add_session_config_entry("session.disable_prepacking", "1")
-    large = {k: np.ascontiguousarray(v) for k, v in graph.constants.items() if v.nbytes > LARGE and is_plain(v.dtype)}
+    large = {
+        k: np.ascontiguousarray(v) for k, v in graph.constants.items() if v.nbytes > LARGE_TENSOR and is_plain(v.dtype)
+    }
     arrays = {name: ort_value(array) for name, array in large.items()}
     for name, value in arrays.items():
         options.add_initializer(name, value)

@@ -10,7 +10,7 @@ import onnx
 
 from onnxplain.graph.ir import Graph, Value
 from onnxplain.runtime import ort
-from onnxplain.storage.tensors import LARGE
+from onnxplain.storage.tensors import LARGE_TENSOR
 from onnxplain.storage.writer import to_proto
 
 Array = np.ndarray[Any, Any]
@@ -22,7 +22,7 @@ class TrialError(Exception):
 
 def run(graph: Graph, batches: Iterable[Mapping[str, Array]]) -> list[list[Array]]:
     """Run a graph several times; its large constants are fed as inputs, so that nothing copies them."""
-    large = {k: v for k, v in graph.constants.items() if v.nbytes > LARGE}
+    large = {k: v for k, v in graph.constants.items() if v.nbytes > LARGE_TENSOR}
     inputs = (*graph.inputs, *(Value(k, v.dtype, v.shape) for k, v in large.items()))
     small = {k: v for k, v in graph.constants.items() if k not in large}
     options = ort.SessionOptions()

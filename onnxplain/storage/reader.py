@@ -21,7 +21,7 @@ from onnxplain.errors import ModelError, UnsupportedModelError
 from onnxplain.graph.ir import Graph, Node, Shape, Value
 from onnxplain.storage import shared_weights
 from onnxplain.storage.digests import digest
-from onnxplain.storage.tensors import LARGE, is_external, is_plain, stub, take_out
+from onnxplain.storage.tensors import LARGE_TENSOR, is_external, is_plain, stub, take_out
 
 Weights = Mapping[str, np.ndarray[Any, Any]]
 
@@ -172,7 +172,7 @@ def _load_external(model: onnx.ModelProto, path: Path | None, weights: dict[str,
             problems[location] = str(error)
             continue
         files.add(location)
-        if main and array.nbytes > LARGE:
+        if main and array.nbytes > LARGE_TENSOR:
             weights[tensor.name] = array
             tensor.CopyFrom(stub(tensor.name, tensor.data_type, tensor.dims))
         else:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxplain.errors import ModelError, OptionError, OutputError
-from onnxplain.storage.tensors import LARGE, is_plain
+from onnxplain.storage.tensors import LARGE_TENSOR, is_plain
 
 Array = np.ndarray[Any, Any]
 Files = dict[Path, list[tuple[int, int]]]  # file -> offset and length of each tensor in it
@@ -27,7 +27,7 @@ _LEAVE = "Leave share_weights= out to store them in the explainer."
 _START = 64  # bytes by which weights are told apart before all of their bytes are compared
 
 
-class Place(NamedTuple):
+class WeightLocation(NamedTuple):
     """Where a weight lies: the name of a file, seen from the explainer's folder, and the offset in it."""
 
     location: str
@@ -75,7 +75,7 @@ def files_of(model: Path | None, weights: Mapping[str, Array], explainer: Path) 
     return files
 
 
-def places_of(constants: Mapping[str, Array], files: Files, folder: Path) -> dict[str, Place]:
+def places_of(constants: Mapping[str, Array], files: Files, folder: Path) -> dict[str, WeightLocation]:
     """Where large constants lie in files, of those that do; ``folder`` is the explainer's.
 
     They are compared, byte by byte, with what the files hold now, whatever the names.
@@ -85,14 +85,14 @@ def places_of(constants: Mapping[str, Array], files: Files, folder: Path) -> dic
     OptionError
         None of the large constants is in any of the files.
     """
-    found: dict[tuple[int, bytes], list[tuple[Array, Place]]] = {}
+    found: dict[tuple[int, bytes], list[tuple[Array, WeightLocation]]] = {}
     for file, tensors in files.items():
         data, location = np.memmap(file, np.uint8, "r"), file.relative_to(folder.resolve()).as_posix()
         for offset, size in tensors:
             stored = data[offset : offset + size]
-            found.setdefault((size, stored[:_START].tobytes()), []).append((stored, Place(location, offset)))
+            found.setdefault((size, stored[:_START].tobytes()), []).append((stored, WeightLocation(location, offset)))
     places = {}
-    large = {name: array for name, array in constants.items() if array.nbytes > LARGE and is_plain(array.dtype)}
+    large = {name: array for name, array in constants.items() if array.nbytes > LARGE_TENSOR and is_plain(array.dtype)}
     for name, array in large.items():
         own = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         alike = found.get((own.size, own[:_START].tobytes()), [])
@@ -105,7 +105,7 @@ def places_of(constants: Mapping[str, Array], files: Files, folder: Path) -> dic
     return places
 
 
-def note_of(places: Mapping[str, Place], folder: Path) -> str:
+def note_of(places: Mapping[str, WeightLocation], folder: Path) -> str:
     """The digests of all files that are referred to, as `changed` reads them."""
     return json.dumps({name: _digest(folder / name) for name in sorted({place.location for place in places.values()})})
 

@@ -12,7 +12,7 @@ import onnx
 
 Array = np.ndarray[Any, Any]
 
-LARGE = 1024  # bytes from which on a tensor is taken out
+LARGE_TENSOR = 1024  # bytes from which on a tensor is taken out
 
 _STUB, _LIFTED = "taken-out", "lifted"
 
@@ -47,7 +47,7 @@ def take_out(file: BufferedIOBase) -> tuple[onnx.ModelProto, dict[str, Array]]:
 
     def taken(tensor: onnx.TensorProto, name: str) -> bool:
         place = _place(tensor)
-        if place is None and (is_external(tensor) or tensor.ByteSize() <= LARGE):
+        if place is None and (is_external(tensor) or tensor.ByteSize() <= LARGE_TENSOR):
             return False
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         if not is_plain(dtype):
@@ -95,7 +95,7 @@ def _lifted(file: BufferedIOBase, message: str, end: int, start: int) -> bytes:
         start = file.tell()
         if start + size > end:
             raise ValueError("it ends within a field")
-        if wire == 2 and follow and size > LARGE:
+        if wire == 2 and follow and size > LARGE_TENSOR:
             if follow == "raw_data":
                 tensor = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
                 for name, value in {"location": _LIFTED, "offset": start, "length": size}.items():

@@ -13,8 +13,8 @@ import onnx
 
 from onnxplain.graph.ir import IR_VERSION, OPSET, Graph, Node, Value
 from onnxplain.storage.atomic import PathLike, replacing
-from onnxplain.storage.shared_weights import NOTE, Place, note_of
-from onnxplain.storage.tensors import LARGE, is_plain
+from onnxplain.storage.shared_weights import NOTE, WeightLocation, note_of
+from onnxplain.storage.tensors import LARGE_TENSOR, is_plain
 
 INLINE_LIMIT = 1_800_000_000  # bytes of weights; protobuf stops at 2 GiB, the rest is for everything else
 
@@ -49,7 +49,7 @@ def save(
     path: PathLike,
     metadata: Mapping[str, str] | None = None,
     inline: int = INLINE_LIMIT,
-    shared: Mapping[str, Place] = MappingProxyType({}),
+    shared: Mapping[str, WeightLocation] = MappingProxyType({}),
 ) -> None:
     """Write a graph as an .onnx file. The file appears complete or not at all.
 
@@ -74,7 +74,7 @@ def save(
     path = Path(path)
     graph, whole = graph.replace(constants={k: v for k, v in graph.constants.items() if k not in shared}), graph
     apart = size_of(graph) > inline
-    large = {k: v for k, v in graph.constants.items() if apart and v.nbytes > LARGE and is_plain(v.dtype)}
+    large = {k: v for k, v in graph.constants.items() if apart and v.nbytes > LARGE_TENSOR and is_plain(v.dtype)}
     model = to_proto(graph.replace(constants={k: v for k, v in graph.constants.items() if k not in large}), metadata)
     if shared:
         model.metadata_props.add(key=NOTE, value=note_of(shared, path.parent))
@@ -91,12 +91,12 @@ def save(
 def external(out: BinaryIO, name: str, array: np.ndarray[Any, Any], location: str) -> onnx.TensorProto:
     """Write a tensor's data, where ONNX Runtime can map it into memory; return its reference."""
     out.write(b"\0" * (-out.tell() % _ALIGNMENT))
-    place = Place(location, out.tell())
+    place = WeightLocation(location, out.tell())
     out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return _reference(name, array, place)
 
 
-def _reference(name: str, array: np.ndarray[Any, Any], place: Place) -> onnx.TensorProto:
+def _reference(name: str, array: np.ndarray[Any, Any], place: WeightLocation) -> onnx.TensorProto:
     tensor = onnx.TensorProto(name=name, dims=array.shape, data_location=onnx.TensorProto.EXTERNAL)
     tensor.data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
     for key, value in {**place._asdict(), "length": array.nbytes}.items():

@@ -11,7 +11,7 @@ import onnxplain
 from onnxplain.composites.composite import (
     COMPOSITES,
     EVERYTHING,
-    RULES,
+    LRP_RULES,
     Composite,
     Row,
     gradient,
@@ -291,13 +291,13 @@ def test_rectifier_composites() -> None:
     assert guided_backprop().rows[1:] == gradient().rows
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", LRP_RULES)
 def test_one_rule_everywhere(name: str) -> None:
     options: dict[str, Any] = {"low": -1.0, "high": 1.0} if name == "z_box" else {}
     arrays = {key: rng(1).normal(size=shape) for key, shape in SHAPES.items()}
     explainer = onnxplain.Explainer(model(DEEP, **arrays), "lrp", rule=name, **options)
     layers = [type(line.rule) for line in explainer.report() if line.kind & (Kind.CONV | Kind.DENSE)]
-    assert layers == [type(RULES[name](**options))] * 3
+    assert layers == [type(LRP_RULES[name](**options))] * 3
 
 
 def test_no_kind_is_left_without_a_rule() -> None:

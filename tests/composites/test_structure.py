@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 import onnxplain
 from onnxplain.backward.walk import backward
 from onnxplain.canonize import canonize
-from onnxplain.composites.composite import COMPOSITES, RULES, everywhere
+from onnxplain.composites.composite import COMPOSITES, LRP_RULES, everywhere
 from onnxplain.graph.emit import Emitter
 from onnxplain.ops import Kind
 from onnxplain.rules.attention import Signal, Uniform
@@ -190,7 +190,7 @@ IMAGES = {"k3": normal(4, 3, 3, 3), "v": normal(80, 3)}
 MEAN, STD = np.array([100.0, 120, 90]), np.array([50.0, 60, 70])
 
 
-@pytest.mark.parametrize("rule", [*RULES])
+@pytest.mark.parametrize("rule", [*LRP_RULES])
 def test_preprocessing_passes_on(rule: str) -> None:
     """The same relevance, be it in the model or in front of it; and boxes bound the model's input."""
     low, high = np.array([0.0, 5.0, 0.0]), np.array([255.0, 255.0, 240.0])

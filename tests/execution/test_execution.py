@@ -23,9 +23,9 @@ from onnxplain.graph.memory import peak_per_sample
 from onnxplain.methods.table import make
 from onnxplain.programs.program import Program
 from onnxplain.questions.question import Question, Slice
-from onnxplain.runtime.batching import MARGIN
+from onnxplain.runtime.batching import MEMORY_SAFETY_FACTOR
 from onnxplain.runtime.chunked import Chunked
-from onnxplain.runtime.providers import CPU, CUDA, Choice
+from onnxplain.runtime.providers import CPU, CUDA, ProviderChoice
 from onnxplain.runtime.session import Session
 from tests.models import IMAGES, Array
 from tests.reference import rng
@@ -161,10 +161,10 @@ def test_all_that_runs_at_once_fits(monkeypatch: pytest.MonkeyPatch, method: str
         found = ox.Explainer(IMAGES.proto(), method, memory=memory).prepare(x).runner
         peak = peak_per_sample(found.program.copied or found.program.graph, BATCH)
         chunk, at_once = found.main.chunk, found.main.at_once
-        assert chunk * at_once == 1 or chunk * at_once * peak * MARGIN <= memory
+        assert chunk * at_once == 1 or chunk * at_once * peak * MEMORY_SAFETY_FACTOR <= memory
         seen.add(at_once)
     assert seen == {1, 2}
-    choice = Choice(((CUDA, {"enable_cuda_graph": 1}), CPU), ("",))
+    choice = ProviderChoice(((CUDA, {"enable_cuda_graph": 1}), CPU), ("",))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # which does not start here
         turns = Runner.load(found.program, Setting(choice, found.program.graph, None, 1 << 30))

@@ -17,7 +17,7 @@ from onnxplain.execution import Setting, kept
 from onnxplain.rules.base import Gradient
 from onnxplain.rules.lrp import Epsilon
 from onnxplain.runtime import session
-from onnxplain.runtime.providers import CPU, CUDA, Choice
+from onnxplain.runtime.providers import CPU, CUDA, ProviderChoice
 from onnxplain.storage import entries
 from tests import models
 from tests.models import TINY, labelled, model
@@ -294,7 +294,7 @@ def test_the_processor_is_unknown_elsewhere(monkeypatch: pytest.MonkeyPatch) -> 
 def test_other_providers_programs_are_not_kept(tmp_path: Path) -> None:
     graph = ox.load(pooled()).canonical().graph
     for providers, known in (((CPU,), True), ((CUDA, CPU), False)):
-        setting = Setting(Choice(providers, ()), graph, None, 1)
+        setting = Setting(ProviderChoice(providers, ()), graph, None, 1)
         assert (kept.entry(tmp_path, setting, "anything") is not None) == known
 
 

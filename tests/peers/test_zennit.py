@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import onnxplain
-from onnxplain.composites.composite import RULES, Composite, Row, beta_smooth, everywhere
+from onnxplain.composites.composite import LRP_RULES, Composite, Row, beta_smooth, everywhere
 from onnxplain.ops import Kind
 from onnxplain.rules.lrp import AlphaBeta, Epsilon, LinearRule, Unbiased, WSquare
 from tests.peers.nets import MobileNet, Peer, ResNet, StackSum, Tokens, Vgg, calibrated, check, exported
@@ -149,7 +149,7 @@ SINGLE: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 def test_every_rule_has_a_peer() -> None:
-    assert set(SINGLE) == set(RULES) - {"interpolated"}  # zennit has none; see tests/rules
+    assert set(SINGLE) == set(LRP_RULES) - {"interpolated"}  # zennit has none; see tests/rules
 
 
 @pytest.mark.parametrize("name", SINGLE)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import onnxplain as ox
 from onnxplain.backward.recurrent import written_out
 from onnxplain.canonize import canonize
-from onnxplain.composites.deeplift import RULES
+from onnxplain.composites.deeplift import DEEPLIFT_RULES
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.programs.reference import paired
 from onnxplain.questions.question import ask
@@ -153,7 +153,7 @@ def test_six_modes() -> None:
     arrays, _ = dense()
     x = rng(1).normal(size=(3, 6)).astype(np.float32)
     text = DENSE.replace("F(", "Tanh(")
-    found = {rule: explained(text, arrays, x, rule=rule, baseline=0.5).values for rule in RULES}
+    found = {rule: explained(text, arrays, x, rule=rule, baseline=0.5).values for rule in DEEPLIFT_RULES}
     for one, other in (("no_rule", "linear"), ("rescale", "linear_rescale"), ("reveal_cancel", "linear_reveal_cancel")):
         np.testing.assert_array_equal(found[one], found[other])
     gradient = ox.explain(model(text, **arrays), x, "gradient").values

@@ -12,7 +12,7 @@ from onnxplain.backward.walk import backward, plan
 from onnxplain.composites.deeplift import composite
 from onnxplain.graph.emit import Emitter
 from onnxplain.rules.compared import Between
-from onnxplain.rules.exact import Averaged, Choice, CrossMax, Extreme, LogMean, Midpoint, Quotient, Standardized
+from onnxplain.rules.exact import Averaged, CrossMax, Extreme, LogMean, Midpoint, Quotient, Standardized, WhereRule
 from onnxplain.storage.reader import to_graph
 from tests.reference import Case, forward, gradients, relative_error, rng, run_ort, single_node
 from tests.rules.dense import Array
@@ -216,7 +216,7 @@ def test_choices_that_change() -> None:
     (y0,) = emitter.inline(graph, there, ["y0"])
     names = {**{n: v.name for n, v in there.items()}, "y0": y0.name}
     seed = emitter.input("r", "float32", (40,))
-    found = backward(graph, emitter, {"y0": seed}, ["x1", "x2"], lambda calls: [Between(Choice(), names)])
+    found = backward(graph, emitter, {"y0": seed}, ["x1", "x2"], lambda calls: [Between(WhereRule(), names)])
     outputs = {f"m_{n}": v for n, v in found.items() if v is not None}
     result = emitter.graph([*(emitter.var(v.name) for v in graph.inputs), *there.values(), seed], outputs)
     before = {"x0": x0 > 0, "x1": x0, "x2": x0 * np.float32(0.1)}

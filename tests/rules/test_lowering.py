@@ -16,7 +16,7 @@ import pytest
 import onnxplain
 from onnxplain.composites.composite import COMPOSITES
 from onnxplain.graph.emit import Var
-from onnxplain.ops.linear import Window, vector
+from onnxplain.ops.linear import ConvWindow, vector
 from onnxplain.rules import base, lrp
 from onnxplain.rules.base import LinearMap
 from tests.models import model, weights
@@ -51,7 +51,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def spread(window: Window, ct: Var) -> Var:
+def spread(window: ConvWindow, ct: Var) -> Var:
     begins, _ = window.pads
     whole = window._conv_transpose(ct, window.strides * 0, window.strides - 1)
     return window._crop(whole, begins, vector(window.x.sizes(2)))
@@ -75,7 +75,7 @@ def test_same_as_plain(method: str, options: dict[str, Any], monkeypatch: pytest
     for module in (base, lrp):
         monkeypatch.setattr(module, "is_never_negative", lambda x: False)
         monkeypatch.setattr(module, "rectified", lambda z, r, anew=True: None)
-    monkeypatch.setattr(Window, "spread", spread)
+    monkeypatch.setattr(ConvWindow, "spread", spread)
     monkeypatch.setattr(LinearMap, "plus", plus)
     monkeypatch.setattr(onnxruntime, "SessionOptions", AsWritten)
     plain = onnxplain.Explainer(net, method, **options)(x, target=2).values

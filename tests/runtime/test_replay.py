@@ -19,7 +19,7 @@ from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph
 from onnxplain.runtime import replay
 from onnxplain.runtime.device import Tensor
-from onnxplain.runtime.providers import CPU, CUDA, Choice
+from onnxplain.runtime.providers import CPU, CUDA, ProviderChoice
 from onnxplain.runtime.replay import MOST, Replays
 from onnxplain.runtime.session import Session
 from onnxplain.storage import writer
@@ -180,7 +180,7 @@ def test_sessions_with_graphs_have_one_thread(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Session, "_run", lambda *a: threads.append(threading.current_thread()) or work(*a))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        sessions = [Session(reshaped(), Choice((CAPTURED, CPU), ("",))) for _ in range(2)]
+        sessions = [Session(reshaped(), ProviderChoice((CAPTURED, CPU), ("",))) for _ in range(2)]
     feeds = {"x": numbers(2), "shape": np.array([3, 4])}
     for session in sessions:
         callers = [threading.Thread(target=session.run, args=(feeds,)) for _ in range(3)]

@@ -26,8 +26,16 @@ from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph
 from onnxplain.graph.memory import copied_weights, peak_per_sample
 from onnxplain.runtime import session as sessions
-from onnxplain.runtime.batching import LARGEST, MARGIN, USUAL, chunk_size, chunks, parse_memory, samples_that_fit
-from onnxplain.runtime.providers import CPU, CUDA, Choice, choose
+from onnxplain.runtime.batching import (
+    CPU_SAMPLES,
+    MAX_SAMPLES,
+    MEMORY_SAFETY_FACTOR,
+    chunk_size,
+    chunks,
+    parse_memory,
+    samples_that_fit,
+)
+from onnxplain.runtime.providers import CPU, CUDA, ProviderChoice, choose
 from onnxplain.runtime.session import Session
 from onnxplain.storage.reader import read
 from tests.models import IMAGES, TINY, model
@@ -84,23 +92,24 @@ def test_weights_are_copied_for_each_node_that_reads_them() -> None:
 
 def test_what_fits() -> None:
     assert samples_that_fit(248, -1000) == 0
-    assert samples_that_fit(248, math.ceil(3 * MARGIN * 248)) == 3
+    assert samples_that_fit(248, math.ceil(3 * MEMORY_SAFETY_FACTOR * 248)) == 3
     assert samples_that_fit(248, 248) == 0  # ONNX Runtime may take more than what we count
 
 
 @pytest.mark.parametrize("cpu", [True, False])
 def test_chunks_fit(cpu: bool) -> None:
-    assert chunk_size(248, math.ceil(3 * MARGIN * 248), cpu) == 3
+    assert chunk_size(248, math.ceil(3 * MEMORY_SAFETY_FACTOR * 248), cpu) == 3
     assert chunk_size(248, 1, cpu) == 1
-    assert chunk_size(0, 1000, cpu) == LARGEST  # nothing grows with the batch
+    assert chunk_size(0, 1000, cpu) == MAX_SAMPLES  # nothing grows with the batch
 
 
 @pytest.mark.parametrize(
-    ("megabytes", "best"), [(0, LARGEST), (3, 10), (12, USUAL), (30, USUAL), (60, 2), (200, 1), (2000, 1)]
+    ("megabytes", "best"),
+    [(0, MAX_SAMPLES), (3, 10), (12, CPU_SAMPLES), (30, CPU_SAMPLES), (60, 2), (200, 1), (2000, 1)],
 )
 def test_chunks_are_as_large_as_is_fast(megabytes: int, best: int) -> None:
     assert chunk_size(megabytes << 20, 1 << 40, cpu=True) == best
-    assert chunk_size(megabytes << 20, 1 << 40, cpu=False) == LARGEST
+    assert chunk_size(megabytes << 20, 1 << 40, cpu=False) == MAX_SAMPLES
 
 
 def test_chunks() -> None:
@@ -190,7 +199,7 @@ def doubled() -> Graph:
     return emitter.graph([x], {"y": x * 2, "z": x.reshape([-1, 2])})
 
 
-ON_CPU = Choice((CPU,), ("",))
+ON_CPU = ProviderChoice((CPU,), ("",))
 
 
 def test_session_computes_what_is_asked_for() -> None:
@@ -217,7 +226,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from onnxplain.graph.emit import Emitter
-from onnxplain.runtime.providers import Choice
+from onnxplain.runtime.providers import ProviderChoice
 from onnxplain.runtime.session import Session
 
 def resident():
@@ -226,7 +235,7 @@ def resident():
 emitter = Emitter()
 x, w = emitter.input("x", "float32", ("batch", 4096)), np.random.default_rng(0).random((4096, 4096), np.float32)
 graph = emitter.graph([x], {"y": emitter.op("MatMul", x, emitter.const(w))})
-ones, cpu = np.ones((1, 4096), np.float32), Choice(("CPUExecutionProvider",), ("",))
+ones, cpu = np.ones((1, 4096), np.float32), ProviderChoice(("CPUExecutionProvider",), ("",))
 before = resident()
 session = Session(graph, cpu, lean=sys.argv[1] == "lean")
 (y,) = session.run({"x": ones}).values()
@@ -283,9 +292,9 @@ def test_a_provider_that_does_not_start_is_an_error_or_a_warning(monkeypatch: py
     on_cpu = SimpleNamespace(get_providers=lambda: [CPU])  # what ONNX Runtime makes of it, in silence
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: on_cpu)
     with pytest.raises(ProviderError, match=f"{CUDA} is installed but did not start"):
-        Session(doubled(), Choice((CUDA,), ("",)))
+        Session(doubled(), ProviderChoice((CUDA,), ("",)))
     with pytest.warns(RuntimeWarning, match=f"{CUDA} .* did not start.*; running on {CPU}"):
-        session = Session(doubled(), Choice((CUDA, CPU), ("",)))
+        session = Session(doubled(), ProviderChoice((CUDA, CPU), ("",)))
     assert session.provider == CPU
 
 

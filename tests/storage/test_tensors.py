@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.message import DecodeError
 
 from onnxplain.storage import tensors
-from onnxplain.storage.tensors import LARGE, is_external, is_plain
+from onnxplain.storage.tensors import LARGE_TENSOR, is_external, is_plain
 
 
 def model(*tensors: onnx.TensorProto, nodes: tuple[onnx.NodeProto, ...] = ()) -> onnx.ModelProto:
@@ -24,17 +24,17 @@ def tensor(name: str, array: np.ndarray) -> onnx.TensorProto:
     return onnx.numpy_helper.from_array(array, name)
 
 
-BIG = np.arange(LARGE, dtype=np.float32).reshape(2, -1)
+BIG = np.arange(LARGE_TENSOR, dtype=np.float32).reshape(2, -1)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64, np.int64, np.uint8, bool, ml_dtypes.bfloat16])
 def test_large_tensors_are_taken_out_and_small_ones_stay(dtype):
-    array = (np.arange(LARGE * 2) % 2).astype(dtype).reshape(4, -1)
+    array = (np.arange(LARGE_TENSOR * 2) % 2).astype(dtype).reshape(4, -1)
     light, weights = take_out(model(tensor("small", np.arange(3)), tensor("large", array)))
     assert list(weights) == ["large"]
     assert weights["large"].dtype == array.dtype
     assert np.array_equal(weights["large"], array)
-    assert light.ByteSize() < LARGE
+    assert light.ByteSize() < LARGE_TENSOR
     small, stub = light.graph.initializer
     assert np.array_equal(onnx.numpy_helper.to_array(small), np.arange(3))
     assert (stub.name, list(stub.dims), is_external(stub)) == ("large", list(array.shape), True)
@@ -51,8 +51,8 @@ def test_typed_fields_and_constant_nodes_are_taken_out_too():
 
 
 def test_packed_and_external_tensors_stay():
-    packed = tensor("packed", np.ones(4 * LARGE, ml_dtypes.int4))
-    external = onnx.TensorProto(name="e" * LARGE, data_location=onnx.TensorProto.EXTERNAL)
+    packed = tensor("packed", np.ones(4 * LARGE_TENSOR, ml_dtypes.int4))
+    external = onnx.TensorProto(name="e" * LARGE_TENSOR, data_location=onnx.TensorProto.EXTERNAL)
     whole = model(packed, external)
     before = whole.SerializeToString()
     light, weights = take_out(whole)
@@ -76,14 +76,14 @@ def manifold() -> onnx.ModelProto:
     nodes = (
         onnx.helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner),
         onnx.helper.make_node(
-            "Custom", ["y"], ["z"], domain="com.example", one=tensor("", BIG), i=-1, f=0.1, s="x" * LARGE
+            "Custom", ["y"], ["z"], domain="com.example", one=tensor("", BIG), i=-1, f=0.1, s="x" * LARGE_TENSOR
         ),
         onnx.helper.make_node("Many", ["z"], ["u"], domain="com.example", ts=[tensor("", BIG), tensor("", BIG[:1])]),
     )
-    packed = tensor("packed", np.ones(4 * LARGE, ml_dtypes.int4))
-    texts = onnx.helper.make_tensor("texts", onnx.TensorProto.STRING, [LARGE], ["text"] * LARGE)
+    packed = tensor("packed", np.ones(4 * LARGE_TENSOR, ml_dtypes.int4))
+    texts = onnx.helper.make_tensor("texts", onnx.TensorProto.STRING, [LARGE_TENSOR], ["text"] * LARGE_TENSOR)
     whole = model(tensor("one", BIG), packed, texts, tensor("two", BIG * 2), nodes=nodes)
-    whole.graph.initializer[0].doc_string = "y" * 2 * LARGE
+    whole.graph.initializer[0].doc_string = "y" * 2 * LARGE_TENSOR
     whole.graph.sparse_initializer.add().values.CopyFrom(tensor("sparse", BIG))
     whole.graph.doc_string, whole.model_version = "z" * 300, -5
     whole.functions.add(name="f", domain="com.example").node.extend(nodes)

@@ -7,7 +7,7 @@ use the names in the bodies.
 
 from __future__ import annotations
 
-from onnxplain.backward.control.base import Activity, ControlCall, Path
+from onnxplain.backward.control.base import Activity, ControlCall, WalkPlan
 from onnxplain.backward.control.branch import IfCall, active_if
 from onnxplain.backward.control.loop import LoopCall, active_loop
 from onnxplain.backward.control.scans import as_scans
@@ -22,4 +22,4 @@ def active_outputs(node: Node, active: set[str], activity: Activity) -> set[str]
     return _ACTIVE[node.op](node, active, activity)
 
 
-__all__ = ["CONTROL", "ControlCall", "Path", "active_outputs", "as_scans"]
+__all__ = ["CONTROL", "ControlCall", "WalkPlan", "active_outputs", "as_scans"]

@@ -16,7 +16,7 @@ from onnxplain.ops.table import Call, Cotangent
 
 
 @dataclass(frozen=True)
-class Path:
+class WalkPlan:
     """What lies between some tensors and some outputs of a graph.
 
     Attributes
@@ -36,7 +36,7 @@ class Path:
     missing: list[Node] = field(default_factory=list)
     vague: list[Call] = field(default_factory=list)
 
-    def add(self, other: Path) -> None:
+    def add(self, other: WalkPlan) -> None:
         """Continue with what lies in a body."""
         self.calls.extend(other.calls)
         self.needed.update(other.needed)
@@ -44,7 +44,7 @@ class Path:
         self.vague.extend(other.vague)
 
 
-Plan = Callable[[Graph, Emitter, Iterable[str], Iterable[str]], Path]  # (graph, emitter, outputs, wanted)
+Planner = Callable[[Graph, Emitter, Iterable[str], Iterable[str]], WalkPlan]  # (graph, emitter, outputs, wanted)
 Walk = Callable[[Emitter, Mapping[str, Var]], Mapping[str, Var]]  # (emitter, seeds) -> what arrives, by name
 Activity = Callable[[Graph, Iterable[str]], set[str]]  # (graph, wanted) -> the values that depend on them
 

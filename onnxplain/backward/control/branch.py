@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from onnxplain.backward.control.base import Activity, ControlCall, Path, Plan, Walk, dtype_of, zeros_like
+from onnxplain.backward.control.base import Activity, ControlCall, Planner, Walk, WalkPlan, dtype_of, zeros_like
 from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph, Node
 from onnxplain.ops.parts import Sums
@@ -32,10 +32,12 @@ class IfCall(ControlCall):
     branches: Mapping[str, tuple[Graph, Emitter]]
 
     @classmethod
-    def enter(cls, call: Call, needed: set[str], active: set[str], plan: Plan, _: Activity) -> tuple[ControlCall, Path]:
+    def enter(
+        cls, call: Call, needed: set[str], active: set[str], plan: Planner, _: Activity
+    ) -> tuple[ControlCall, WalkPlan]:
         """Plan the walk through the branches; ``needed`` are the names to start from."""
         branches = {}
-        inside = Path()
+        inside = WalkPlan()
         for name in BRANCHES:
             graph = call.attrs[name]
             emitter = Emitter(graph, outer=call.emitter)

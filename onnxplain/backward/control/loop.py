@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from onnxplain.backward.control.base import Activity, ControlCall, Path, Plan, Walk, dtype_of, zeros_like
+from onnxplain.backward.control.base import Activity, ControlCall, Planner, Walk, WalkPlan, dtype_of, zeros_like
 from onnxplain.backward.control.stacks import Stacks, factored
 from onnxplain.backward.control.trips import Saved, Trips
 from onnxplain.graph.emit import Emitter, Var, concat
@@ -130,8 +130,8 @@ class LoopCall(ControlCall):
 
     @classmethod
     def enter(
-        cls, call: Call, needed: set[str], active: set[str], plan: Plan, activity: Activity
-    ) -> tuple[ControlCall, Path]:
+        cls, call: Call, needed: set[str], active: set[str], plan: Planner, activity: Activity
+    ) -> tuple[ControlCall, WalkPlan]:
         """Plan the walk through one trip; ``needed`` are the names to start from."""
         states = _State.of(call)
         body = _trip(call.attrs["body"], states)

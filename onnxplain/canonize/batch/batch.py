@@ -9,7 +9,7 @@ import numpy as np
 from onnxplain.canonize.batch.merge import DifferError, alike, merge
 from onnxplain.canonize.batch.retarget import StuckError, retargeted
 from onnxplain.canonize.batch.trial import close, random_feeds
-from onnxplain.canonize.fold import Light, fold, light, shaped, with_sizes
+from onnxplain.canonize.fold import StubbedModel, fold, light, shaped, with_sizes
 from onnxplain.errors import ModelError
 from onnxplain.graph.axes import BATCH
 from onnxplain.graph.ir import Graph, Node
@@ -18,12 +18,12 @@ from onnxplain.runtime.trial import TrialError, run
 _SIZES = (11, 13)  # two batch sizes that hardly any other dimension has by chance
 
 
-def generalised(model: Light, fixed: int | None, changes: list[str]) -> tuple[Graph, int | None]:
+def generalised(model: StubbedModel, fixed: int | None, changes: list[str]) -> tuple[Graph, int | None]:
     """Make the graph of a folded model hold for every batch size; where that fails, return the size it is bound to."""
     return freed(model, fixed, changes) if fixed is not None else any_batch(model, changes)
 
 
-def any_batch(model: Light, changes: list[str]) -> tuple[Graph, int | None]:
+def any_batch(model: StubbedModel, changes: list[str]) -> tuple[Graph, int | None]:
     """Replace the run-time shape arithmetic of a model with a free batch axis by what it comes to.
 
     The graph is folded at two batch sizes, where all arithmetic on shapes becomes constants, and what differs between
@@ -49,7 +49,7 @@ def any_batch(model: Light, changes: list[str]) -> tuple[Graph, int | None]:
     return single, 1
 
 
-def freed(model: Light, fixed: int, changes: list[str]) -> tuple[Graph, int | None]:
+def freed(model: StubbedModel, fixed: int, changes: list[str]) -> tuple[Graph, int | None]:
     """Free the batch axis of a model that was exported at batch ``fixed``, where trial runs say that this is right."""
     graph = shaped(model)
     try:
@@ -64,12 +64,12 @@ def freed(model: Light, fixed: int, changes: list[str]) -> tuple[Graph, int | No
     return merged, None
 
 
-def _at(model: Light, size: int) -> Graph:
+def _at(model: StubbedModel, size: int) -> Graph:
     """The graph for one batch size."""
     return _with_axes(shaped(fold(with_sizes(model, {BATCH: size}), set(model.weights))))
 
 
-def _alone(model: Light) -> Graph | None:
+def _alone(model: StubbedModel) -> Graph | None:
     """The graph for one sample, if that settles the ranks of all tensors."""
     try:
         graph = _at(model, 1)
@@ -118,7 +118,7 @@ def _ranked(graph: Graph) -> bool:
     return all(value.shape is not None for value in graph.values.values())
 
 
-def _folds_alike(model: Light, merged: Graph) -> bool:
+def _folds_alike(model: StubbedModel, merged: Graph) -> bool:
     """Whether one sample, the case that models are most likely to treat apart, leads to one and the same graph."""
     try:
         return alike(_at(light(merged), 1), _at(model, 1))

@@ -16,7 +16,7 @@ import onnx
 
 from onnxplain.canonize.shapes import INFERENCE_OPSET
 from onnxplain.graph.ir import IR_VERSION, Graph, Node, Value
-from onnxplain.storage.tensors import LARGE
+from onnxplain.storage.tensors import LARGE_TENSOR
 from onnxplain.storage.writer import node_proto, opset_of, value_proto
 
 _RECURRENT = {"LSTM", "GRU", "RNN"}
@@ -28,7 +28,7 @@ class StuckError(Exception):
 
 
 @dataclass(frozen=True)
-class _Place:
+class _BatchAxis:
     """Where the batch is in a value: an axis, whose size is some factor x batch size x ``inner``."""
 
     axis: int
@@ -51,7 +51,7 @@ class _Sweep:
         self.graph, self.old, self.new = graph, old, new
         self.constants = dict(graph.constants)
         self.values = dict(graph.values)
-        self.places: dict[str, _Place] = {}
+        self.places: dict[str, _BatchAxis] = {}
 
     def run(self) -> Graph:
         for value in self.graph.inputs:
@@ -106,9 +106,9 @@ class _Sweep:
         fitting = [i for i in inner if old[grown[0]] % (self.old * i) == 0]
         if len(grown) > 1 or not fitting or old[grown[0]] * self.new != shape[grown[0]] * self.old:
             raise StuckError(f"'{name}' does not grow with the batch along one axis ({old} becomes {shape})")
-        self.places[name] = _Place(grown[0], fitting[0])
+        self.places[name] = _BatchAxis(grown[0], fitting[0])
 
-    def _reshaped(self, node: Node, data: _Place) -> _Place:
+    def _reshaped(self, node: Node, data: _BatchAxis) -> _BatchAxis:
         """Find the axis of a Reshape's result on which samples lie as far apart in memory as they did before."""
         before, after = self._old_shape(node.inputs[0]), self._old_shape(node.outputs[0])
         stride = data.inner * math.prod(before[data.axis + 1 :])
@@ -119,7 +119,7 @@ class _Sweep:
                 outer = size // (self.old * inner)
                 # At batch size 1, several axes may fit: best is one of the batch's own, worst the last, features.
                 rank = ((inner, outer) != (1, 1), axis == len(after) - 1, outer > 1, inner, axis)
-                candidates.append((rank, _Place(axis, inner)))
+                candidates.append((rank, _BatchAxis(axis, inner)))
         if not candidates:
             raise StuckError(f"{node.label} mixes the samples")
         return min(candidates, key=lambda candidate: candidate[0])[1]
@@ -157,7 +157,7 @@ class _Sweep:
                 onnx.defs.get_schema(node.op, versions[node.domain], node.domain),
                 node_proto(node),
                 {i: value_proto(v).type for i, v in inputs.items()},
-                {i: onnx.numpy_helper.from_array(a, i) for i, a in arrays.items() if a.nbytes <= LARGE},
+                {i: onnx.numpy_helper.from_array(a, i) for i, a in arrays.items() if a.nbytes <= LARGE_TENSOR},
                 opset_imports=[onnx.helper.make_opsetid(*pair) for pair in versions.items()],
                 ir_version=IR_VERSION,
             )

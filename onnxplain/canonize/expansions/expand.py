@@ -16,12 +16,12 @@ from onnx.helper import get_attribute_value, tensor_dtype_to_np_dtype
 
 from onnxplain.canonize.expansions import attention, blockwise, fused, ml, positions, quantized, recurrent, svm
 from onnxplain.canonize.expansions.site import Expansion, Scope, Site, StaysError
-from onnxplain.canonize.fold import Light, hide
+from onnxplain.canonize.fold import StubbedModel, hide
 from onnxplain.graph.emit import Emitter, Var
 from onnxplain.graph.ir import OPSET, Graph, Node, Value
 from onnxplain.runtime import ort
 from onnxplain.storage.reader import graphs_of, nodes_of, shape_of
-from onnxplain.storage.tensors import LARGE, is_external, is_plain, stub
+from onnxplain.storage.tensors import LARGE_TENSOR, is_external, is_plain, stub
 from onnxplain.storage.writer import node_proto, opset_of
 
 MICROSOFT = "com.microsoft"
@@ -40,7 +40,7 @@ _DTYPES = {"float": np.float32, "double": np.float64, "string": object}  # what 
 Hints = Sequence[onnx.ValueInfoProto]
 
 
-def types(model: Light) -> Hints:
+def types(model: StubbedModel) -> Hints:
     """Find the types of what the operators of other domains calculate, and note them in the model.
 
     Some of ONNX Runtime's own are in the standard domain: they are moved to its own.
@@ -58,7 +58,7 @@ def types(model: Light) -> Hints:
     return hints
 
 
-def _asked(model: Light, names: Iterable[str]) -> Iterator[onnx.ValueInfoProto]:
+def _asked(model: StubbedModel, names: Iterable[str]) -> Iterator[onnx.ValueInfoProto]:
     """Ask ONNX Runtime, without weights; it does not know models with operators for GPUs only."""
     proto = hide(model, set(model.weights))
     known = {o.name for o in proto.graph.output}
@@ -78,7 +78,7 @@ def _asked(model: Light, names: Iterable[str]) -> Iterator[onnx.ValueInfoProto]:
             yield onnx.helper.make_tensor_value_info(output.name, elem_type, output.shape)
 
 
-def expand(model: Light, hints: Hints, changes: list[str]) -> Light:
+def expand(model: StubbedModel, hints: Hints, changes: list[str]) -> StubbedModel:
     """Expand what can be expanded in a model of opset 21, with what `types` found."""
     if not any(n.op_type in _TABLES.get(n.domain, {}) for n in nodes_of(model.proto.graph)):
         return model
@@ -105,7 +105,7 @@ def expand(model: Light, hints: Hints, changes: list[str]) -> Light:
     for entry in proto.opset_import:
         if entry.domain == ml.DOMAIN:
             entry.version = opset_of(entry.domain, {n.op_type for n in nodes_of(proto.graph)})
-    return Light(proto, weights)
+    return StubbedModel(proto, weights)
 
 
 def _values(model: onnx.ModelProto) -> dict[str, Value]:
@@ -120,7 +120,7 @@ def _array(tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
 
 def _initializer(name: str, array: np.ndarray[Any, Any], weights: dict[str, np.ndarray[Any, Any]]) -> onnx.TensorProto:
     """Make an initializer of the main graph: a stub, and an entry in ``weights``, for a large one."""
-    if array.nbytes <= LARGE or not is_plain(array.dtype):
+    if array.nbytes <= LARGE_TENSOR or not is_plain(array.dtype):
         return onnx.numpy_helper.from_array(array, name)
     weights[name] = array
     return stub(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)

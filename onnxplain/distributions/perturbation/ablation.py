@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onnxplain.distributions.baselines import Baseline
-from onnxplain.distributions.distribution import Plan
+from onnxplain.distributions.distribution import CopyPlan
 from onnxplain.distributions.perturbation.coalitions import Coalitional, Coalitions, Game, Sets, check_options
 from onnxplain.distributions.perturbation.features import Features, check_shape, partition
 from onnxplain.distributions.perturbation.standard_errors import mean_error
@@ -59,7 +59,7 @@ class Permutation(Sets):
         check_shape(self.features, shape[1:])
         _check_several(shape[0])
 
-    def plans(self, here: Mapping[str, Array]) -> Sequence[Plan]:
+    def plans(self, here: Mapping[str, Array]) -> Sequence[CopyPlan]:
         """One plan per sample: for each of its donors, one copy per feature."""
         found = partition(self.features, {name: x[0, ...] for name, x in here.items()})
         samples = len(next(iter(here.values())))

@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxplain.arguments import is_count
 from onnxplain.distributions.baselines import Baseline, check_baseline
-from onnxplain.distributions.distribution import Estimate, Perturbation, Plan
+from onnxplain.distributions.distribution import CopyPlan, Estimate, Perturbation
 from onnxplain.distributions.masked_copies import Prologue, chosen, compact, looked_up
 from onnxplain.distributions.perturbation.features import Features, Partition, check_features, check_shape, partition
 from onnxplain.errors import OptionError
@@ -110,7 +110,7 @@ class Coalitional(Sets):
         """Raise OptionError where the features do not fit an input."""
         check_shape(self.features, shape[1:])
 
-    def plans(self, here: Mapping[str, Array]) -> Sequence[Plan]:
+    def plans(self, here: Mapping[str, Array]) -> Sequence[CopyPlan]:
         """One plan per sample."""
         samples = range(len(next(iter(here.values()))))
         numbering = self.numbering({name: x[0, ...] for name, x in here.items()})

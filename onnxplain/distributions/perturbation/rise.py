@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxplain.arguments import is_count
 from onnxplain.distributions.baselines import Baseline
-from onnxplain.distributions.distribution import Estimate, Perturbation, Plan
+from onnxplain.distributions.distribution import CopyPlan, Estimate, Perturbation
 from onnxplain.distributions.fills import spatial
 from onnxplain.distributions.masked_copies import Prologue, chosen
 from onnxplain.distributions.perturbation.coalitions import check_options, doubling
@@ -133,7 +133,7 @@ class Rise(Perturbation):
             tables = tuple(np.eye(w.shape[1])[w.argmax(axis=1)] for w in tables)
         return Masks(x.shape, seed, self.keep, extents, tables)
 
-    def plans(self, here: Mapping[str, Array]) -> Sequence[Plan]:
+    def plans(self, here: Mapping[str, Array]) -> Sequence[CopyPlan]:
         """The same plan for all samples: one copy per mask."""
         masks = {name: self.masks(x[0, ...], place) for place, (name, x) in enumerate(here.items())}
         plan = Blended(masks, doubling(self.samples, self.tolerance), self.keep, self.center)

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxplain.arguments import is_count
 from onnxplain.distributions.baselines import Baseline, check_baseline
-from onnxplain.distributions.distribution import Plan
+from onnxplain.distributions.distribution import CopyPlan
 from onnxplain.distributions.fills import spatial
 from onnxplain.distributions.perturbation.coalitions import Coalitions, Game, Sets
 from onnxplain.distributions.perturbation.features import Partition, share
@@ -102,7 +102,7 @@ class Windows(Sets):
         """Raise OptionError where windows do not fit an input."""
         self.geometry(shape)
 
-    def plans(self, here: Mapping[str, Array]) -> Sequence[Plan]:
+    def plans(self, here: Mapping[str, Array]) -> Sequence[CopyPlan]:
         """One copy per tensor and window; the plan is the same for all samples."""
         cells = {name: _Cells.of(self, x.shape) for name, x in here.items()}
         labels, features = {}, 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxplain.execution.incremental.regions import Array, Reach, area
-from onnxplain.execution.incremental.steps import Step, spatial, step_of
+from onnxplain.execution.incremental.steps import PatchStep, spatial, step_of
 from onnxplain.graph.ir import Graph, Node
 
 # Work is counted in multiplications. What else takes time, in these, as measured with ONNX Runtime on a CPU:
@@ -18,7 +18,7 @@ WORTH = 0.9  # of a forward pass: what takes more is not worth a second session
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class PatchPlan:
     """What is run on patches.
 
     Attributes
@@ -33,13 +33,13 @@ class Choice:
         Estimate of the work for one window, in forward passes.
     """
 
-    steps: Sequence[Step]
+    steps: Sequence[PatchStep]
     bounds: Mapping[str, Array]
     frontier: tuple[str, ...]
     share: float
 
 
-def chosen(graph: Graph, name: str, bounds: Array, reach: float | None) -> Choice | None:
+def chosen(graph: Graph, name: str, bounds: Array, reach: float | None) -> PatchPlan | None:
     """Find the nodes to run on patches: the first so many of those that can be. None if whole maps are as good."""
     axes = bounds.shape[1]
     sizes = spatial(graph, name, axes)
@@ -69,10 +69,10 @@ def chosen(graph: Graph, name: str, bounds: Array, reach: float | None) -> Choic
     if share > WORTH:
         return None
     frontier = tuple(tensor for tensor, place in made.items() if place < count <= lasts[tensor])
-    return Choice([step for place, step in steps.items() if place < count], patched, frontier, share)
+    return PatchPlan([step for place, step in steps.items() if place < count], patched, frontier, share)
 
 
-def _last_read(nodes: Sequence[Node], steps: Mapping[int, Step], tensor: str) -> int:
+def _last_read(nodes: Sequence[Node], steps: Mapping[int, PatchStep], tensor: str) -> int:
     """Where the last node is that reads a tensor; behind all, if some node needs the whole of it anyway."""
     readers = [place for place, node in enumerate(nodes) if tensor in node.reads]
     return len(nodes) if any(place not in steps for place in readers) else max(readers, default=-1)
@@ -95,7 +95,7 @@ def _work(graph: Graph, node: Node, share: float) -> float:
     return share * outputs * (terms + MOVED) + NODE
 
 
-def _stepped(graph: Graph, step: Step, patched: Mapping[str, Array], axes: int) -> float:
+def _stepped(graph: Graph, step: PatchStep, patched: Mapping[str, Array], axes: int) -> float:
     sizes = spatial(graph, step.node.outputs[0], axes)
     work = _work(graph, step.node, area(step.bounds) / np.prod(sizes or ()))
     for name in step.maps:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxplain.execution.incremental.plan import Choice, chosen
+from onnxplain.execution.incremental.plan import PatchPlan, chosen
 from onnxplain.execution.incremental.regions import Array, common, lengths, whole
-from onnxplain.execution.incremental.steps import Step, spatial
+from onnxplain.execution.incremental.steps import PatchStep, spatial
 from onnxplain.graph.emit import Emitter, Var, concat
 from onnxplain.graph.ir import Graph, Node, Shape
 
@@ -57,7 +57,7 @@ def incremental(graph: Graph, name: str, output: str, bounds: Array, reach: floa
 
 
 class _Writer:
-    def __init__(self, graph: Graph, name: str, choice: Choice) -> None:
+    def __init__(self, graph: Graph, name: str, choice: PatchPlan) -> None:
         self.graph, self.name, self.choice = graph, name, choice
         self.windows, self.axes = choice.bounds[name].shape[:2]
         self.channels_last = [0, *range(2, 2 + self.axes), 1]
@@ -93,7 +93,7 @@ class _Writer:
         made = [i for i in dict.fromkeys(read) if i in self.graph.producer and i not in reached]
         return [i for i in made if not self.graph.value(i).is_sequence]
 
-    def step(self, step: Step) -> None:
+    def step(self, step: PatchStep) -> None:
         node = step.node
         operands = [None if not i else self.operand(i, step) for i in node.inputs]
         shapes = [self.shape(o) for o in node.outputs]
@@ -105,7 +105,7 @@ class _Writer:
             results = (results[0] * self.cut(scale, step.bounds[..., 0], step.bounds[..., 1]),)
         self.patches |= zip(node.outputs, results, strict=True)
 
-    def operand(self, name: str, step: Step) -> Var:
+    def operand(self, name: str, step: PatchStep) -> Var:
         if name in self.patches:
             return self.grow(name, step.region, step.fill)
         whole = self.full(name)

@@ -25,7 +25,7 @@ SLIDING = {"AveragePool", "Conv", "MaxPool"}
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class PatchStep:
     """A node, run on patches.
 
     Attributes
@@ -61,7 +61,7 @@ def spatial(graph: Graph, name: str, axes: int) -> Sizes | None:
     return tuple(d for d in shape[2:] if isinstance(d, int))
 
 
-def step_of(graph: Graph, node: Node, patched: Mapping[str, Array], reach: Reach | None) -> Step | None:
+def step_of(graph: Graph, node: Node, patched: Mapping[str, Array], reach: Reach | None) -> PatchStep | None:
     """How a node is run on patches; None if it cannot be.
 
     Parameters
@@ -95,7 +95,7 @@ def step_of(graph: Graph, node: Node, patched: Mapping[str, Array], reach: Reach
     else:
         return None
     bounds = union([patched[i] for i in maps if i in patched])
-    return Step(node, bounds, bounds, maps)
+    return PatchStep(node, bounds, bounds, maps)
 
 
 def _alone(node: Node, patched: Mapping[str, Array]) -> bool:
@@ -114,7 +114,9 @@ def _fits(graph: Graph, name: str, sizes: Sizes, patched: bool) -> bool:
     return own == sizes or (not patched and all(d == 1 for d in own))
 
 
-def _sliding(graph: Graph, node: Node, patched: Mapping[str, Array], reach: Reach | None, sizes: Sizes) -> Step | None:
+def _sliding(
+    graph: Graph, node: Node, patched: Mapping[str, Array], reach: Reach | None, sizes: Sizes
+) -> PatchStep | None:
     axes = len(sizes)
     outputs = spatial(graph, node.outputs[0], axes)
     shape = graph.value(node.inputs[1]).shape if node.op == "Conv" else (0, 0, *node.attrs["kernel_shape"])
@@ -141,4 +143,4 @@ def _sliding(graph: Graph, node: Node, patched: Mapping[str, Array], reach: Reac
         scale = None if (counts == full).all() else full / counts
         if scale is not None and (walk.extents != kernel or node.attrs.get("auto_pad", "NOTSET") != "NOTSET"):
             return None
-    return Step(node, bounds, walk.read(bounds), node.inputs[:1], attrs, fill, scale)
+    return PatchStep(node, bounds, walk.read(bounds), node.inputs[:1], attrs, fill, scale)

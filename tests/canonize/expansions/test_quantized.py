@@ -12,7 +12,7 @@ import pytest
 import onnxplain
 from onnxplain.canonize.expansions import quantized
 from onnxplain.canonize.expansions.expand import expand
-from onnxplain.canonize.fold import Light
+from onnxplain.canonize.fold import StubbedModel
 from onnxplain.questions.quantities import explained_value
 from tests.canonize.contrib import Case, check_case, ints
 from tests.canonize.models import Array, canonical, check, model, normal, ops
@@ -243,7 +243,7 @@ def test_weights_of_four_bits_in_blocks_become_floats() -> None:
 
 
 def test_models_without_integers_are_left_alone() -> None:
-    light = Light(Case("(float[N] x) => (float[N] y) { y = Mul(x, x) }", {}, opset=21).proto(), {})
+    light = StubbedModel(Case("(float[N] x) => (float[N] y) { y = Mul(x, x) }", {}, opset=21).proto(), {})
     assert expand(light, [], []) is light
 
 
