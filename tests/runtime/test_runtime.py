@@ -213,7 +213,7 @@ def test_session_computes_what_is_asked_for() -> None:
 
 
 def test_large_graphs_go_through_a_file_that_does_not_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sessions, "SMALL", 0)
+    monkeypatch.setattr(sessions, "LARGEST_IN_MEMORY", 0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     y = Session(doubled(), ON_CPU).run({"x": np.ones((2, 3), np.float32)})["y"]
     assert (y == 2).all()
