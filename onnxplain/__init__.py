@@ -29,6 +29,7 @@ from onnxplain.errors import (
     ProviderError,
     RunError,
     TargetError,
+    TensorError,
     UnsupportedModelError,
     UnsupportedOperatorError,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "Row",
     "RunError",
     "TargetError",
+    "TensorError",
     "UnsupportedModelError",
     "UnsupportedOperatorError",
     "explain",

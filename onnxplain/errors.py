@@ -10,6 +10,7 @@
     ├── InputError (ValueError)            an input array has the wrong name, shape, dtype or content
     ├── TargetError (ValueError)           there is no such target
     ├── OptionError (ValueError)           unknown method or option, or a bad value for one
+    │   └── TensorError (TypeError)        an expression uses a tensor as a number, a truth or a list
     ├── ProviderError (ValueError)         an execution provider that is not installed, or fails to start
     ├── RunError                           ONNX Runtime fails while it runs: memory, sizes that the model cannot take
     ├── BusyError                          a `Batcher` takes no request now: its queue is full, or it is closed
@@ -65,6 +66,10 @@ class TargetError(OnnxplainError, ValueError):
 
 class OptionError(OnnxplainError, ValueError):
     """An unknown method or option, or a bad value for one."""
+
+
+class TensorError(OptionError, TypeError):
+    """An expression uses a tensor, which has no values before the model runs, as a number, a truth or a list."""
 
 
 class ProviderError(OnnxplainError, ValueError):

@@ -92,7 +92,8 @@ def returned(graph: Graph, emitter: Emitter, name: str, arrived: Mapping[str, Va
         path = Graph((), (), tuple(emitter.nodes[before:]), emitter.constants, emitter.values)
         seeds = {images[tensor].name: ct for tensor, ct in arrived.items()}
         back = backward(path, emitter, seeds, [image.name], lambda calls: [Gradient()] * len(calls))
-    return back[image.name] or start
+    found = back[image.name]
+    return start if found is None else found
 
 
 def _looks_up(graph: Graph, node: Node, carried: Mapping[str, bool]) -> bool:

@@ -132,12 +132,13 @@ class _Way:
         count = len(_DEFAULTS[call.node.op])
         self.functions = list(_functions(call))[count * index : count * (index + 1)]
         bias, peepholes = call.input(3), call.input(7)
-        bias_x, bias_h = _split(self._own(bias), 2) if bias else (None, None)
+        bias_x, bias_h = (None, None) if bias is None else _split(self._own(bias), 2)
         self.by_x = self._layers(self._own(call.need(1)), bias_x)
         self.by_h = self._layers(self._own(call.need(2)), bias_h)
-        self.peepholes = _split(self._own(peepholes), 3, self.width) if peepholes else None
+        self.peepholes = None if peepholes is None else _split(self._own(peepholes), 3, self.width)
         lengths = call.input(4)
-        self.lengths = lengths and lengths.cast(np.int64).reshape([-1, 1], known=(shape(call.x)[1], 1))
+        column = (shape(call.x)[1], 1)
+        self.lengths = None if lengths is None else lengths.cast(np.int64).reshape([-1, 1], known=column)
 
     def _own(self, x: Var) -> Var:
         """Take the part of this direction."""
@@ -156,18 +157,18 @@ class _Way:
             return x.emitter.ops("Split", x, self.call.ints(rows), outputs=2, shapes=shapes, axis=0) if gates else [x]
 
         turned = [part.transpose([1, 0]) for part in parts(weights)]
-        return list(zip(turned, parts(bias) if bias else [None] * len(rows), strict=True))
+        return list(zip(turned, [None] * len(rows) if bias is None else parts(bias), strict=True))
 
     def state(self, index: int) -> Var:
         """Take the initial state that is an input, zeros where there is none: (B, H)."""
         given, x = self.call.input(index), self.call.x
-        if given:
+        if given is not None:
             return self._own(given)
         return zeros(concat([x.size(1), self.call.ints([self.width])]), x.dtype, (shape(x)[1], self.width))
 
     def inside(self) -> Var | None:
         """(T, B, 1): is the step one of the sample's sequence? None: every step is."""
-        if not self.lengths:
+        if self.lengths is None:
             return None
         x = self.call.x
         return positions(x, 1).reshape([-1, 1, 1], known=(shape(x)[0], 1, 1)) < self.lengths
@@ -182,7 +183,7 @@ def _split(x: Var, parts: int, width: Dim = None) -> tuple[Var, ...]:
 def _affine(w: Var, b: Var | None, x: Var) -> Var:
     """Calculate x w + b; w and b may be from around the body that x is in."""
     product = x.emitter.op("MatMul", x, _captured(w, x), known=(*shape(x)[:-1], shape(w)[-1]))
-    return product + _captured(b, x) if b else product
+    return product if b is None else product + _captured(b, x)
 
 
 def _captured(outside: Var, body: Var) -> Var:
@@ -197,7 +198,7 @@ def _run(way: _Way, op: str) -> tuple[Var, ...]:
     take = _STEPS[op](way)
     elements = [_affine(*layer, way.call.x) for layer in way.by_x]
     layers = len(elements)
-    elements += [inside] if inside else []
+    elements += [] if inside is None else [inside]
     body = Emitter(outer=emitter)
     with body.within(f"{emitter.scope}/step"):
         states = [body.input("state", v.dtype, v.shape) for v in starts]
@@ -219,7 +220,7 @@ def _run(way: _Way, op: str) -> tuple[Var, ...]:
         scan_output_directions=[int(way.down)],
     )
     write_loop(emitter.nodes.pop(), emitter)
-    if way.lengths:
+    if way.lengths is not None:
         last = [where(way.lengths > 0, state, 0.0) for state in last]
     return steps, *last
 
@@ -259,10 +260,10 @@ def _lstm(way: _Way) -> CellStep:
         (h, c), (x_iof, x_n) = states, given
         a_i, a_o, a_f = _split(x_iof + iof(h), 3, way.width)
         p_i, p_o, p_f = (_captured(p, c) for p in way.peepholes) if way.peepholes else (None,) * 3
-        i = gate(a_i + c * p_i if p_i else a_i)
-        f = 1 - i if coupled else gate(a_f + c * p_f if p_f else a_f)
+        i = gate(a_i if p_i is None else a_i + c * p_i)
+        f = 1 - i if coupled else gate(a_f if p_f is None else a_f + c * p_f)
         c = f * c + i * new(x_n + n(h))
-        return [gate(a_o + c * p_o if p_o else a_o) * out(c), c]
+        return [gate(a_o if p_o is None else a_o + c * p_o) * out(c), c]
 
     return step
 

@@ -59,7 +59,7 @@ def backward(
         arrived = Sums(seeds)
         for call, rule in pairs:
             cotangents = [arrived.get(o) for o in call.node.outputs]
-            if call.emitter is not emitter or not any(cotangents):
+            if call.emitter is not emitter or all(ct is None for ct in cotangents):
                 continue
             given: list[tuple[str, Var]] = []
             with emitter.within(f"{call.node.outputs[0]}/backward"):

@@ -14,8 +14,22 @@ from typing import Any
 
 import numpy as np
 
+from onnxplain.errors import TensorError
 from onnxplain.graph.ir import Graph, Node, Shape, Value
 
+_ELEMENTS = 'Write ox.op("Gather", tensor, index, axis=1) for an element, and ox.op("Shape", tensor) for sizes.'
+_FUNCTIONS = 'Write ox.op("Exp", tensor) for math.exp or np.exp, ox.op("Max", a, b) for max(a, b), and so on.'
+_UFUNCS: Mapping[np.ufunc, str] = {
+    np.add: "Add",
+    np.subtract: "Sub",
+    np.multiply: "Mul",
+    np.true_divide: "Div",
+    np.power: "Pow",
+    np.greater: "Greater",
+    np.less: "Less",
+    np.greater_equal: "GreaterOrEqual",
+    np.less_equal: "LessOrEqual",
+}
 _BOOL = {"Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Xor", "Not", "IsNaN", "IsInf"}
 _INT64 = {"Shape", "Size", "ArgMax", "ArgMin", "NonZero"}
 _SIZE_ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}  # done at once where sizes are known
@@ -39,7 +53,6 @@ class Var:
     dtype: np.dtype[Any]
     shape: Shape | None = None
     value: np.ndarray[Any, Any] | None = None
-    __array_ufunc__ = None  # array + Var is Var.__radd__, not an array of Vars
 
     def _binary(self, op: str, other: Any, swap: bool = False) -> Var:
         pair = (other, self) if swap else (self, other)
@@ -47,6 +60,14 @@ class Var:
         if op in _SIZE_ARITHMETIC and left.dtype == np.int64 and left.value is not None and right.value is not None:
             return self.emitter.const(_SIZE_ARITHMETIC[op](left.value, right.value))
         return self.emitter.op(op, left, right)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Var:
+        """Let array + Var be a Var, not an array of Vars."""
+        operator = None if options or method != "__call__" else _UFUNCS.get(ufunc)
+        if operator is None:
+            raise self._misused(f"is given to numpy's {ufunc.__name__}", _FUNCTIONS)
+        left, right = inputs
+        return self._binary(operator, right) if left is self else self._binary(operator, left, swap=True)
 
     def like(self, value: Any) -> Var:
         """Constant of this Var's dtype."""
@@ -98,8 +119,46 @@ class Var:
         return self._binary("LessOrEqual", other)
 
     def equal(self, other: Any) -> Var:
-        """Elementwise equality (``==`` keeps its Python meaning: the same Var)."""
+        """Elementwise equality; ``==`` is an error, as it might mean that or that two names are of one Var."""
         return self._binary("Equal", other)
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        raise self._misused("is compared with == or !=", 'Write ox.op("Equal", a, b), and ox.op("Not", ...) around it.')
+
+    def __bool__(self) -> bool:
+        raise self._misused("is used as True or False", 'Write ox.op("Where", condition, a, b) for a choice.')
+
+    def __iter__(self) -> Iterator[Var]:
+        raise self._misused("is used as a list", _ELEMENTS)
+
+    def __len__(self) -> int:
+        raise self._misused("is asked for its length", _ELEMENTS)
+
+    def __contains__(self, item: object) -> bool:
+        raise self._misused("is searched for an element", _ELEMENTS)
+
+    def __getitem__(self, key: object) -> Var:
+        raise self._misused("is indexed", _ELEMENTS)
+
+    def __float__(self) -> float:
+        raise self._misused("is used as a number", _FUNCTIONS)
+
+    def __int__(self) -> int:
+        raise self._misused("is used as a number", _FUNCTIONS)
+
+    def __index__(self) -> int:
+        raise self._misused("is used as a number", _FUNCTIONS)
+
+    def __complex__(self) -> complex:
+        raise self._misused("is used as a number", _FUNCTIONS)
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray[Any, Any]:
+        raise self._misused("is used as an array", _FUNCTIONS)
+
+    def _misused(self, how: str, hint: str) -> TensorError:
+        return TensorError(f"the tensor {self} {how}, but has no values before the model runs", hint)
 
     def __and__(self, other: Var) -> Var:
         return self._binary("And", other)
@@ -405,7 +464,7 @@ class Emitter:
         while inputs and inputs[-1] is None:
             inputs = inputs[:-1]
         present = [i for i in inputs if i is not None]
-        read = tuple(i.name if i else "" for i in inputs)
+        read = tuple("" if i is None else i.name for i in inputs)
         key = (domain, op, read, _frozen(attrs), outputs)
         if key in self._written and not names:
             return self._written[key]

@@ -111,13 +111,14 @@ def prelu(call: Call, ct: Var) -> Sequence[Cotangent]:
 def clip(call: Call, ct: Var) -> Sequence[Cotangent]:
     """Each element's cotangent goes to the input, or to the bound that it has reached: as in torch's ReLU6."""
     low, high = call.input(1), call.input(2)
-    above, below = low and call.y.above(low), high and call.y.below(high)
+    above = None if low is None else call.y.above(low)
+    below = None if high is None else call.y.below(high)
     inside = ct
-    for side in filter(None, (above, below)):
-        inside = inside * side
+    for side in (above, below):
+        inside = inside if side is None else inside * side
     cotangents: list[Cotangent] = [inside, None, None]
-    if above and call.active[1]:
-        cotangents[1] = ct * (1 - above) * (below or 1)
-    if below and call.active[2]:
+    if above is not None and call.active[1]:
+        cotangents[1] = ct * (1 - above) * (1 if below is None else below)
+    if below is not None and call.active[2]:
         cotangents[2] = ct * (1 - below)
     return cotangents

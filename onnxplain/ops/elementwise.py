@@ -104,7 +104,7 @@ def power_slope(x: Var, p: Var, y: Var) -> Var:
 @TABLE.vjp("Max", "Min", kind=choice_kind, broadcast=True)
 def extreme(call: Call, ct: Var) -> Sequence[Cotangent]:
     """All inputs that reach the extreme share the cotangent equally (torch.maximum does so with two)."""
-    hits = [i.equal(call.y).cast(ct.dtype) for i in call.inputs if i]
+    hits = [i.equal(call.y).cast(ct.dtype) for i in call.inputs if i is not None]
     share = ct / sum(hits[1:], hits[0])
     return [share * hit if active else None for hit, active in zip(hits, call.active, strict=True)]
 

@@ -66,7 +66,8 @@ def deform_conv(call: Call, ct: Var) -> Sequence[Cotangent]:
         to_offset = turned.reshape_like(offset)
     if mask is not None and by_mask:
         to_mask = (to_product * read).sum([1]).reshape_like(mask)
-    return [to_image and to_image.reshape_like(x), to_w, to_offset, ct.sum([0, 2, 3]) if by_bias else None, to_mask]
+    to_x = None if to_image is None else to_image.reshape_like(x)
+    return [to_x, to_w, to_offset, ct.sum([0, 2, 3]) if by_bias else None, to_mask]
 
 
 def _grid(call: Call) -> tuple[Var, Var]:

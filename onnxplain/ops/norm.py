@@ -52,7 +52,8 @@ def column(parameter: Var, x: Var) -> Var:
 
 def fit(call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
     """Cotangents in the dtypes of their inputs."""
-    return [ct.cast(i.dtype) if ct and i else None for ct, i in zip(cotangents, call.inputs, strict=False)]
+    pairs = zip(cotangents, call.inputs, strict=False)
+    return [None if ct is None or i is None else ct.cast(i.dtype) for ct, i in pairs]
 
 
 @TABLE.vjp("BatchNormalization", kind=Kind.AFFINE)
@@ -62,7 +63,7 @@ def batch_normalization(call: Call, ct: Var, *running: Cotangent) -> Sequence[Co
             f"{call.node.label} is in training mode: its output depends on the other samples of the batch",
             "Export the model in inference mode.",
         )
-    scale, _, average, variance = (wide(i) for i in call.inputs[1:] if i)
+    scale, _, average, variance = (wide(i) for i in call.inputs[1:] if i is not None)
     inverse = inverse_root(variance + call.attrs["epsilon"])
     factor = scale * inverse
     by_x = ct * column(factor, call.x).cast(ct.dtype)
@@ -82,7 +83,7 @@ def layer_normalization(
     """Normalise rows; their means and the inverses of their standard deviations may be outputs, too."""
     x, scale = wide(call.x), wide(call.need(1))
     axes = range(call.attrs["axis"] % x.rank, x.rank)
-    if len(call.outputs) == 3 and all(call.outputs):
+    if len(call.outputs) == 3 and all(o is not None for o in call.outputs):
         average, inverse = (o.cast(x.dtype) for o in call.outputs[1:] if o is not None)
         centered = x - average
     else:

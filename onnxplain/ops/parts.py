@@ -83,10 +83,10 @@ class Sums(Mapping[str, Var]):
 
     def add(self, name: str, cotangent: Cotangent) -> None:
         """Add one; None is nothing."""
-        part = Part.of(cotangent) if cotangent else None
-        if part:
+        part = None if cotangent is None else Part.of(cotangent)
+        if part is not None:
             self._parts.setdefault(name, []).append(part)
-        elif cotangent:
+        elif cotangent is not None:
             self._sums[name] = self._sums[name] + cotangent if name in self._sums else cotangent
 
     def __getitem__(self, name: str) -> Var:

@@ -135,8 +135,10 @@ def _again(call: Call, x: Var, places: list[int], axes: list[int], sizes: Var | 
 
 
 def _pick(vector: Var | None, places: list[int]) -> Var | None:
-    if vector is None or vector.value is None:
-        return vector and vector.emitter.op("Gather", vector, vector.emitter.ints(places), axis=0)
+    if vector is None:
+        return None
+    if vector.value is None:
+        return vector.emitter.op("Gather", vector, vector.emitter.ints(places), axis=0)
     return vector.emitter.const(vector.value[places])
 
 

@@ -59,8 +59,10 @@ def tile(call: Call, ct: Var) -> list[Var]:
     for axis in range(call.x.rank):
         if counts is None or counts[axis] != 1:
             summed.append(len(sizes))
-            given = None if counts is None else call.ints([counts[axis]])
-            sizes.append(given or call.op("Slice", repeats, call.ints([axis]), call.ints([axis + 1])))
+            if counts is None:
+                sizes.append(call.op("Slice", repeats, call.ints([axis]), call.ints([axis + 1])))
+            else:
+                sizes.append(call.ints([counts[axis]]))
         sizes.append(call.x.size(axis))
     if not summed:
         return [ct]
@@ -81,7 +83,7 @@ def concat_(call: Call, ct: Var) -> Sequence[Var]:
 
 @TABLE.vjp("Split")
 def split(call: Call, *cts: Cotangent) -> list[Var]:
-    pairs = zip(filter(None, call.outputs), cts, strict=True)  # none of a Split's outputs is optional
+    pairs = zip((o for o in call.outputs if o is not None), cts, strict=True)  # none of a Split's outputs is optional
     arrived = [zeros(y.sizes(), y.dtype, y.shape) if ct is None else ct for y, ct in pairs]
     return [concat(arrived, axis=call.attrs["axis"])]
 
@@ -153,7 +155,11 @@ def pad_(call: Call, ct: Var) -> Sequence[Cotangent]:
         back = -pads if pads.value is None else call.emitter.const(-pads.value)
         inner = call.op("Pad", ct, back, None, axes, mode=mode, known=x.shape)
         value = call.input(2)
-        return [inner, None, (ct.sum() - inner.sum()).reshape_like(value) if value and call.active[2] else None]
+        return [
+            inner,
+            None,
+            (ct.sum() - inner.sum()).reshape_like(value) if value is not None and call.active[2] else None,
+        ]
     widths, padded = _numbers(pads, ()), _numbers(axes, range(x.rank))
     if widths is not None and padded is not None:
         pairs = zip(padded, widths[: len(padded)], widths[len(padded) :], strict=True)

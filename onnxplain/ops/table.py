@@ -103,8 +103,8 @@ class Call:
             self.node.op,
             *inputs,
             outputs=len(self.outputs),
-            dtypes=[o.dtype if o else None for o in self.outputs],
-            shapes=[o.shape if o else None for o in self.outputs],
+            dtypes=[None if o is None else o.dtype for o in self.outputs],
+            shapes=[None if o is None else o.shape for o in self.outputs],
             domain=self.node.domain,
             **self.attrs,
         )

@@ -41,7 +41,7 @@ class Uniform:
         factors = len(call.active) if op == "Einsum" else 2  # the third operand of the others is a summand
         n = sum(call.active[:factors])
         shares = proportional(call, r, self.epsilon, parts=n)
-        return [share and share * float(n) if i >= factors else share for i, share in enumerate(shares)]
+        return [s if s is None or i < factors else s * float(n) for i, s in enumerate(shares)]
 
 
 @dataclass(frozen=True)

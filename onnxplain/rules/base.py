@@ -80,7 +80,7 @@ def chained(steps: Sequence[tuple[Call, int]]) -> tuple[Var | None, Var | None]:
     for factor, summand in (scale_and_shift(*step) for step in steps):
         if factor is not None:
             scale = factor if scale is None else scale * factor
-            shift = shift and shift * factor
+            shift = None if shift is None else shift * factor
         if summand is not None:
             shift = summand if shift is None else shift + summand
     return scale, shift
@@ -120,7 +120,7 @@ class LinearMap:
         alpha, beta = call.attrs.get("alpha", 1.0), call.attrs.get("beta", 1.0)
         if call.node.op == "Gemm" and (alpha, beta) != (1.0, 1.0):
             # Scales go into the parameters, or rules that ask for signs would miss them.
-            a, b, *c = call.need(0), call.need(1), *(bias and bias * beta for bias in call.inputs[2:])
+            a, b, *c = call.need(0), call.need(1), *(None if bias is None else bias * beta for bias in call.inputs[2:])
             inputs = (a * alpha, b, *c) if call.active[1] else (a, b * alpha, *c)
             node = replace(call.node, attrs={**call.attrs, "alpha": 1.0, "beta": 1.0})
             call = replace(call, node=node, inputs=inputs)
@@ -132,11 +132,12 @@ class LinearMap:
     def _with(self, around: AffineNeighbours) -> LinearMap:
         """The map of the layer and what belongs to it; x is then without the shifts before it, which are in b."""
         scale, shift = chained(around.behind)
-        whole, y, b = self.map(keep), around.rounded or self.y, self.bias
+        whole, b = self.map(keep), self.bias
+        y = self.y if around.rounded is None else around.rounded
         if scale is not None:
             factor = self._column(scale, self._channels)
             whole = self.map(lambda w: w * factor)
-            y, b = y * self._output(scale), b and b * self._output(scale)
+            y, b = y * self._output(scale), None if b is None else b * self._output(scale)
         if shift is not None:
             y, b = y + self._output(shift), self._output(shift) if b is None else b + self._output(shift)
         x, (_, offset) = self.x, chained(around.before)
@@ -172,7 +173,7 @@ class LinearMap:
     def bias(self) -> Var | None:
         """All of b, in the layout of the output."""
         b = self.call.input(self._bias)
-        b = b and (self._output(b) if self._is_conv else b)
+        b = self._output(b) if b is not None and self._is_conv else b
         if b is None or self.shift is None:
             return self.shift if b is None else b
         return b + self.shift

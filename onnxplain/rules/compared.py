@@ -28,7 +28,7 @@ class Compared(Call):
     def of(cls, call: Call, names: Mapping[str, str]) -> Compared:
         """Look up the tensors at the reference; ``names``: tensor -> its name there, if it is another one."""
         there = [
-            tuple(v and call.emitter.var(names.get(v.name, v.name)) for v in tensors)
+            tuple(None if v is None else call.emitter.var(names.get(v.name, v.name)) for v in tensors)
             for tensors in (call.inputs, call.outputs)
         ]
         return cls(call.emitter, call.node, call.inputs, call.outputs, call.active, *there)

@@ -115,8 +115,10 @@ class Linear:
             sides: Sequence[Cotangent] = [half] * len(call.inputs)
         else:
             sides = node.place(_absolute(call).vjp(half))
-        signs = [fn("Sign", x - x0) if x and x0 else None for x, x0 in zip(node.inputs, node.inputs0, strict=True)]
-        return [m and s and h and m + s * h for m, s, h in zip(means, signs, sides, strict=False)]
+        pairs = zip(node.inputs, node.inputs0, strict=True)
+        signs = [None if x is None or x0 is None else fn("Sign", x - x0) for x, x0 in pairs]
+        rows = zip(means, signs, sides, strict=False)
+        return [None if m is None or s is None or h is None else m + s * h for m, s, h in rows]
 
     def spread(self, call: Compared) -> Var:
         """|W| |Dx|."""

@@ -35,8 +35,10 @@ class Midpoint:
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
         """See `onnxplain.rules.base.Rule`."""
         node = compared(call)
-        inputs = [x and x0 and mean(x, x0) for x, x0 in zip(node.inputs, node.inputs0, strict=True)]
-        outputs = [y and y0 and mean(y, y0) for y, y0 in zip(node.outputs, node.outputs0, strict=True)]
+        inputs, outputs = (
+            [None if x is None or x0 is None else mean(x, x0) for x, x0 in zip(here, there, strict=True)]
+            for here, there in ((node.inputs, node.inputs0), (node.outputs, node.outputs0))
+        )
         return Gradient()(node.with_tensors(inputs, outputs), *cotangents)
 
 
@@ -57,12 +59,14 @@ class Averaged:
         for position, weight in zip(*np.polynomial.legendre.leggauss(self.points), strict=True):
             at = float(1 + position) / 2
             inputs = [
-                x0 + (x - x0) * at if active and x and x0 else x
+                x0 + (x - x0) * at if active and x is not None and x0 is not None else x
                 for x, x0, active in zip(node.inputs, node.inputs0, node.active, strict=True)
             ]
             there = node.with_tensors(inputs, node.outputs).bind(inputs)
-            results = Gradient()(there, *(ct and ct * (float(weight) / 2) for ct in cotangents))
-            total = [a and b and a + b for a, b in zip(total, results, strict=True)] if total else list(results)
+            parts = (None if ct is None else ct * (float(weight) / 2) for ct in cotangents)
+            results = Gradient()(there, *parts)
+            pairs = zip(total or [None] * len(results), results, strict=True)
+            total = [b if a is None or b is None else a + b for a, b in pairs]
         return total
 
 
@@ -150,7 +154,7 @@ class CrossMax:
         node, ct = compared(call), cotangents[0]
         assert ct is not None
         full = [
-            call.op("Expand", x0, x.sizes(), known=x.shape) if x and x0 and x.shape != x0.shape else x0
+            x0 if x is None or x0 is None or x.shape == x0.shape else call.op("Expand", x0, x.sizes(), known=x.shape)
             for x, x0 in zip(node.inputs, node.inputs0, strict=True)
         ]
         before = node.with_tensors(node.inputs, node.outputs).bind(full)
@@ -159,7 +163,13 @@ class CrossMax:
             outward, inward = inward, outward
         here, there = Gradient()(call, ct * outward(change)), Gradient()(before, ct * inward(change))
         rows = zip(here, there, Gradient()(call, ct), node.inputs, full, strict=False)
-        return [g and h and t and x and x0 and _over(h + t, x - x0, g) for h, t, g, x, x0 in rows]
+        return [_total(*row) for row in rows]
+
+
+def _total(here: Cotangent, there: Cotangent, gradient: Cotangent, x: Var | None, x0: Var | None) -> Cotangent:
+    if here is None or there is None or gradient is None or x is None or x0 is None:
+        return None
+    return _over(here + there, x - x0, gradient)
 
 
 def _over(contribution: Var, change: Var, gradient: Var) -> Var:
@@ -184,7 +194,7 @@ class WhereRule:
         step = functools.reduce(operator.add, steps)
         share = where(step.equal(0.0), 0.0, ct * (call.y - node.y0) / step)
         same = call.op("Not", call.op("Xor", call.x, node.x0))
-        return [g and where(same, g, share) for g in gradients]
+        return [None if g is None else where(same, g, share) for g in gradients]
 
 
 @dataclass(frozen=True)

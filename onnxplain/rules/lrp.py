@@ -313,7 +313,7 @@ class Terms:
         if call.node.op == "ReduceLogSumExp":
             return Gradient()(call, r)
         if call.node.op == "ReduceLogSum":
-            return [ct and call.x * ct for ct in Gradient()(call, r)]
+            return [None if ct is None else call.x * ct for ct in Gradient()(call, r)]
         if call.node.op == "ReduceSumSquare":
             r = r * 0.5
         if call.node.op == "Det":

@@ -26,7 +26,7 @@ class GuidedBackprop:
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
         """See `onnxplain.rules.base.Rule`."""
-        return [ct and positive(ct) for ct in Gradient()(call, *cotangents)]
+        return [None if ct is None else positive(ct) for ct in Gradient()(call, *cotangents)]
 
 
 @dataclass(frozen=True)
@@ -78,4 +78,4 @@ class BetaSmooth:
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
         """See `onnxplain.rules.base.Rule`."""
         ct = cotangents[0]
-        return [ct and ct * call.op("Sigmoid", call.x * self.beta)]
+        return [None if ct is None else ct * call.op("Sigmoid", call.x * self.beta)]

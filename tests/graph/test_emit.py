@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxplain.errors import TensorError
 from onnxplain.graph.emit import Emitter, Var, broadcast_shape, concat, fits, sum_to, where
 from onnxplain.graph.ir import Graph, Node, Shape, Value
 from onnxplain.storage.reader import to_graph
@@ -64,6 +66,70 @@ EXPRESSIONS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("expression", EXPRESSIONS.values(), ids=EXPRESSIONS)
 def test_operators_mean_what_they_mean_in_numpy(expression: Callable[[Any], Any]) -> None:
     np.testing.assert_allclose(evaluate(expression, X), expression(X), rtol=1e-6)
+
+
+MISUSES: dict[str, Callable[[Any], Any]] = {
+    "if": lambda x: x if x > 0 else -x,
+    "if of floats": lambda x: x if x else -x,
+    "and": lambda x: (x > 0) and x,
+    "or": lambda x: x or 1.0,
+    "not": lambda x: not x,
+    "chain": lambda x: 0 < x < 1,
+    "bool": bool,
+    "equal": lambda x: x == 0,
+    "equal to itself": lambda x: x == x + 0,
+    "not equal": lambda x: x != 0,
+    "number on the left": lambda x: x == 0,
+    "for": lambda x: list(x),
+    "unpack": lambda x: (lambda a, b: a)(*x),
+    "in": lambda x: 1.0 in x,
+    "in a list": lambda x: x in [1.0],
+    "index": lambda x: x[0],
+    "slice": lambda x: x[:, 0],
+    "len": len,
+    "max": lambda x: max(x, 0),
+    "max of all": max,
+    "min": lambda x: min(0, x),
+    "sorted": sorted,
+    "sorted list": lambda x: sorted([x, x + 1]),
+    "sum": sum,
+    "any": any,
+    "math.exp": math.exp,
+    "float": float,
+    "int": int,
+    "complex": complex,
+    "range": range,
+    "np.exp": np.exp,
+    "np.maximum": lambda x: np.maximum(x, 0),
+    "np.equal": lambda x: np.ones(3, np.float32) == x,
+    "np.add.reduce": np.add.reduce,
+    "np.where": lambda x: np.where(x > 0, x, -x),
+    "np.asarray": np.asarray,
+}
+
+
+@pytest.mark.parametrize("misuse", MISUSES.values(), ids=MISUSES)
+@pytest.mark.parametrize("shape", [(2, 3), (), None])
+def test_tensors_have_no_values_while_a_graph_is_written(misuse: Callable[[Any], Any], shape: Shape | None) -> None:
+    """Each of these once had an answer, and the graph was wrong: a tensor counted as true, and equal to itself only."""
+    for x in (Emitter().input("x", np.float32, shape), Emitter().const(np.float32(2))):
+        with pytest.raises(TensorError, match=r"has no values before the model runs\n.*ox.op\("):
+            misuse(x)
+
+
+def test_tensors_are_keys() -> None:
+    emitter = Emitter()
+    x, y = emitter.input("x", np.float32, (2,)), emitter.input("y", np.float32, (2,))
+    assert {x: 1, y: 2}[x] == 1
+    assert len({x, y, x}) == 2
+    assert x in [y, x][1:]  # the same object is found before anything is compared
+
+
+def test_numbers_of_numpy_on_the_left() -> None:
+    for left in (np.float32(2), np.float64(2), np.ones((2, 3), np.float32), np.arange(3)):
+        np.testing.assert_allclose(evaluate(lambda x, a=left: a - x, X), left - X)
+        np.testing.assert_allclose(evaluate(lambda x, a=left: a * x / (a + 1), X), left * X / (left + 1), rtol=1e-6)
+        np.testing.assert_array_equal(evaluate(lambda x, a=left: a > x, X), left > X)
 
 
 def test_other_operations() -> None:

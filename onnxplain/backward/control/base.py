@@ -68,6 +68,11 @@ def dtype_of(x: Var) -> np.dtype[Any]:
     return x.dtype if is_float(x.dtype) else np.dtype(np.float32)
 
 
+def or_zeros(cotangent: Cotangent, x: Var) -> Var:
+    """The cotangent of ``x``; zeros where none arrived."""
+    return zeros_like(x) if cotangent is None else cotangent
+
+
 def zeros_like(x: Var) -> Var:
     """A cotangent of ``x`` that is zero."""
     return zeros(x.sizes(), dtype_of(x), x.shape)

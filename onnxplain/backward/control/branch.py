@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from onnxplain.backward.control.base import Activity, ControlCall, Planner, Walk, WalkPlan, dtype_of, zeros_like
+from onnxplain.backward.control.base import Activity, ControlCall, Planner, Walk, WalkPlan, dtype_of, or_zeros
 from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph, Node
 from onnxplain.ops.parts import Sums
@@ -61,14 +61,14 @@ class IfCall(ControlCall):
         for name, (graph, emitter) in self.branches.items():
             seeds = Sums()
             for value, ct in zip(graph.outputs, cotangents, strict=False):
-                seeds.add(value.name, ct and emitter.var(ct.name))
+                seeds.add(value.name, None if ct is None else emitter.var(ct.name))
             arrived[name] = walk(emitter, seeds)
         captured = [n for n in self.node.captured if any(n in a for a in arrived.values())]
         if not captured:
             return []
         bodies: dict[str, Any] = {}
         for name, (_, emitter) in self.branches.items():
-            found = [arrived[name].get(n) or zeros_like(emitter.var(n)) for n in captured]
+            found = [or_zeros(arrived[name].get(n), emitter.var(n)) for n in captured]
             bodies[name] = emitter.body([], found, name)
         like = [self.emitter.var(n) for n in captured]
         written = self.emitter.ops(

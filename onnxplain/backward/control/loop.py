@@ -16,7 +16,16 @@ from functools import partial
 
 import numpy as np
 
-from onnxplain.backward.control.base import Activity, ControlCall, Planner, Walk, WalkPlan, dtype_of, zeros_like
+from onnxplain.backward.control.base import (
+    Activity,
+    ControlCall,
+    Planner,
+    Walk,
+    WalkPlan,
+    dtype_of,
+    or_zeros,
+    zeros_like,
+)
 from onnxplain.backward.control.stacks import Stacks, factored
 from onnxplain.backward.control.trips import Saved, Trips
 from onnxplain.graph.emit import Emitter, Var, concat
@@ -180,18 +189,19 @@ class LoopCall(ControlCall):
         for state, ct in zip(self.carried, carried, strict=True):
             seeds.add(state.end, ct)
         for value, stack in list(zip(self.body.outputs[1:], cotangents, strict=False))[len(self.states) :]:
-            known = stack.shape[1:] if stack and stack.shape else None
-            seeds.add(value.name, stack and inner.op("Gather", inner.var(stack.name), index, known=known, axis=0))
+            if stack is not None:
+                known = stack.shape[1:] if stack.shape else None
+                seeds.add(value.name, inner.op("Gather", inner.var(stack.name), index, known=known, axis=0))
         arrived = walk(inner, seeds)
 
         captured = [n for n in self.node.captured if n in arrived]
         slices = [n for n in self.slices if n in arrived]
         sums = [_input_like(inner.var(n)) for n in captured]
         states = [*carried, *sums]
-        ends = [arrived.get(s.start) or zeros_like(inner.var(s.start)) for s in self.carried]
+        ends = [or_zeros(arrived.get(s.start), inner.var(s.start)) for s in self.carried]
         ends += [total + arrived[n] for n, total in zip(captured, sums, strict=True)]
         given = dict(zip((s.start for s in self.states), cotangents, strict=False))
-        initial = [given.get(s.start) or zeros_like(s.final) for s in self.carried]
+        initial = [or_zeros(given.get(s.start), s.final) for s in self.carried]
         initial += [zeros_like(emitter.var(n)) for n in captured]
         rows = [arrived[n] for n in slices]
         run = partial(self._scan, self.saved) if self.saved else self._loop

@@ -33,7 +33,7 @@ def _fused_conv(site: Site) -> Var:
 
 def _nhwc_fused_conv(site: Site) -> Var:
     rank, residual = known_rank(site.need(1)), site.input(3)
-    residual = residual and channels_first(residual, rank)
+    residual = None if residual is None else channels_first(residual, rank)
     return channels_last(_conv(site, channels_first(site.need(0), rank), site.need(1), residual), rank)
 
 

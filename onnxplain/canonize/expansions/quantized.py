@@ -39,7 +39,8 @@ def follow(site: Site) -> None:
             joined = concat([replace(part.value, emitter=site.emitter) for part in parts], site.get("axis"))
             twins[node.outputs[0]] = replace(twin, value=joined)
     elif node.op == "Clip" and node.domain == "":
-        bounds = [b and site.dequantized(b, twin.scale, twin.zero) for b in (site.input(1), site.input(2))]
+        given = (site.input(1), site.input(2))
+        bounds = [None if b is None else site.dequantized(b, twin.scale, twin.zero) for b in given]
         twins[node.outputs[0]] = replace(twin, value=site.op("Clip", twin.value, *bounds))
     elif node.op in _MOVING and node.domain == "":
         value = replace(twin.value, emitter=site.emitter)

@@ -12,7 +12,7 @@ _STATES = (0, 5, 6)  # inputs: X (B, T, I) here and (T, B, I) there; initial_h a
 
 def _time_first(site: Site) -> Result:
     site.refuse(not site.get("layout"))
-    inputs = [x.transpose([1, 0, 2]) if x and k in _STATES else x for k, x in enumerate(site.inputs)]
+    inputs = [x.transpose([1, 0, 2]) if x is not None and k in _STATES else x for k, x in enumerate(site.inputs)]
     attrs = {**site.node.attrs, "layout": 0}
     y, *last = site.emitter.ops(site.node.op, *inputs, outputs=len(site.node.outputs), **attrs)
     return [y.transpose([2, 0, 1, 3]), *(state.transpose([1, 0, 2]) for state in last)]  # Y: (T, D, B, H) there

@@ -145,7 +145,7 @@ class Site:
         quantized one when it loads a program, and rounds its weights, dequantized ones, once more and more coarsely.
         """
         name = name or self.node.outputs[0]
-        dtype = attrs.pop("dtype", None) or (zero.dtype if zero else np.dtype(np.uint8))
+        dtype = attrs.pop("dtype", None) or (np.dtype(np.uint8) if zero is None else zero.dtype)
         y = self.op("Sum", self._clipped(y, _bounds(scale, zero, dtype)), known=y.shape)
         shapes = [y.shape]
         (q,) = self.emitter.ops(

@@ -151,9 +151,10 @@ def Expression(function: Callable[..., Var], *tensors: str, index: Target = None
     Parameters
     ----------
     function
-        Gets a tensor for each name. Tensors know ``+ - * / **``, comparisons and abs, with numbers and arrays, too;
-        `onnxplain.op` writes any other operator. It returns a tensor whose first axis is the batch. Graphs are compiled
-        once for each function, so keep it for further calls.
+        Called with one tensor per name. Tensors support ``+ - * / **``, comparisons and abs, also with numbers and
+        arrays; `onnxplain.op` writes any other operator. A condition is ``onnxplain.op("Where", ...)``: ``if``, ``==``
+        and loops over tensors raise a `TensorError`. Returns a tensor whose first axis is the batch. Graphs are
+        compiled once per function, so keep the function for later calls.
     tensors
         Names of outputs, inputs or internal tensors; none: the explained output, as the explainer says.
     index

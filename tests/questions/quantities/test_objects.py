@@ -194,6 +194,11 @@ def test_expressions_that_are_refused() -> None:
     ):
         with pytest.raises(ox.OptionError, match=message):
             explainer(x, expression)
+    for function in (lambda y: y if y > 0 else -y, lambda y: y if y == 0 else -y, lambda y: max(y, 0), np.exp, sum):
+        with pytest.raises(ox.TensorError, match="no values before the model runs") as raised:
+            explainer(x, ox.Expression(function))
+        assert "ox.op(" in raised.value.hint
+        assert isinstance(raised.value, TypeError)
     pictures = ox.Explainer(SEGMENTER, "gradient")
     with pytest.raises(ox.TargetError, match="which axis"):
         pictures(rng(1).normal(size=(1, 3, 4, 4)).astype(np.float32), ox.LogProbability((0, 1, 1)))
