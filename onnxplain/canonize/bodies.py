@@ -15,30 +15,33 @@ from onnxplain.graph.scan import write_loop
 from onnxplain.storage.tensors import LARGE_TENSOR
 
 
-def tidied(graph: Graph) -> Graph:
-    """Tidy up the bodies of a graph."""
+def tidied(graph: Graph, scans: bool = False) -> Graph:
+    """Tidy up the bodies of a graph.
+
+    ``scans`` stay where ONNX Runtime sees the graph once more: of a Loop, it would forget that it was one.
+    """
     if not any(node.subgraphs for node in graph.nodes):
         return graph
     main = Emitter(graph.replace(nodes=()))
     main.reserve(Node(n.op, (), n.outputs) for n in graph.nodes)
-    _write(graph.nodes, {}, main, main)
+    _write(graph.nodes, {}, main, main, scans)
     return graph.replace(nodes=tuple(main.nodes), constants=main.constants, values=main.values)
 
 
-def _write(nodes: Iterable[Node], names: Mapping[str, str], emitter: Emitter, main: Emitter) -> None:
+def _write(nodes: Iterable[Node], names: Mapping[str, str], emitter: Emitter, main: Emitter, scans: bool) -> None:
     """Write nodes with other names for what they read and compute; large constants of their bodies go to ``main``."""
     for node in nodes:
         inputs, outputs = (tuple(names.get(n, n) for n in part) for part in (node.inputs, node.outputs))
-        attrs = {k: _body(v, names, emitter, main) if isinstance(v, Graph) else v for k, v in node.attrs.items()}
+        attrs = {k: _body(v, names, emitter, main, scans) if isinstance(v, Graph) else v for k, v in node.attrs.items()}
         node = replace(node, inputs=inputs, outputs=outputs, attrs=attrs)
-        if node.op == "Scan" and not node.domain:
+        if node.op == "Scan" and not node.domain and not scans:
             write_loop(node, emitter)
         else:
             emitter.nodes.append(node)
     emitter.nodes = [part for node in emitter.nodes for part in _without_constant_states(node)]
 
 
-def _body(graph: Graph, around: Mapping[str, str], outer: Emitter, main: Emitter) -> Graph:
+def _body(graph: Graph, around: Mapping[str, str], outer: Emitter, main: Emitter, scans: bool) -> Graph:
     own = [*(v.name for v in graph.inputs), *graph.constants, *graph.producer]
     names = {**around, **{name: outer.fresh(name) for name in own}}
 
@@ -50,7 +53,7 @@ def _body(graph: Graph, around: Mapping[str, str], outer: Emitter, main: Emitter
     main.constants.update({name: constants.pop(name) for name in large})
     values = {v.name: v for v in renamed(v for v in graph.values.values() if v.name in own)}
     inner = Emitter(Graph((), (), (), constants, values), outer)
-    _write(graph.nodes, names, inner, main)
+    _write(graph.nodes, names, inner, main, scans)
     outputs = renamed(graph.outputs)
     inside = {names[name] for name in own} - large
     for i, output in enumerate(outputs):

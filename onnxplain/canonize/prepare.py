@@ -16,7 +16,7 @@ from onnxplain.canonize.precision import widen
 from onnxplain.errors import OptionError, UnsupportedModelError, did_you_mean
 from onnxplain.graph.axes import BATCH
 from onnxplain.graph.ir import IR_VERSION, Dim, Shape, Value
-from onnxplain.storage.reader import Source, Weights
+from onnxplain.storage.reader import Source, Weights, nodes_of
 from onnxplain.storage.tensors import stub
 
 
@@ -47,6 +47,7 @@ def prepare(source: Source, sizes: Mapping[str, int]) -> PreparedModel:
     weights = dict(source.weights)
     _densify(model.graph, weights)
     _drop_weight_inputs(model.graph, changes)
+    _forget_metadata(model)
     del model.graph.value_info[:]
     forget_output_shapes(model.graph)
     fixed = _name_inputs(model.graph, sizes)
@@ -56,6 +57,14 @@ def prepare(source: Source, sizes: Mapping[str, int]) -> PreparedModel:
         model = onnx.inliner.inline_local_functions(model)
     widen(model.graph, weights, changes)
     return PreparedModel(model, weights, fixed, tuple(changes))
+
+
+def _forget_metadata(model: onnx.ModelProto) -> None:
+    """Forget what nodes say of themselves: what `onnxplain.storage.writer` notes there is not for users to say."""
+    bodies = [a.g for f in model.functions for n in f.node for a in n.attribute if a.HasField("g")]
+    inner = (node for graph in (model.graph, *bodies) for node in nodes_of(graph))
+    for node in (*inner, *(node for function in model.functions for node in function.node)):
+        del node.metadata_props[:]
 
 
 def _densify(graph: onnx.GraphProto, weights: dict[str, np.ndarray[Any, Any]]) -> None:

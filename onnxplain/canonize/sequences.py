@@ -102,7 +102,7 @@ def resolved(model: StubbedModel, changes: list[str]) -> StubbedModel:
     found = left = _count(model)
     before = None
     while left and left != before:
-        before, model = left, _folded(_once(tidied(shaped(model))))
+        before, model = left, _folded(_once(tidied(shaped(model), scans=True)))
         left = _count(model)
     if left < found:
         changes.append(f"sequences and optionals became tensors: {found - left} of {found} nodes resolved")

@@ -51,7 +51,14 @@ def is_float(dtype: np.dtype[Any]) -> bool:
 
 @dataclass(frozen=True)
 class Node:
-    """One operator call. A missing optional input is ``""``; an attribute that is a subgraph is a `Graph`."""
+    """One operator call. A missing optional input is ``""``; an attribute that is a subgraph is a `Graph`.
+
+    Attributes
+    ----------
+    each_slice
+        Of a Loop that was a Scan: it makes one trip for each slice of all that it reads by the trip's number, and one
+        at least. No user's Loop is taken for one, whatever it looks like: it may make fewer trips, or none.
+    """
 
     op: str
     inputs: tuple[str, ...]
@@ -59,6 +66,7 @@ class Node:
     attrs: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
     domain: str = ""
+    each_slice: bool = False
 
     @property
     def operator(self) -> str:

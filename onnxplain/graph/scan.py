@@ -9,9 +9,6 @@ import numpy as np
 from onnxplain.graph.emit import Emitter, Var
 from onnxplain.graph.ir import Graph, Node, Value
 
-# Name of the body of a Loop that makes a trip for each slice of all that it reads, and one at least.
-EACH_SLICE = "each_slice"
-
 
 def write_loop(node: Node, emitter: Emitter) -> None:
     """Write the Loop that a Scan is."""
@@ -34,7 +31,6 @@ def write_loop(node: Node, emitter: Emitter) -> None:
         outputs=(go, *ends, *body.outputs[states:]),
         nodes=(*reads, Node("Identity", (on.name,), (go.name,)), *body.nodes),
         values={**body.values, **{v.name: v for v in (index, on, go, *ends)}},
-        name=EACH_SLICE,
     )
     outputs, later = list(node.outputs), []
     for k, (value, (axis, back)) in enumerate(zip(body.outputs[states:], _order(node, "output"), strict=True), states):
@@ -43,7 +39,7 @@ def write_loop(node: Node, emitter: Emitter) -> None:
             later.append((stack, axis, back, outputs[k]))
             outputs[k] = stack.name
     inputs = (count.name, "", *node.inputs[:states])
-    emitter.nodes.append(Node("Loop", inputs, tuple(outputs), {"body": loop}, node.name))
+    emitter.nodes.append(Node("Loop", inputs, tuple(outputs), {"body": loop}, node.name, each_slice=True))
     for stack, axis, back, name in later:
         stack = _reversed(stack, 0) if back else stack
         rest = list(range(1, stack.rank))

@@ -155,11 +155,9 @@ def pad_(call: Call, ct: Var) -> Sequence[Cotangent]:
         back = -pads if pads.value is None else call.emitter.const(-pads.value)
         inner = call.op("Pad", ct, back, None, axes, mode=mode, known=x.shape)
         value = call.input(2)
-        return [
-            inner,
-            None,
-            (ct.sum() - inner.sum()).reshape_like(value) if value is not None and call.active[2] else None,
-        ]
+        if value is None or not call.active[2]:
+            return [inner]
+        return [inner, None, (ct.sum() - inner.sum()).reshape_like(value)]
     widths, padded = _numbers(pads, ()), _numbers(axes, range(x.rank))
     if widths is not None and padded is not None:
         pairs = zip(padded, widths[: len(padded)], widths[len(padded) :], strict=True)

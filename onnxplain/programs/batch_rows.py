@@ -10,7 +10,6 @@ from onnxplain.backward.control import CONTROL
 from onnxplain.graph.axes import BATCH
 from onnxplain.graph.emit import Var, concat
 from onnxplain.graph.ir import Graph, Node, Shape, Value
-from onnxplain.graph.scan import EACH_SLICE
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def _product(dims: Sequence[object]) -> int:
 def _trips(node: Node, found: Found, lookup: Lookup) -> bool:
     """Whether samples stay apart in the trips of a Loop, and do not change their number."""
     body: Graph = node.attrs["body"]
-    if body.name != EACH_SLICE and not found.keys().isdisjoint(node.inputs[:2]):
+    if not node.each_slice and not found.keys().isdisjoint(node.inputs[:2]):
         return False
 
     def inside(name: str) -> Value | None:

@@ -184,9 +184,8 @@ def compile_program(
     values: dict[str, str] = {}
     trace = Trace(graph, emitter, method.readout, reference)
     score, resolved = emitter.fresh(SCORE), emitter.fresh(RESOLVED)
-    kept = (
-        [v.name for v in graph.outputs] if model_outputs else [question.explained] if selection.chosen is None else []
-    )
+    labels = [question.explained] if selection.chosen is None else []
+    kept = [v.name for v in graph.outputs] if model_outputs else labels
     outputs = {name: emitter.var(name) for name in kept}
     if composite is not None:
         seed = selection.value_seed() if method.value_seed else selection.unit_seed()

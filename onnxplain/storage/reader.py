@@ -22,6 +22,7 @@ from onnxplain.graph.ir import Graph, Node, Shape, Value
 from onnxplain.storage import shared_weights
 from onnxplain.storage.digests import digest
 from onnxplain.storage.tensors import LARGE_TENSOR, is_external, is_plain, stub, take_out
+from onnxplain.storage.writer import EACH_SLICE
 
 Weights = Mapping[str, np.ndarray[Any, Any]]
 
@@ -296,7 +297,8 @@ def _node(
     inputs = list(proto.input)
     while inputs and not inputs[-1] and (proto.op_type, len(inputs)) != ("Loop", 2):  # of which a Loop needs two
         inputs.pop()
-    return Node(proto.op_type, tuple(inputs), tuple(outputs), attrs, proto.name, proto.domain)
+    each_slice = any(p.key == EACH_SLICE for p in proto.metadata_props)  # of users' nodes, `prepare` leaves none
+    return Node(proto.op_type, tuple(inputs), tuple(outputs), attrs, proto.name, proto.domain, each_slice)
 
 
 def _default_attributes(op: str, domain: str, version: int) -> Iterator[tuple[str, Any]]:

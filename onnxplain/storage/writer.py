@@ -18,6 +18,8 @@ from onnxplain.storage.tensors import LARGE_TENSOR, is_plain
 
 INLINE_LIMIT = 1_800_000_000  # bytes of weights; protobuf stops at 2 GiB, the rest is for everything else
 
+EACH_SLICE = "onnxplain.each_slice"  # key in the metadata of a node; see `onnxplain.ir.Node`
+
 _ALIGNMENT = 64  # bytes; where tensors start in a file of external data
 
 
@@ -121,7 +123,10 @@ def _graph(graph: Graph) -> onnx.GraphProto:
 def node_proto(node: Node) -> onnx.NodeProto:
     """Convert one node."""
     attrs = {k: _attribute(v) for k, v in node.attrs.items() if not (isinstance(v, list) and not v)}
-    return onnx.helper.make_node(node.op, node.inputs, node.outputs, node.name, domain=node.domain, **attrs)
+    proto = onnx.helper.make_node(node.op, node.inputs, node.outputs, node.name, domain=node.domain, **attrs)
+    if node.each_slice:
+        proto.metadata_props.add(key=EACH_SLICE)
+    return proto
 
 
 def _attribute(value: Any) -> Any:

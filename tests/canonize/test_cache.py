@@ -45,6 +45,16 @@ def fused() -> onnx.ModelProto:
     return model(text, w=random.normal(size=(9, 4, 3, 3)).astype(np.float32), **arrays)
 
 
+def scan() -> onnx.ModelProto:
+    text = """m (float[N,6] x) => (float[N,6] y) {
+        steps = Unsqueeze(x, one)
+        y = Scan<num_scan_inputs = 1, scan_input_axes = [1],
+            body = step (float[N,6] s, float[N,6] a) => (float[N,6] t) { p = Mul(s, a)  t = Tanh(p) }
+        >(x, steps)
+    }"""
+    return model(text, one=np.array([1]))
+
+
 KINDS: dict[str, tuple[Callable[[], onnx.ModelProto], dict[str, Any]]] = {
     **{name: (tiny.proto, {}) for name, tiny in TINY.items()},
     "free_sizes": (models.FREE_SIZES.proto, {"H": 7, "W": 6}),
@@ -57,6 +67,7 @@ KINDS: dict[str, tuple[Callable[[], onnx.ModelProto], dict[str, Any]]] = {
     "half": (lambda: large("float16"), {}),
     "fused": (fused, {}),
     "labelled": (labelled, {}),
+    "scan": (scan, {}),
 }
 
 
@@ -65,7 +76,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Graph):
         return {
             "interface": (value.inputs, value.outputs, value.name),
-            "nodes": [(n.op, n.domain, n.name, n.inputs, n.outputs, plain(n.attrs)) for n in value.nodes],
+            "nodes": [(n.op, n.domain, n.name, n.inputs, n.outputs, n.each_slice, plain(n.attrs)) for n in value.nodes],
             "constants": plain(value.constants),
             "values": dict(value.values),
         }
@@ -96,6 +107,7 @@ def test_the_kinds_reach_what_they_are_for() -> None:
     assert canonize(read(labelled())).labels == {"y": (4, 5, 6)}
     assert any(node.subgraphs for node in canonize(read(models.BRANCHES.proto())).graph.nodes)
     assert "w" in canonize(read(large("float16"))).graph.constants
+    assert any(node.each_slice for node in canonize(read(scan())).graph.nodes)
 
 
 @pytest.mark.parametrize("method", ["gradient", "lrp", "integrated_gradients", "occlusion"])

@@ -8,7 +8,6 @@ from functools import cached_property
 
 from onnxplain.graph.emit import Emitter, Var
 from onnxplain.graph.ir import Dim, Graph, Node
-from onnxplain.graph.scan import EACH_SLICE
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Trips:
     def of(cls, emitter: Emitter, node: Node) -> Trips | None:
         """Tell the trips of a Loop in the graph that an emitter holds; None where nobody knows whether it makes one."""
         body: Graph = node.attrs["body"]
-        if body.name == EACH_SLICE:
+        if node.each_slice:
             index = body.inputs[0].name
             reads = (n for n in body.nodes if n.op == "Gather" and n.inputs[1] == index)
             sizes = [(emitter.var(n.inputs[0]).shape or (None,))[n.attrs["axis"]] for n in reads]

@@ -16,6 +16,7 @@ from onnxplain.composites.composite import COMPOSITES, Composite, Row
 from onnxplain.errors import NoRuleError, UnsupportedOperatorError
 from onnxplain.ops import OPS, Kind
 from onnxplain.rules.lrp import Epsilon
+from onnxplain.storage.writer import EACH_SLICE
 from tests.export.test_explainer import bare, check_plain
 from tests.models import model, weights
 from tests.reference import relative_error, rng
@@ -251,3 +252,66 @@ def test_relevance_is_conserved_through_an_if(up: bool) -> None:
     result = ox.explain(proto, {"x": X, "up": np.array(up)}, "lrp", rule="epsilon", wrt="x", epsilon=1e-9)
     assert np.all(np.abs(result.residual) < 1e-4 * np.abs(result.score))
     np.testing.assert_allclose(result.values.sum(axis=1), result.score, rtol=1e-4)
+
+
+TRIPS = """m (float[N,4,3] x, int64 n) => (float[N,3] y) {
+    go = Constant<value=bool {1}>()
+    z = ReduceMean<keepdims=0>(x, one)
+    y = Loop(n, go, z) <
+        body = NAME (int64 i, bool on, float[N,3] s) => (bool on2, float[N,3] s2) {
+            on2 = Identity(on)
+            r = Gather<axis=1>(x, i)
+            p = Mul(s, r)
+            s2 = Tanh(p)
+        }
+    >
+}"""
+
+
+@pytest.mark.parametrize("trips", [4, 2, 0])
+@pytest.mark.parametrize("mark", ["name", "metadata", "function"])
+def test_no_loop_of_a_user_is_taken_for_a_scan(trips: int, mark: str) -> None:
+    """A Scan makes a trip for each slice, and one at least; a Loop like that, whatever it says, may make fewer."""
+    plain, marked = (model(TRIPS.replace("NAME", name), one=np.array([1])) for name in ("step", "each_slice"))
+    loop = marked.graph.node[-1]
+    if mark != "name":
+        loop.metadata_props.add(key=EACH_SLICE)
+    if mark == "function":
+        imports = [onnx.helper.make_opsetid("", 21)]
+        nodes = [n for n in marked.graph.node if n is not loop]
+        inner = onnx.helper.make_function("own", "F", ["x", "n", "one"], ["y"], [*nodes, loop], imports)
+        call = onnx.helper.make_node("F", ["x", "n", "one"], ["y"], domain="own")
+        del marked.graph.node[:]
+        marked.graph.node.append(call)
+        marked.functions.append(inner)
+        marked.opset_import.append(onnx.helper.make_opsetid("own", 1))
+    x = rng(3).normal(size=(2, 4, 3)).astype(np.float32)
+    feeds = {"x": x, "n": np.array(trips)}
+    graph = ox.load(marked).canonical().graph
+    assert [n.each_slice for n in graph.nodes if n.op == "Loop"] == [False]
+    results = [ox.explain(proto, feeds, "gradient", target=0, wrt="x").values for proto in (plain, marked)]
+    np.testing.assert_array_equal(*results)
+    assert np.any(results[0])
+
+
+SCANNED = """m (float[N,T,3] x) => (float[N,3] y) {
+    BEFORE
+    xt = Transpose<perm=[1,0,2]>(h)
+    z = ReduceMean<keepdims=0>(x, one)
+    y = Scan(z, xt) <
+        num_scan_inputs=1, body = b (float[N,3] s, float[N,3] r) => (float[N,3] t) { p = Mul(s, r)  t = Tanh(p) }
+    >
+}"""
+LISTED = """list = SplitToSequence<axis=2, keepdims=0>(x)  nought = Constant<value_int=0>()
+    first = SequenceAt(list, nought)  two = Constant<value_ints=[2]>()  b = Unsqueeze(first, two)  h = Add(x, b)"""
+
+
+@pytest.mark.parametrize("before", ["h = Identity(x)", LISTED], ids=["alone", "behind a sequence"])
+def test_scans_keep_their_fast_way_back(before: str, tmp_path: Path) -> None:
+    proto = model(SCANNED.replace("BEFORE", before), one=np.array([1]))
+    for cache in (None, tmp_path, tmp_path):
+        loaded = ox.load(proto, cache=cache)
+        assert [n.each_slice for n in loaded.canonical().graph.nodes if n.op == "Loop"] == [True]
+    ox.Explainer(proto, "gradient").export(tmp_path / "e.onnx")
+    exported = onnx.load(tmp_path / "e.onnx").graph
+    assert [n.op_type for n in exported.node if n.op_type in ("Loop", "Scan")].count("Loop") == 0
