@@ -22,8 +22,9 @@ from onnxplain.graph.axes import batch_axes
 from onnxplain.methods import table as methods
 from onnxplain.methods.method import Method
 from onnxplain.model import Loadable, load
+from onnxplain.programs.assembly import report
 from onnxplain.programs.compile import compile_method
-from onnxplain.programs.program import Assignment, report
+from onnxplain.programs.program import Assignment
 from onnxplain.questions import inputs as checks
 from onnxplain.questions import quantities
 from onnxplain.questions.quantities import Quantity, Target
@@ -52,7 +53,7 @@ def _resolved(target: Target | Quantity, canonical: Canonical, question: Questio
 
 def _fed(request: Request, runner: execution.Runner) -> dict[str, Array]:
     """All that a runner takes but targets."""
-    weights = {} if request.weights is None else {str(runner.program.weights): request.weights}
+    weights = {} if request.weights is None else {str(runner.names.weights): request.weights}
     return {**request.feeds, **weights}
 
 

@@ -98,7 +98,7 @@ def main() -> None:
         for v in call.graph.inputs
     }
     feeds = {v.name: x.get(v.name, np.full(asked.batch, -1)) for v in program.graph.inputs}
-    wanted = list(program.attributions.values())
+    wanted = list(program.names.attributions.values())
     with tempfile.TemporaryDirectory(prefix="onnxplain-profile-") as name:
         folder = Path(name)
         plain, ours = (session(graph, folder, profiled=False) for graph in (call.graph, program.graph))

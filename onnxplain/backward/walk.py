@@ -13,6 +13,7 @@ from onnxplain.ops.parts import Sums
 from onnxplain.rules.base import Rule
 
 Assign = Callable[[Sequence[Call]], Sequence[Rule]]
+Step = tuple[Call, Rule]
 Watch = Callable[[Call, Sequence[tuple[str, Var]], Sequence[tuple[str, Var]]], None]
 
 
@@ -22,7 +23,6 @@ def backward(
     seeds: Mapping[str, Var],
     wanted: Sequence[str],
     assign: Assign,
-    watch: Watch | None = None,
 ) -> dict[str, Var | None]:
     """Write the backward graph behind a forward one.
 
@@ -37,9 +37,6 @@ def backward(
     assign
         Nodes on the path (see `plan`) -> the rule of each; that of a control-flow node, whose bodies' nodes have their
         own, does not matter. All rules are known before anything is written.
-    watch
-        Called with each node outside of bodies, what has arrived at its outputs and what it gives to its inputs, by
-        name.
 
     Returns
     -------
@@ -51,13 +48,33 @@ def backward(
     UnsupportedOperatorError
         Operators without a gradient on the path, all of them named.
     """
-    top, calls = emitter, plan(graph, emitter, list(seeds), wanted)
-    pairs = list(zip(calls, assign(calls), strict=True))
+    calls = plan(graph, emitter, list(seeds), wanted)
+    return walked(emitter, list(zip(calls, assign(calls), strict=True)), seeds, wanted)
+
+
+def walked(
+    emitter: Emitter,
+    steps: Sequence[Step],
+    seeds: Mapping[str, Var],
+    wanted: Sequence[str],
+    watch: Watch | None = None,
+) -> dict[str, Var | None]:
+    """Write the backward graph, as `backward` does, where the nodes on the path and their rules are known.
+
+    Parameters
+    ----------
+    steps
+        The nodes on the path (see `plan`), each with its rule.
+    watch
+        Called with each node outside of bodies, the cotangents at its outputs and those that it passes on to its
+        inputs, by name.
+    """
+    top = emitter
 
     def walk(emitter: Emitter, seeds: Mapping[str, Var]) -> Sums:
         """Walk through the nodes of one graph: the whole one, or a body."""
         arrived = Sums(seeds)
-        for call, rule in pairs:
+        for call, rule in steps:
             cotangents = [arrived.get(o) for o in call.node.outputs]
             if call.emitter is not emitter or all(ct is None for ct in cotangents):
                 continue

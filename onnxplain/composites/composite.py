@@ -13,7 +13,7 @@ what a model does first to its own input is preprocessing, which passes relevanc
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -138,6 +138,16 @@ class Composite:
             )
         found = _fitted(structure, {key: rule for key, rule in rules.items() if rule is not None})
         return [found.get(id(call), Gradient()) for call in calls]
+
+    def against(self, names: Mapping[str, str]) -> Composite:
+        """The composite for a graph that holds a reference; most rules do not compare with one, and stay as they are.
+
+        Parameters
+        ----------
+        names
+            Name of a tensor -> its name at the reference.
+        """
+        return self
 
     def _rule(self, call: Call, place: Position) -> Rule | None:
         return next((row.rule for row in self.rows if row.matches(call, place)), self.fallback)

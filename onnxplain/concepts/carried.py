@@ -112,9 +112,9 @@ def carried(
         games = [Game((len(sets),), sets.__getitem__, lambda _, scores: (scores, None)) for sets in kept]
         plans = [Coalitions(Partition(labels, units), game) for game in games]
         copies = Copies(runner, {**feeds, **here}, here, there, plans)
-        (asked,) = copies.whole(call.target, [runner.program.resolved])
+        (asked,) = copies.whole(call.target, [runner.names.resolved])
         jobs = np.stack(np.divmod(np.arange(kept[..., 0].size), len(alone)), axis=1)
-        (found,) = copies.run(jobs, asked[jobs[:, 0]], [runner.program.score])
+        (found,) = copies.run(jobs, asked[jobs[:, 0]], [runner.names.score])
         scores.add(found.reshape(count, len(alone)).astype(np.float64))
 
     walk(explainer, data, target, score, progress)

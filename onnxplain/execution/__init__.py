@@ -66,8 +66,8 @@ def _check_baseline(distribution: Line | References | Perturbation | Root, x: Ar
 
 def traced(runner: Runner, lines: Sequence[Assignment], feeds: Mapping[str, Array], target: Array) -> list[Assignment]:
     """Add to the lines of a report what the nodes get and give, where the runner's program tells."""
-    names = runner.program.trace
-    if not names or runner.program.baselines:
+    names = runner.names.trace
+    if not names or runner.names.baselines:
         return list(lines)
     feeds = runner.in_front(feeds)
     results = runner.run(feeds, target, [name for pair in names.values() for name in pair])
@@ -95,7 +95,7 @@ def run(
     axes, slices = runner.main.axes, runner.program.question.slices
     feeds = runner.in_front(feeds)
     if method.around:
-        own = [name for name in feeds if name in axes and name != runner.program.weights]
+        own = [name for name in feeds if name in axes and name != runner.names.weights]
         inputs = [part.name for part in slices if part.name in feeds] or own
         alone = replace(method, around=None)
         points, moment = method.around.points, method.around.moment
@@ -118,7 +118,7 @@ def _in_place(runner: Runner, answer: Answer) -> Answer:
 def stays(runner: Runner, method: Method) -> bool:
     """Whether a method looks at nothing but the inputs themselves, so that `run_resident` can run it."""
     here = isinstance(method.distribution, Point | Root | References)
-    return here and method.around is None and not runner.program.baselines
+    return here and method.around is None and not runner.names.baselines
 
 
 def run_resident(
@@ -144,11 +144,10 @@ def run_resident(
     fed: dict[str, Given] = {**feeds, **runner.in_front(arrays)}
     if not keep:
         return _in_place(runner, _point(runner, method, fed, target, progress))
-    program = runner.program
-    room = runner.room(len(target))
-    results = runner.run(fed, target, [program.resolved, program.score], progress, room)
-    kept = {name: room[output] for name, output in program.attributions.items()}
-    return Answer({}, results[program.resolved], results[program.score], None, kept=kept)
+    names, room = runner.names, runner.room(len(target))
+    results = runner.run(fed, target, [names.resolved, names.score], progress, room)
+    kept = {name: room[output] for name, output in names.attributions.items()}
+    return Answer({}, results[names.resolved], results[names.score], None, kept=kept)
 
 
 def _explain(
@@ -167,7 +166,7 @@ def _explain(
         return explain_line(runner, method, method.distribution, feeds, target, progress)
     if isinstance(method.distribution, Sampled):
         return explain_sampled(runner, method, method.distribution, feeds, target, progress)
-    if isinstance(method.distribution, References) and runner.program.baselines:
+    if isinstance(method.distribution, References) and runner.names.baselines:
         return explain_compared(runner, method, method.distribution, feeds, target, progress)
     return _point(runner, method, feeds, target, progress)
 
@@ -175,10 +174,10 @@ def _explain(
 def _point(
     runner: Runner, method: Method, feeds: Mapping[str, Given], target: Array, progress: Progress | None
 ) -> Answer:
-    program = runner.program
+    names = runner.names
     results = runner.run(feeds, target, runner.main.session.outputs, progress)
-    attributions = {name: results[output] for name, output in program.attributions.items()}
-    score = results[program.score]
-    change = score - results[program.baseline_score] if program.baseline_score else score
+    attributions = {name: results[output] for name, output in names.attributions.items()}
+    score = results[names.score]
+    change = score - results[names.baseline_score] if names.baseline_score else score
     residual = sum_per_sample(attributions, len(score)) - change if method.promise else None
-    return Answer(attributions, results[program.resolved], score, residual)
+    return Answer(attributions, results[names.resolved], score, residual)

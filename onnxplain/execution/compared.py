@@ -31,7 +31,8 @@ def explain_compared(
 ) -> Answer:
     """Mean over the baselines of a sample, which are inputs of the program."""
     program, samples, count = runner.program, len(target), references.count
-    rows = {program.baselines[p.name]: _rows(program, references, p, feeds, samples) for p in program.question.slices}
+    names, slices = program.names, program.question.slices
+    rows = {names.baselines[p.name]: _rows(program, references, p, feeds, samples) for p in slices}
     total = samples * count
     means: dict[str, Array] = {}
     for part in chunks(total, runner.main.chunk):
@@ -43,20 +44,20 @@ def explain_compared(
             add_weighted(mean, sample, np.full(len(sample), 1 / count), values)
         if progress:
             progress(part.stop, total)
-    attributions = {p.name: means[program.attributions[p.name]] for p in program.question.slices}
-    score = means[program.score]
-    residual = sum_per_sample(attributions, samples) - (score - means[str(program.baseline_score)])
+    attributions = {p.name: means[names.attributions[p.name]] for p in slices}
+    score = means[names.score]
+    residual = sum_per_sample(attributions, samples) - (score - means[str(names.baseline_score)])
     dtypes = {v.name: v.dtype for v in program.graph.outputs}
-    attributions = {n: a.astype(dtypes[program.attributions[n]]) for n, a in attributions.items()}
-    resolved = means[program.resolved].round().astype(np.int64)
-    return Answer(attributions, resolved, score.astype(dtypes[program.score]), residual if method.promise else None)
+    attributions = {n: a.astype(dtypes[names.attributions[n]]) for n, a in attributions.items()}
+    resolved = means[names.resolved].round().astype(np.int64)
+    return Answer(attributions, resolved, score.astype(dtypes[names.score]), residual if method.promise else None)
 
 
 def _rows(program: Program, references: References, part: Slice, feeds: Mapping[str, Array], samples: int) -> Array:
     """The baselines of a slice: one per sample, or those that all samples share; the batch axis in front."""
     if part.name in feeds and is_named(references.get(0), feeds[part.name].dtype):
         return baseline_like(references.get(0), feeds[part.name], part.name)
-    value = next(v for v in program.graph.inputs if v.name == program.baselines[part.name])
+    value = next(v for v in program.graph.inputs if v.name == program.names.baselines[part.name])
     arrays = [as_baseline(references.get(k), value.dtype, part.name) for k in range(references.count)]
     rank = len(value.shape or ())
     found = np.concatenate([np.moveaxis(a.reshape((1,) * (rank - a.ndim) + a.shape), part.axis, 0) for a in arrays])

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import astuple, fields
+from dataclasses import asdict, astuple
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from onnxplain.errors import ModelError
 from onnxplain.execution.runner import Runner, Setting
-from onnxplain.programs.program import Program
+from onnxplain.programs.program import Names, Program
 from onnxplain.questions.question import Question, Slice
 from onnxplain.runtime.providers import CPU
 from onnxplain.runtime.session import Session
@@ -25,7 +25,6 @@ from onnxplain.storage.reader import Source, read_optimized, to_graph
 from onnxplain.storage.writer import to_proto
 
 _INTERFACES = ("graph", "copied")
-_PLAIN = {f.name for f in fields(Program)} - {*_INTERFACES, "question", "front", "back", "trace", "moved"}
 _MAKE = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU variant", "CPU part", "CPU revision")
 _FEATURES = ("flags", "Features")  # of x86-64 and of ARM
 
@@ -75,8 +74,7 @@ def _write(path: Path, setting: Setting, scratch: Path, runner: Runner) -> None:
     for name in _INTERFACES:
         if graph := getattr(program, name):
             models[name] = Source(to_proto(graph.replace(nodes=(), constants={}, values={})), {}, None)
-    plain = {name: getattr(program, name) for name in _PLAIN}
-    note = {"program": plain, "moved": [astuple(part) for part in program.moved], "chunks": chunks}
+    note = {"names": asdict(program.names), "moved": [astuple(part) for part in program.moved], "chunks": chunks}
     entries.write(path, note, models, setting.graph.constants)
 
 
@@ -85,7 +83,8 @@ def _read(path: Path, compiled: Callable[[], Program], question: Question, setti
     moved = tuple(Slice(name, tuple(tensors), axis) for name, tensors, axis in note["moved"])
     graph, copied = (to_graph(models.pop(name).proto) if name in models else None for name in _INTERFACES)
     assert graph is not None
-    program = Program(graph, question, moved=moved, copied=copied, **note["program"])
+    names = Names(**note["names"])
+    program = Program(graph=graph, question=question, names=names, moved=moved, copied=copied)
     sessions = {name: (Session(model, setting.choice), note["chunks"][name]) for name, model in models.items()}
     return Runner.of(program, sessions, setting, compiled)
 

@@ -22,12 +22,12 @@ def explain_line(
     runner: Runner, method: Method, line: Line, feeds: Mapping[str, Array], target: Array, progress: Progress | None
 ) -> Answer:
     """Average cotangents over the line; where a tolerance is missed, over more and more points of it."""
-    program = runner.program
     here = runner.tensors(feeds, len(target))
     baselines = baselines_of(runner, line.baseline, feeds, here, len(target))
-    ends = [program.resolved, program.score, *filter(None, [program.baseline_score])]
+    names = runner.names
+    ends = [names.resolved, names.score, *filter(None, [names.baseline_score])]
     target, score, *known = runner.run({**feeds, **here}, target, ends).values()
-    (there,) = known or runner.run({**feeds, **baselines}, target, [program.score]).values()
+    (there,) = known or runner.run({**feeds, **baselines}, target, [names.score]).values()
     change = score.astype(np.float64) - there
     attributions, residual = _steps(runner, method, line, feeds, target, change, progress, here, baselines)
     tolerance = np.inf if line.tolerance is None else line.tolerance
@@ -63,7 +63,7 @@ def _steps(
     means = {name: np.zeros(here[name].shape, np.float64) for name in wanted}
     tilted = {name: np.zeros_like(mean) for name, mean in means.items() if line.calibrate}
     gap, square = np.zeros(samples), np.zeros(samples)  # of slope minus change: weighted mean, and mean of squares
-    outputs = [program.cotangents[name] for name in wanted]
+    outputs = [program.names.cotangents[name] for name in wanted]
     for part in chunks(total, runner.main.chunk):
         sample, step = np.divmod(np.arange(part.start, part.stop), line.steps)
         points = {n: a[sample] if n in runner.main.axes else a for n, a in feeds.items()}
@@ -92,7 +92,7 @@ def _steps(
         for name in wanted
     }
     found = runner.attributions(arrived, feeds, samples)
-    attributions = {name: found[output] for name, output in program.attributions.items()}
+    attributions = {name: found[output] for name, output in program.names.attributions.items()}
     return attributions, sum_per_sample(attributions, samples) - change
 
 

@@ -60,7 +60,7 @@ class Patched:
         windows = [[(part.start, part.stop) for part in index[1:]] for index in asked.windows.slices(shape)]
         if len(windows) < LEAST:
             return None
-        graphs = incremental(program.graph, asked.name, program.score, np.array(windows), asked.windows.reach)
+        graphs = incremental(program.graph, asked.name, program.names.score, np.array(windows), asked.windows.reach)
         if graphs is None:
             return None
         keep, score = (Session(graph, choice, lean=lean) for graph in (graphs.keep, graphs.score))

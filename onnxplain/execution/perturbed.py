@@ -46,7 +46,7 @@ def explain_perturbed(
     copies = Copies(runner, feeds, here, fills, plans)
     if target is None:
         (target,) = copies.whole(runner.no_target(count), [runner.program.question.explained])
-    target, score = copies.whole(target, [runner.program.resolved, runner.program.score])
+    target, score = copies.whole(target, [runner.names.resolved, runner.names.score])
     scores = [np.zeros(plan.stages[-1]) for plan in plans]
     found: dict[int, Estimate] = {}
     done = np.zeros(count, np.int64)  # copies that each sample has been run with
@@ -121,7 +121,7 @@ class Copies:
 
     def described(self, jobs: Array) -> dict[str, Array]:
         """What the graph makes copies of; see `onnxplain.copies.with_copies`."""
-        axes, weights = self.runner.main.axes, self.runner.program.weights
+        axes, weights = self.runner.main.axes, self.runner.names.weights
         samples, rows = np.unique(jobs[:, 0], return_inverse=True)
         plans = list(dict.fromkeys(self.plans[k] for k in samples))  # several samples may share one
         places = {plan: place for place, plan in enumerate(plans)}
@@ -173,7 +173,7 @@ def _runs(copies: Copies, perturbation: Perturbation, target: Array, jobs: Array
         jobs = jobs[left]
     for some in chunks(len(jobs), copies.runner.main.chunk):
         part = jobs[some]
-        (scores,) = copies.run(part, target[part[:, 0]], [copies.runner.program.score])
+        (scores,) = copies.run(part, target[part[:, 0]], [copies.runner.names.score])
         yield part, scores
 
 
@@ -188,7 +188,7 @@ def _patched(copies: Copies, windows: Windows, target: Array) -> Iterator[tuple[
             if patched is None:
                 break
             some = {n: np.moveaxis(a[rows], 0, axes[n]) if n in axes else a for n, a in feeds.items()}
-            some[runner.program.target] = target[rows]
+            some[runner.names.target] = target[rows]
             for place, scores in enumerate(patched.scores(some, np.ascontiguousarray(fills[name][rows]))):
                 yield rows, offset + place, scores
         offset += sum(1 for _ in windows.slices(x.shape))

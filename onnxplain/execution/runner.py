@@ -17,7 +17,7 @@ from onnxplain.graph.axes import BATCH, batch_axes, batch_axis, rows
 from onnxplain.graph.ir import Graph
 from onnxplain.graph.memory import copied_weights, peak_per_sample
 from onnxplain.programs.checkpointing import recomputed
-from onnxplain.programs.program import Program
+from onnxplain.programs.program import Names, Program
 from onnxplain.runtime.batching import GPU_RUNS_AT_ONCE, chunk_size, samples_that_fit
 from onnxplain.runtime.chunked import Chunked, Progress
 from onnxplain.runtime.device import Given, Tensor
@@ -99,6 +99,11 @@ class Runner:
     patched: Recent[WindowsOver, Patched | None] | None = None
     lean: bool = False
 
+    @property
+    def names(self) -> Names:
+        """Names of the program's inputs and outputs."""
+        return self.program.names
+
     @classmethod
     def load(cls, program: Program, setting: Setting, saved: Path | None = None) -> Runner:
         """Make the sessions.
@@ -116,7 +121,8 @@ class Runner:
         copies = sum(map(copied_weights, graphs.values())) if setting.choice.names == [CPU] else 0
         lean = copies > 0 and not samples_that_fit(max(peaks.values()), memory - copies)
         if not program.copied and not samples_that_fit(peaks["main"], memory):
-            seeds, ends = (program.target, program.weights), (program.score, program.resolved, program.baseline_score)
+            names = program.names
+            seeds, ends = (names.target, names.weights), (names.score, names.resolved, names.baseline_score)
             graphs["main"] = recomputed(program.graph, [*filter(None, seeds)], [*filter(None, ends)], BATCH)
             peaks["main"] = peak_per_sample(graphs["main"], BATCH)
         room = memory if lean else memory - copies
@@ -151,14 +157,14 @@ class Runner:
         at_once
             Runs that its memory allows at a time.
         """
-        question, graph = program.question, setting.graph
-        axes = {**batch_axes(graph.inputs), program.target: 0} | ({program.weights: 0} if program.weights else {})
-        axes |= {program.attributions[part.name]: part.axis for part in question.slices}
-        axes |= {program.baselines[p.name]: p.axis for p in question.slices if p.name in program.baselines}
+        question, names, graph = program.question, program.names, setting.graph
+        axes = {**batch_axes(graph.inputs), names.target: 0} | ({names.weights: 0} if names.weights else {})
+        axes |= {names.attributions[part.name]: part.axis for part in question.slices}
+        axes |= {names.baselines[p.name]: p.axis for p in question.slices if p.name in names.baselines}
         tensors = dict.fromkeys((*question.tensors, *program.points))
         for tensor in tensors:
             axis = batch_axis(graph, tensor) or 0
-            axes |= {n: axis for n in (tensor, program.cotangents.get(tensor), program.values.get(tensor)) if n}
+            axes |= {n: axis for n in (tensor, names.cotangents.get(tensor), names.values.get(tensor)) if n}
         if program.copied:
             axes |= {v.name: 0 for v in program.copied.inputs if v.shape and v.shape[0] == BATCH}
         alone = question.axis is None or 1 in (rows(graph.value(n)) for n in (question.explained, *tensors))
@@ -178,9 +184,8 @@ class Runner:
         into: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Array]:
         """Run all samples, one target each; what is wanted besides the outputs goes ``into`` tensors."""
-        program = self.program
-        results = self.main.run({**feeds, program.target: target}, len(target), outputs, progress, into)
-        score = results.get(program.score)
+        results = self.main.run({**feeds, self.names.target: target}, len(target), outputs, progress, into)
+        score = results.get(self.names.score)
         if score is not None and len(score) != len(target):
             raise UnsupportedModelError(
                 f"{len(target)} samples give {len(score)} scores: the output has no batch axis in front"
@@ -201,7 +206,7 @@ class Runner:
             Nobody knows the shape of one.
         """
         program, found = self.program, {}
-        for name, output in program.attributions.items():
+        for name, output in program.names.attributions.items():
             value = next(v for v in program.graph.outputs if v.name == output)
             shape = [samples if d == BATCH else d for d in value.shape or (None,)]
             sizes = [d for d in shape if isinstance(d, int)]
@@ -212,7 +217,7 @@ class Runner:
 
     def no_target(self, count: int) -> Array:
         """What stands for targets where the output that they choose from is not read."""
-        value = next(v for v in self.program.graph.inputs if v.name == self.program.target)
+        value = next(v for v in self.program.graph.inputs if v.name == self.names.target)
         shape = (count, *[1] * (len(value.shape or (None,)) - 1))
         return np.full(shape, "" if value.dtype.kind == "O" else 0, value.dtype)
 
@@ -223,14 +228,14 @@ class Runner:
 
     def attributions(self, arrived: Mapping[str, Array], feeds: Mapping[str, Array], count: int) -> dict[str, Array]:
         """Attributions of tensors -> attributions of slices, by name of the output that holds them."""
-        program = self.program
+        names = self.names
         if self.back is None:
-            return {program.attributions[name]: a for name, a in arrived.items()}
-        inputs = {program.cotangents[name]: a for name, a in arrived.items()}
-        return self.back.run({**self._without_weights(feeds), **inputs}, count, list(program.attributions.values()))
+            return {names.attributions[name]: a for name, a in arrived.items()}
+        inputs = {names.cotangents[name]: a for name, a in arrived.items()}
+        return self.back.run({**self._without_weights(feeds), **inputs}, count, list(names.attributions.values()))
 
     def _without_weights(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        return {name: array for name, array in feeds.items() if name != self.program.weights}
+        return {name: array for name, array in feeds.items() if name != self.names.weights}
 
 
 def sum_per_sample(attributions: Mapping[str, Array], samples: int) -> Array:
@@ -243,9 +248,9 @@ def sum_per_sample(attributions: Mapping[str, Array], samples: int) -> Array:
 
 def resolve(runner: Runner, feeds: Mapping[str, Array], target: Array) -> tuple[Array, Array]:
     """Targets at the input itself (a predicted class stays the same at every other point), and their scores."""
-    program = runner.program
-    results = runner.run(feeds, target, [program.resolved, program.score])
-    return results[program.resolved], results[program.score]
+    names = runner.names
+    results = runner.run(feeds, target, [names.resolved, names.score])
+    return results[names.resolved], results[names.score]
 
 
 def baselines_of(

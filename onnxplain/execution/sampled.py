@@ -45,8 +45,8 @@ def explain_sampled(
             points = {n: _noisy(sampled, place, here[n], index, sample) for place, n in enumerate(program.points)}
         else:
             points = _between(sampled, sampled.positions, here, baselines, index, sample)
-        results = runner.run({**fixed, **points}, target[sample], list(program.cotangents.values()))
-        arrived = {n: results[output] for n, output in program.cotangents.items()}
+        results = runner.run({**fixed, **points}, target[sample], list(program.names.cotangents.values()))
+        arrived = {n: results[output] for n, output in program.names.cotangents.items()}
         weights = sampled.weights[index]
         if isinstance(sampled, Lines) and changes:
             ends = _between(sampled, sampled.shares, here, baselines, index, sample)
@@ -60,7 +60,7 @@ def explain_sampled(
             to = _between(sampled, np.zeros(sampled.count), here, baselines, index, sample)
             arrived = {n: method.readout(ct, from_here[n], to[n]) for n, ct in arrived.items()}
         found = runner.attributions(arrived, fixed, len(sample))
-        for name, output in program.attributions.items():
+        for name, output in program.names.attributions.items():
             values = found[output].astype(np.float64)
             for moments, power in ((sums, values), (squares, values**2)):
                 add_weighted(moments.setdefault(name, np.zeros((samples, *values.shape[1:]))), sample, weights, power)
@@ -103,6 +103,6 @@ def _between(
 
 def _values(runner: Runner, feeds: Mapping[str, Array], target: Array) -> dict[str, Array]:
     """The explained tensors themselves."""
-    values = runner.program.values
+    values = runner.names.values
     results = runner.run(feeds, target, list(values.values()))
     return {name: results[output] for name, output in values.items()}

@@ -20,10 +20,10 @@ from onnxplain.graph.axes import batch_axis
 from onnxplain.graph.emit import Emitter, Var, concat, where
 from onnxplain.graph.ir import Graph, Node, Shape, Value, is_float
 from onnxplain.methods.method import Method
+from onnxplain.programs.assembly import gathered
 from onnxplain.programs.compile import compile_method
 from onnxplain.programs.inside import Inside, baseline_of, rows_of
-from onnxplain.programs.program import Program, gathered
-from onnxplain.questions import quantities
+from onnxplain.programs.program import Program
 from onnxplain.questions.question import Question
 
 Array = np.ndarray[Any, Any]
@@ -68,13 +68,13 @@ def explainer_graph(graph: Graph, method: Method, question: Question, asked: boo
         return _Sampled(graph, program, asked, target).line(method, method.distribution)
     if isinstance(method.distribution, Windows):
         return _Sampled(graph, program, asked, target).windows(method.distribution)
-    if isinstance(method.distribution, References) and program.baselines:
+    if isinstance(method.distribution, References) and program.names.baselines:
         return _Sampled(graph, program, asked, target).references(method.distribution)
-    outputs = [v.name for v in graph.outputs] + list(program.attributions.values())
+    outputs = [v.name for v in graph.outputs] + list(program.names.attributions.values())
     explainer = program.graph.pruned(outputs)
     if asked:
         return explainer
-    names = [name for name in (program.target, program.weights) if name]
+    names = [name for name in (program.names.target, program.names.weights) if name]
     fixed = dict(zip(names, target if isinstance(target, tuple) else [target], strict=True))
     inputs = tuple(v for v in explainer.inputs if v.name not in fixed)
     values = {k: v for k, v in explainer.values.items() if k not in fixed}
@@ -100,20 +100,10 @@ class _Sampled:
     """The model at its input, and the program in a loop over points: constant memory, however many points."""
 
     def __init__(self, graph: Graph, program: Program, asked: bool, target: FixedTarget) -> None:
+        fixed = target if isinstance(target, tuple) else () if target is None else (target,)
+        self.inside = Inside.of(graph, program, None if asked else fixed)
         self.graph, self.program = graph, program
-        self.emitter = emitter = Emitter(graph)
-        question = program.question
-        explained = emitter.var(question.explained)
-        self.inputs = [emitter.var(v.name) for v in graph.inputs]
-        if asked:
-            self.inputs += quantities.target_inputs(explained, question.axis)
-        # Without a target, labels are compared with those that the model gives.
-        chosen = self.inputs[-1:] if asked else [explained]
-        if not asked and target is not None:
-            chosen = [emitter.const(a) for a in (target if isinstance(target, tuple) else [target])]
-        self.selection = quantities.select(explained, chosen[0], question.axis, *chosen[1:])
-        names = {program.target: self.selection.target} | ({program.weights: chosen[1]} if program.weights else {})
-        self.inside = Inside(graph, emitter, program, names)
+        self.emitter, self.selection = self.inside.emitter, self.inside.selection
 
     def line(self, method: Method, line: Line) -> Graph:
         """Mean over the points of a line."""
@@ -129,7 +119,7 @@ class _Sampled:
         def step(body: Emitter, index: Var, sums: list[Var]) -> list[Var]:
             at = {n: body.op("Gather", body.var(tables[n][0].name), index, axis=0) for n in wanted}
             points = {n: body.var(baseline[n].name) + at[n] * body.var(delta[n].name) for n in wanted}
-            results = self.inside(body, points, list(self.program.cotangents.values()))
+            results = self.inside(body, points, list(self.program.names.cotangents.values()))
             weight = {n: body.op("Gather", body.var(tables[n][1].name), index, axis=0) for n in wanted}
             parts = [weight[n] * r for n, r in zip(wanted, results, strict=True)]
             if change is not None:
@@ -160,7 +150,7 @@ class _Sampled:
 
     def references(self, references: References) -> Graph:
         """Mean over several baselines."""
-        emitter, count, names = self.emitter, references.count, self.program.attributions
+        emitter, count, names = self.emitter, references.count, self.program.names.attributions
         x = {part.name: emitter.var(part.name) for part in self.program.question.slices}
         if references.baselines is None:
             for name, v in x.items():
@@ -174,7 +164,7 @@ class _Sampled:
 
         def step(body: Emitter, index: Var, sums: list[Var]) -> list[Var]:
             rows = {n: body.op("Gather", body.var(table.name), index, axis=0) for n, table in tables.items()}
-            points = {self.program.baselines[n]: row for n, row in rows.items()}
+            points = {self.program.names.baselines[n]: row for n, row in rows.items()}
             results = self.inside(body, points, [names[n] for n in x])
             return [total + result for total, result in zip(sums, results, strict=True)]
 
@@ -185,7 +175,7 @@ class _Sampled:
 
     def _change(self, baseline: Mapping[str, Var]) -> Var:
         """The score's change from the baseline to the input, per sample."""
-        emitter, score = self.emitter, self.program.score
+        emitter, score = self.emitter, self.program.names.score
         inputs = {n: emitter.var(n) for n in baseline}
         full = {n: emitter.op("Expand", b, inputs[n].sizes(), known=inputs[n].shape) for n, b in baseline.items()}
         (at_baseline,) = self.inside(emitter, full, [score])
@@ -234,7 +224,7 @@ class _Sampled:
                 inside = inside.reshape([-1] + [1] * (x.rank - 1 - axis))
                 mask = mask & inside
             hidden = where(mask, body.var(baseline.name), body.var(x.name))
-            (score,) = self.inside(body, {name: hidden}, [self.program.score])
+            (score,) = self.inside(body, {name: hidden}, [self.program.names.score])
             covered = mask.cast(dtype)
             loss = (body.var(self.selection.score.name) - score).cast(dtype).reshape(column)
             return [sums[0] + loss * covered, sums[1] + covered]
@@ -248,11 +238,11 @@ class _Sampled:
 
     def finish(self, attributions: Mapping[str, Var]) -> Graph:
         """The explainer, which has these attributions."""
-        outputs = {v.name: self.emitter.var(v.name) for v in self.graph.outputs}
+        outputs = {}
         for name, attribution in attributions.items():
             shape = self.emitter.var(name).shape
-            outputs[self.program.attributions[name]] = self.emitter.refine(attribution, shape)
-        return self.emitter.graph(self.inputs, outputs)
+            outputs[self.program.names.attributions[name]] = self.emitter.refine(attribution, shape)
+        return self.inside.finished(outputs, model_outputs=True)
 
 
 def _zeros_like(x: Var) -> Var:

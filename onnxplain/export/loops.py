@@ -17,8 +17,8 @@ from onnxplain.graph.emit import Emitter, Var, concat
 from onnxplain.methods.method import Method
 from onnxplain.ops.index import zeros
 from onnxplain.ops.linear import unsqueeze
+from onnxplain.programs.assembly import gathered
 from onnxplain.programs.inside import Inside
-from onnxplain.programs.program import gathered
 
 Array = np.ndarray[Any, Any]
 
@@ -32,16 +32,16 @@ def average(inside: Inside, method: Method, sampled: Sampled) -> dict[str, Var]:
     points = _Noisy(inside, sampled) if isinstance(sampled, Noise) else _Between(inside, sampled)
     explained = {part.name: emitter.var(part.name) for part in question.slices}
     changes = isinstance(sampled, Lines) and sampled.changes
-    dtype = next(v.dtype for v in program.graph.outputs if v.name == program.score)
+    dtype = next(v.dtype for v in program.graph.outputs if v.name == program.names.score)
     weights = emitter.const(sampled.weights.astype(dtype))
 
     def step(body: Emitter, index: Var, state: list[Var]) -> list[Var]:
-        found = inside(body, points.at(body, index), list(program.cotangents.values()))
+        found = inside(body, points.at(body, index), list(program.names.cotangents.values()))
         arrived = dict(zip(question.tensors, found, strict=True))
         weight = body.op("Gather", body.var(weights.name), index, axis=0)
         before, after = state[len(explained) * len(powers) :], []
         if isinstance(points, _Between) and changes:
-            after = inside(body, points.share(body, index), list(program.values.values()))
+            after = inside(body, points.share(body, index), list(program.names.values.values()))
             arrived = {n: (b - a) * arrived[n] for n, a, b in zip(question.tensors, before, after, strict=True)}
             weight = weight.like(1.0)
         elif isinstance(points, _Between) and not points.lines.within:
@@ -54,7 +54,7 @@ def average(inside: Inside, method: Method, sampled: Sampled) -> dict[str, Var]:
     powers = (1,) if method.moment == "mean" else (1, 2)
     start = [zeros(v.sizes(), dtype, v.shape) for v in explained.values()] * len(powers)
     if isinstance(points, _Between) and changes:
-        start += inside(emitter, points.start(), list(program.values.values()))
+        start += inside(emitter, points.start(), list(program.names.values.values()))
     results = inside.loop(emitter.const(np.array(sampled.count)), start, step)
     means = dict(zip(explained, results, strict=False))
     squares = dict(zip(explained, results[len(explained) :], strict=False))

@@ -10,8 +10,9 @@ from onnxplain.distributions.masked_copies import with_copies
 from onnxplain.graph.axes import batch_axes
 from onnxplain.graph.ir import Graph
 from onnxplain.methods.method import Method
-from onnxplain.programs.program import Program, compile_program, with_baseline_score
-from onnxplain.programs.roots import _rooted
+from onnxplain.programs.assembly import compile_program, with_baseline_score
+from onnxplain.programs.program import Program
+from onnxplain.programs.roots import compile_rooted
 from onnxplain.programs.score_cam import compile_masked
 from onnxplain.questions.question import Question
 
@@ -19,9 +20,9 @@ from onnxplain.questions.question import Question
 def compile_method(
     graph: Graph, method: Method, question: Question, model_outputs: bool = False, traced: bool = False
 ) -> Program:
-    """Write the program of any method; see `onnxplain.program.compile_program`."""
+    """Write the program of any method; see `onnxplain.programs.assembly.compile_program`."""
     if isinstance(method.distribution, Root):
-        program = _rooted(graph, method, method.distribution, question, model_outputs)
+        program = compile_rooted(graph, method, method.distribution, question, model_outputs)
     elif method.cam and method.cam.masks:
         program = compile_masked(graph, method, method.cam, question, model_outputs)
     else:
@@ -36,5 +37,5 @@ def compile_method(
 
 def _copied(graph: Graph, program: Program, perturbation: Perturbation) -> Graph:
     axes = {**batch_axes(graph.inputs), **{part.name: part.axis for part in program.slices}}
-    per_copy = [program.target, *filter(None, [program.weights])]
+    per_copy = [program.names.target, *filter(None, [program.names.weights])]
     return with_copies(program.graph, axes, per_copy, program.points, perturbation.masked)

@@ -1,8 +1,10 @@
-"""A program inside of another graph: called at points that the graph makes, in loops over them or by itself."""
+"""A program inside of another graph, which calls it at points that the graph calculates, once or in loops."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,23 +13,70 @@ from onnxplain.errors import OptionError
 from onnxplain.graph.emit import Emitter, Var, fits
 from onnxplain.graph.ir import Graph
 from onnxplain.programs.program import Program
+from onnxplain.questions import quantities
+from onnxplain.questions.quantities import Selection
 
+Array = np.ndarray[Any, Any]
 LoopStep = Callable[[Emitter, Var, list[Var]], list[Var]]
 
 
+@dataclass(frozen=True)
 class Inside:
     """A program, called from the graph that ``emitter`` writes.
 
     Attributes
     ----------
     graph
-        The forward graph, which ``emitter`` holds.
+        The forward graph of the model, which ``emitter`` holds.
+    emitter
+        Writes the graph around the program.
+    program
+        The program.
+    inputs
+        The inputs of the graph: the model's, and those that choose the target unless it is fixed.
+    selection
+        What is explained of the model's output at the input itself.
     target
-        Inputs of the program -> what is explained.
+        Inputs of the program that choose the target -> their values, the same at all points.
     """
 
-    def __init__(self, graph: Graph, emitter: Emitter, program: Program, target: Mapping[str, Var]) -> None:
-        self.graph, self.emitter, self.program, self.target = graph, emitter, program, target
+    graph: Graph
+    emitter: Emitter
+    program: Program
+    inputs: Sequence[Var]
+    selection: Selection
+    target: Mapping[str, Var]
+
+    @classmethod
+    def of(cls, graph: Graph, program: Program, fixed: Sequence[Array] | None = None) -> Inside:
+        """Begin a graph around a program.
+
+        Parameters
+        ----------
+        graph
+            The forward graph that the program was compiled for.
+        program
+            The program.
+        fixed
+            The target, and its weights for a weighted sum, as constants in place of inputs; none of them: the labels
+            that the model gives.
+        """
+        emitter, question, names = Emitter(graph), program.question, program.names
+        explained = emitter.var(question.explained)
+        inputs = [emitter.var(value.name) for value in graph.inputs]
+        if fixed is None:
+            target, *weights = operands = quantities.target_inputs(explained, question.axis, question.weighted)
+            inputs += operands
+        else:
+            target, *weights = [emitter.const(array) for array in fixed] or [explained]
+        selection = quantities.select(explained, target, question.axis, *weights)
+        values = {names.target: selection.target} | ({names.weights: weights[0]} if names.weights else {})
+        return cls(graph, emitter, program, inputs, selection, values)
+
+    def finished(self, outputs: Mapping[str, Var], model_outputs: bool) -> Graph:
+        """The graph with these outputs, behind those of the model if ``model_outputs``."""
+        names = [value.name for value in self.graph.outputs] if model_outputs else []
+        return self.emitter.graph(self.inputs, {name: self.emitter.var(name) for name in names} | dict(outputs))
 
     def baselines(self, baseline: Baseline) -> dict[str, Var]:
         """The tensors at the baseline: itself, or what the model makes of it where it stands for an input."""

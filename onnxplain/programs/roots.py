@@ -11,28 +11,32 @@ from onnxplain.graph.axes import batch_axis
 from onnxplain.graph.emit import Emitter, Var, where
 from onnxplain.graph.ir import Graph
 from onnxplain.methods.method import Method
+from onnxplain.programs.assembly import BASELINE_SCORE, compile_program, gathered
 from onnxplain.programs.inside import Inside, rows_of
-from onnxplain.programs.program import BASELINE_SCORE, Program, compile_program, gathered
-from onnxplain.questions import quantities
+from onnxplain.programs.program import Program
 from onnxplain.questions.question import Question
 
 
-def _rooted(graph: Graph, method: Method, root: Root, question: Question, model_outputs: bool) -> Program:
+def compile_rooted(graph: Graph, method: Method, root: Root, question: Question, model_outputs: bool) -> Program:
+    """Write the program of a method that reads cotangents at a root point, which the graph searches for."""
     inner = compile_program(graph, replace(method, distribution=Line(1)), question)
-    emitter = Emitter(graph)
-    explained = emitter.var(question.explained)
-    target, *weights = asked = quantities.target_inputs(explained, question.axis, question.weighted)
-    selection = quantities.select(explained, target, question.axis, *weights)
-    results = [*inner.attributions.values(), inner.score, inner.resolved, BASELINE_SCORE]
-    final = {name: emitter.fresh(name) for name in results}
-    names = {inner.target: selection.target} | ({inner.weights: weights[0]} if inner.weights else {})
-    inside = Inside(graph, emitter, inner, names)
+    inside = Inside.of(graph, inner)
+    emitter, selection = inside.emitter, inside.selection
+    baseline_score = emitter.fresh(BASELINE_SCORE)
+    names = replace(
+        inner.names,
+        attributions={name: emitter.fresh(output) for name, output in inner.names.attributions.items()},
+        cotangents={},
+        score=emitter.fresh(inner.names.score),
+        resolved=emitter.fresh(inner.names.resolved),
+        baseline_score=baseline_score,
+    )
     tensors = {name: emitter.var(name) for name in question.tensors}
     axes = {name: batch_axis(graph, name) or 0 for name in tensors}
     if root.search == "segment":
         ways = {n: b - tensors[n] for n, b in inside.baselines(root.baseline).items()}
     else:
-        slopes = dict(zip(tensors, inside(emitter, tensors, list(inner.cotangents.values())), strict=True))
+        slopes = dict(zip(tensors, inside(emitter, tensors, list(inner.names.cotangents.values())), strict=True))
         squares = [(g * g).sum([a for a in range(g.rank) if a != axes[n]]) for n, g in slopes.items()]
         steepness = squares[0]
         for square in squares[1:]:
@@ -42,26 +46,12 @@ def _rooted(graph: Graph, method: Method, root: Root, question: Question, model_
     distance = _search(root, inside, selection.score, tensors, ways, axes)
     points = {n: x + rows_of(distance, x, axes[n]) * ways[n] for n, x in tensors.items()}
     points = {n: emitter.refine(p, tensors[n].shape) for n, p in points.items()}
-    *found, there = inside(emitter, points, [*inner.cotangents.values(), inner.score])
-    arrived = {n: method.readout(ct, tensors[n], points[n]) for n, ct in zip(tensors, found, strict=True)}
-    attributions = gathered(graph, emitter, question, arrived)
-    outputs = {v.name: emitter.var(v.name) for v in graph.outputs} if model_outputs else {}
-    outputs |= {final[inner.attributions[n]]: a for n, a in attributions.items()}
-    outputs |= {final[inner.score]: selection.score, final[inner.resolved]: selection.target}
-    outputs[final[BASELINE_SCORE]] = there
-    inputs = [emitter.var(v.name) for v in graph.inputs]
-    written = emitter.graph([*inputs, *asked], outputs)
-    return replace(
-        inner,
-        graph=written,
-        attributions={name: final[output] for name, output in inner.attributions.items()},
-        cotangents={},
-        score=final[inner.score],
-        resolved=final[inner.resolved],
-        baseline_score=final[BASELINE_SCORE],
-        front=None,
-        back=None,
-    )
+    *cotangents, at_root = inside(emitter, points, [*inner.names.cotangents.values(), inner.names.score])
+    relevance = {n: method.readout(ct, tensors[n], points[n]) for n, ct in zip(tensors, cotangents, strict=True)}
+    attributions = gathered(graph, emitter, question, relevance)
+    outputs = {names.attributions[name]: attribution for name, attribution in attributions.items()}
+    outputs |= {names.score: selection.score, names.resolved: selection.target, baseline_score: at_root}
+    return replace(inner, graph=inside.finished(outputs, model_outputs), names=names, front=None, back=None)
 
 
 def _search(
@@ -78,7 +68,7 @@ def _search(
         low, high, found = state
         probe = where(found, (low + high) * 0.5, high)
         points = {n: body.var(v.name) + rows_of(probe, v, axes[n]) * body.var(ways[n].name) for n, v in x.items()}
-        (value,) = inside(body, points, [inside.program.score])
+        (value,) = inside(body, points, [inside.program.names.score])
         beyond = value * body.var(sign.name) <= 0.0
         further = high if root.search == "segment" else high * 2.0
         near = where(beyond, low, probe)

@@ -10,9 +10,9 @@ from onnxplain.graph.emit import Emitter, Var, concat, where
 from onnxplain.graph.ir import Graph
 from onnxplain.methods.cams import CHANNELS, Cam, channel_axes, channels_first, resized, spread
 from onnxplain.methods.method import Method
+from onnxplain.programs.assembly import compile_program
 from onnxplain.programs.inside import Inside
-from onnxplain.programs.program import Program, compile_program
-from onnxplain.questions import quantities
+from onnxplain.programs.program import Program
 from onnxplain.questions.question import Question, Slice
 
 
@@ -22,22 +22,22 @@ def compile_masked(graph: Graph, method: Method, cam: Cam, question: Question, m
     masked = part.name if cam.masks == CHANNELS else part.tensors[0]
     points = replace(question, slices=(Slice(masked, (masked,)),))
     inner = compile_program(graph, replace(method, cam=None, distribution=Windows()), points)
-    emitter = Emitter(graph)
-    explained = emitter.var(question.explained)
-    target, *weights = asked = quantities.target_inputs(explained, question.axis, question.weighted)
-    selection = quantities.select(explained, target, question.axis, *weights)
-    attribution, score, resolved = (emitter.fresh(n) for n in ("attribution", inner.score, inner.resolved))
-    names = {inner.target: selection.target} | ({inner.weights: weights[0]} if inner.weights else {})
-    inside = Inside(graph, emitter, inner, names)
-    drawn = (_by_channels if cam.masks == CHANNELS else _by_places)(graph, inside, part)
-    outputs = {v.name: emitter.var(v.name) for v in graph.outputs} if model_outputs else {}
-    outputs |= {attribution: cam.enlarged(graph, drawn, part), score: selection.score, resolved: selection.target}
-    inputs = [emitter.var(v.name) for v in graph.inputs]
-    written = emitter.graph([*inputs, *asked], outputs)
-    attributions = {part.name: attribution}
-    return replace(
-        inner, graph=written, question=question, attributions=attributions, score=score, resolved=resolved, front=None
+    inside = Inside.of(graph, inner)
+    emitter, selection = inside.emitter, inside.selection
+    names = replace(
+        inner.names,
+        attributions={part.name: emitter.fresh("attribution")},
+        score=emitter.fresh(inner.names.score),
+        resolved=emitter.fresh(inner.names.resolved),
     )
+    drawn = (_by_channels if cam.masks == CHANNELS else _by_places)(graph, inside, part)
+    outputs = {
+        names.attributions[part.name]: cam.enlarged(graph, drawn, part),
+        names.score: selection.score,
+        names.resolved: selection.target,
+    }
+    written = inside.finished(outputs, model_outputs)
+    return replace(inner, graph=written, question=question, names=names, front=None)
 
 
 def _by_places(graph: Graph, inside: Inside, part: Slice) -> Var:
@@ -59,7 +59,7 @@ def _by_places(graph: Graph, inside: Inside, part: Slice) -> Var:
     def step(body: Emitter, index: Var, sums: list[Var]) -> list[Var]:
         here = body.var(places.name).equal(index).cast(activation.dtype)
         mask = here.reshape(body.var(own.name), known)
-        (score,) = inside(body, {layer: body.var(layer) * mask}, [inside.program.score])
+        (score,) = inside(body, {layer: body.var(layer) * mask}, [inside.program.names.score])
         place = here.reshape(body.var(first.name))
         return [sums[0] + score.reshape([-1, *[1] * (activation.rank - 1)]) * place]
 
@@ -86,7 +86,7 @@ def _by_channels(graph: Graph, inside: Inside, part: Slice) -> Var:
             for op in ("ReduceMin", "ReduceMax")
         )
         mask = (large - low) / where(high > low, high - low, 1.0)
-        (score,) = inside(body, {part.name: inner * spread(graph, mask, part, inner)}, [inside.program.score])
+        (score,) = inside(body, {part.name: inner * spread(graph, mask, part, inner)}, [inside.program.names.score])
         return [sums[0] + score.reshape([-1, 1]) * body.var(numbers.name).equal(index).cast(x.dtype)]
 
     (scores,) = inside.loop(count, [(maps * 0.0).sum(list(range(2, maps.rank)))], step)

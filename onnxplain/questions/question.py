@@ -69,7 +69,12 @@ class Question:
     @property
     def tensors(self) -> tuple[str, ...]:
         """Names of all tensors at which cotangents are read."""
-        return tuple(dict.fromkeys(name for part in self.slices for name in part.tensors))
+        return tensors_of(self.slices)
+
+
+def tensors_of(slices: Iterable[Slice]) -> tuple[str, ...]:
+    """Names of the tensors of some slices, each once."""
+    return tuple(dict.fromkeys(name for part in slices for name in part.tensors))
 
 
 def ask(

@@ -321,7 +321,7 @@ def test_shares_hold_their_points() -> None:
 def at_baseline(proto: Any, x: Any, **options: Any) -> tuple[bool, ox.Attribution]:
     """Whether the score at the baseline is a constant, and the attribution."""
     explainer = ox.Explainer(proto, "integrated_gradients", **options)
-    return explainer.prepare(x, 1).runner.program.baseline_score is not None, explainer(x, 1)
+    return explainer.prepare(x, 1).runner.names.baseline_score is not None, explainer(x, 1)
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.3, MLP.x(1)[0], MLP.x(1)], ids=["default", "number", "sample", "row"])

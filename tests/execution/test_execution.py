@@ -21,7 +21,7 @@ from onnxplain.execution import Runner, Setting
 from onnxplain.execution import runner as runners
 from onnxplain.graph.memory import peak_per_sample
 from onnxplain.methods.table import make
-from onnxplain.programs.program import Program
+from onnxplain.programs.program import Names, Program
 from onnxplain.questions.question import Question, Slice
 from onnxplain.runtime.batching import MEMORY_SAFETY_FACTOR
 from onnxplain.runtime.chunked import Chunked
@@ -67,16 +67,14 @@ def copied(feeds: Mapping[str, Array]) -> Array:
 
 
 QUESTION = Question("y", "y", 0, (Slice("x", ("x",)),))
-PROGRAM = Program(
-    SimpleNamespace(),  # type: ignore[arg-type]
-    QUESTION,
-    {"x": "attribution"},
-    {"x": "attribution"},
-    "target",
-    None,
-    "score",
-    "resolved",
+NAMES = Names(
+    target="target",
+    score="score",
+    resolved="resolved",
+    attributions={"x": "attribution"},
+    cotangents={"x": "attribution"},
 )
+PROGRAM = Program(graph=SimpleNamespace(), question=QUESTION, names=NAMES)  # type: ignore[arg-type]
 X = rng().normal(size=(7, 2, 3)).astype(np.float32)
 FEEDS = {"x": X, "scale": np.float32(3)}
 TARGET = np.array([-1, 1, 2, 3, 4, 5, 6])

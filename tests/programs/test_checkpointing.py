@@ -78,8 +78,8 @@ def program(tiny: Tiny, method: str = "gradient", **options: object) -> tuple[Gr
     explainer = ox.Explainer(tiny.proto(), method, **options)
     canonical, question = explainer._question(((), None))
     made = compile_method(canonical.graph, explainer.method, question)
-    ends = [name for name in (made.score, made.resolved, made.baseline_score) if name]
-    return made.graph, _Walk(made.graph, [made.target], ends, "batch"), ends
+    ends = [name for name in (made.names.score, made.names.resolved, made.names.baseline_score) if name]
+    return made.graph, _Walk(made.graph, [made.names.target], ends, "batch"), ends
 
 
 def fed(tiny: Tiny, graph: Graph, samples: int = 2) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from onnxplain.errors import NoRuleError, UnsupportedModelError, UnsupportedOper
 from onnxplain.graph.ir import Graph
 from onnxplain.methods.table import make
 from onnxplain.ops import OPS, Kind
-from onnxplain.programs.program import compile_program, report
+from onnxplain.programs.assembly import compile_program, report
 from onnxplain.questions.question import ask
 from onnxplain.rules.base import Gradient
 from onnxplain.rules.lrp import AlphaBeta, Epsilon, Flat, Pass
@@ -49,19 +49,19 @@ def test_programs_are_valid_and_say_where_things_are(method: str) -> None:
     program = compile_program(graph, made, ask(graph))
     onnx.checker.check_model(to_proto(program.graph), full_check=True)
     assert [v.name for v in program.graph.inputs] == ["a", "b", "target"]
-    assert program.attributions == {"a": "attribution_a", "b": "attribution_b"}
-    found = program.cotangents or program.attributions
+    assert program.names.attributions == {"a": "attribution_a", "b": "attribution_b"}
+    found = program.names.cotangents or program.names.attributions
     outputs = {v.name: v for v in program.graph.outputs}
-    attributions = set(found.values()) | set(program.values.values()) if made.composite else set()
-    numbers = {program.score, program.resolved, program.baseline_score} - {None}
+    attributions = set(found.values()) | set(program.names.values.values()) if made.composite else set()
+    numbers = {program.names.score, program.names.resolved, program.names.baseline_score} - {None}
     assert set(outputs) == attributions | numbers
     for name in attributions:
         assert outputs[name].shape == graph.value(name[-1]).shape
     feeds = {**TWO_INPUTS.feeds(2), "target": np.array([-1, 1])}
     results = run_ort(program.graph, feeds)
     y = TWO_INPUTS.evaluate(feeds)
-    np.testing.assert_array_equal(results[program.resolved], [y[0].argmax(), 1])
-    np.testing.assert_allclose(results[program.score], y[[0, 1], [y[0].argmax(), 1]], rtol=1e-5)
+    np.testing.assert_array_equal(results[program.names.resolved], [y[0].argmax(), 1])
+    np.testing.assert_allclose(results[program.names.score], y[[0, 1], [y[0].argmax(), 1]], rtol=1e-5)
 
 
 def test_the_models_outputs_are_kept_where_asked_for() -> None:
