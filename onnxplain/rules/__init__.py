@@ -1,13 +1,20 @@
-"""Rules: how a node redistributes what arrives at its output."""
+"""Rules: how a node redistributes the relevance of its output to its inputs.
+
+One module per family: `lrp` (linear layers), `attention` (products, softmax, normalisation), `relu` (rectifiers),
+`deeplift` and `exact` (DeepLIFT), and `base` (the protocol, the gradient). A composite (`onnxplain.composites`)
+assigns a rule to each node; the reverse walk (`onnxplain.backward`) applies them.
+"""
 
 from onnxplain.rules.attention import ConservativeUniform, Signal, SoftmaxTaylor, Standardize, Uniform
-from onnxplain.rules.base import Gradient, Rule
+from onnxplain.rules.base import Gradient, LinearMap, Rule
 from onnxplain.rules.lrp import (
     AlphaBeta,
     Epsilon,
     Flat,
+    Folded,
     Gamma,
     Interpolated,
+    LinearRule,
     Norm,
     Pass,
     RelativeEpsilon,
@@ -16,7 +23,7 @@ from onnxplain.rules.lrp import (
     WSquare,
     ZBox,
 )
-from onnxplain.rules.relu import BetaSmooth, Deconvnet, GuidedBackprop
+from onnxplain.rules.relu import BetaSmooth, Deconvnet, GuidedBackprop, RectGrad
 
 __all__ = [
     "AlphaBeta",
@@ -25,12 +32,16 @@ __all__ = [
     "Deconvnet",
     "Epsilon",
     "Flat",
+    "Folded",
     "Gamma",
     "Gradient",
     "GuidedBackprop",
     "Interpolated",
+    "LinearMap",
+    "LinearRule",
     "Norm",
     "Pass",
+    "RectGrad",
     "RelativeEpsilon",
     "Rule",
     "Signal",

@@ -1,4 +1,6 @@
-"""Relevance through products of activations, softmax and normalisation: transformers and gates [achtibat]_.
+"""Rules for products of activations, softmax and normalisation: transformers and gates [achtibat]_.
+
+The letters are those of `onnxplain.rules.lrp`: R relevance, J the operator's Jacobian, S(y) = y + epsilon sign(y).
 
 References
 ----------
@@ -18,18 +20,28 @@ from onnxplain.ops.norm import FROZEN, without_masked_rows
 from onnxplain.ops.table import Cotangent
 from onnxplain.rules.base import Gradient, proportional, stabilize
 
+# Softmax inputs at or below this count as masked: models write -inf, float32's lowest number or -1e9 there, and x times
+# the quotient would be NaN or huge. No unmasked logit comes near it.
+MASKED = -1e9
+
 
 @dataclass(frozen=True)
 class Uniform:
-    """Every active factor of a product gets an equal part: R_a = a J_a^T (R / (n S(y))), n active factors [achtibat]_.
+    """The uniform rule for products: R_a = a J_a^T (R / (n S(y))) for each of n active factors [achtibat]_.
 
-    Elementwise, that is R / n. In a quotient a / b the divisor counts as a constant: a gets all.
+    Each factor gets an equal part of the relevance; elementwise, that is R / n. In a quotient a / b the divisor counts
+    as a constant, and a gets all of R. Use it for products of two signals, such as attention weights times values.
+
+    Parameters
+    ----------
+    epsilon
+        Stabilizer of the denominator, in the units of y.
     """
 
     epsilon: float = 1e-6
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """See `onnxplain.rules.base.Rule`."""
+        """Write R_a = a J_a^T (R / (n S(y))) for each active factor a."""
         r, op = cotangents[0], call.node.op
         assert r is not None
         if op == "Div":
@@ -46,23 +58,34 @@ class Uniform:
 
 @dataclass(frozen=True)
 class ConservativeUniform(Uniform):
-    """`Uniform`, but attention weights count as constants: what they multiply gets all, softmax nothing [ali]_."""
+    """`Uniform`, except that attention weights count as constants [ali]_.
+
+    The values that they multiply get all of R, the softmax nothing. The composite applies the difference: it knows
+    which factor comes from a softmax (`onnxplain.composites.structure`).
+    """
 
 
 @dataclass(frozen=True)
 class Signal:
-    """One factor of a product gets all, the others count as constants.
+    """The signal-take-all rule for products: one factor gets all of R, the others count as constants [arras]_.
 
-    That is x of x sigmoid(x) and of x / sqrt(mean(x^2)), where the other factor is but a function of x: the identity of
-    AttnLRP at activations and normalisations, written in steps. And it is what a gate, a sigmoid, lets through: signal
-    takes all [arras]_.
+    The signal is what a gate (a sigmoid) multiplies. It is also the x of x sigmoid(x) and of x / sqrt(mean(x^2)), where
+    the other factor is a function of the same x: this gives AttnLRP's identity rule at activations and normalisations
+    that the model spells out node by node.
+
+    Parameters
+    ----------
+    index
+        Position of the signal among the node's inputs.
+    epsilon
+        Stabilizer of the denominator, in the units of y.
     """
 
     index: int
     epsilon: float = 1e-6
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """See `onnxplain.rules.base.Rule`."""
+        """Write R for the signal (elementwise products) or x J^T (R / S(y)) for it (matrix products); else None."""
         chosen = tuple(i == self.index for i in range(len(call.active)))
         if OPS[call.node.op].broadcast:
             return [cotangents[0] if c else None for c in chosen]
@@ -72,16 +95,21 @@ class Signal:
 
 @dataclass(frozen=True)
 class SoftmaxTaylor:
-    """R_x = x (R - y sum(R)): a first-order Taylor expansion of softmax at x [achtibat]_; x J^T (R / S(y)) for its log.
+    """The AttnLRP rule for softmax, R_x = x (R - y sum(R)): a first-order Taylor expansion at x [achtibat]_.
 
-    Masked elements (-inf, or a very large negative number) get no relevance. Does not conserve: the expansion's
-    remainder stays behind, as a bias' share does.
+    For LogSoftmax it is x J^T (R / S(y)). Masked elements (-inf or below ``MASKED``) get no relevance. The rule does
+    not conserve relevance: the remainder of the expansion is lost, as the share of a bias is.
+
+    Parameters
+    ----------
+    epsilon
+        Stabilizer of LogSoftmax's denominator, in the units of y. Softmax itself needs none.
     """
 
     epsilon: float = 1e-6
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """See `onnxplain.rules.base.Rule`."""
+        """Write x (R - y sum(R)), or x J^T (R / S(y)) for LogSoftmax; zero at masked elements."""
         r, x = cotangents[0], call.x
         assert r is not None
         if call.node.op == "Softmax":
@@ -89,24 +117,33 @@ class SoftmaxTaylor:
         else:
             (s,) = Gradient()(call, r / stabilize(call.y, self.epsilon))
         assert s is not None
-        return [where(x > -1e9, x * s, 0.0)]
+        return [where(x > MASKED, x * s, 0.0)]
 
 
 @dataclass(frozen=True)
 class Standardize:
-    """R_x = x J^T (R / S(y)), where J takes what the layer divides by (a standard deviation, a norm) for a constant.
+    """The rule for normalisation layers: R_x = x J^T (R / S(y)), J with a constant divisor [achtibat]_, [ali]_.
 
-    So dividing is an identity, subtracting the mean a sum, and the bias keeps its share [achtibat]_, [ali]_. A scale
-    that depends on the explained tensor, too, counts as a gate: x gets all.
+    The divisor (a standard deviation or a norm) counts as a constant. Dividing then acts as an identity, subtracting
+    the mean as a sum, and the bias keeps its share of R. If the scale depends on the explained tensor as well, it
+    counts as a gate, and x gets all.
 
-    A layer with a mean and a bias must not hand on R as it is: where x is near zero and y is not, the layers before
-    divide by x, and relevances of alternating sign grow from layer to layer.
+    Passing R through unchanged, as AttnLRP's identity rule does, is no alternative for a layer with a mean and a bias:
+    where x is near zero and y is not, the layers before divide by x, and relevances of alternating sign grow from layer
+    to layer.
+
+    Parameters
+    ----------
+    epsilon
+        Stabilizer of the denominator, in the units of y.
     """
 
     epsilon: float = 1e-6
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """See `onnxplain.rules.base.Rule`."""
+        """Write x J^T (R / S(y)) with the divisor of the normalisation held constant."""
+        # FROZEN is an attribute that only the VJPs in ops/norm.py read: it makes them hold the divisor constant. The
+        # node that carries it is not written into the graph.
         node = replace(call.node, attrs={**call.attrs, FROZEN: True})
         x, *rest = proportional(replace(call, node=node), cotangents[0], self.epsilon)
         return [x, None, *rest[1:]] if call.active[0] else [x, *rest]

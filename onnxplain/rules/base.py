@@ -1,4 +1,4 @@
-"""What a rule is, the operator's own gradient as a rule, and linear layers as maps whose parameters can be edited."""
+"""The `Rule` protocol, the operator's own gradient as a rule, and linear layers as maps whose parameters can change."""
 
 from __future__ import annotations
 
@@ -16,40 +16,61 @@ from onnxplain.rules.signs import is_never_negative, rectified
 
 
 class Rule(Protocol):
-    """Redistributes what arrives at a node's outputs to its inputs.
+    """Redistribution of relevance (or of a cotangent) from a node's outputs to its inputs.
 
-    ``rule(call, *cotangents)`` gets one cotangent per output (None where nothing arrives) and returns one per input,
-    with the same freedom as a VJP (see `onnxplain.ops.table`).
+    The reverse walk (`onnxplain.backward.walk`) calls ``rule(call, *cotangents)`` once per node. A rule writes nodes
+    into the graph; it computes nothing itself.
     """
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """Write the redistribution."""
+        """Write the nodes that redistribute the cotangents.
+
+        Parameters
+        ----------
+        call
+            The node, bound to its tensors.
+        *cotangents
+            One per output of the node, of the output's shape; None for an output without relevance.
+
+        Returns
+        -------
+        sequence of Var or None
+            One cotangent per input, under the conventions of a VJP (`onnxplain.ops.table`): None, or a sequence that
+            ends early, for inputs without relevance.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """The operator's own vector-Jacobian product."""
+    """The operator's own vector-Jacobian product: ordinary backpropagation, ct_x = J^T ct_y.
+
+    Composites use it wherever a rule would change nothing, such as at reshapes, transpositions and max pooling.
+    """
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """See `Rule`."""
+        """Write J^T ct."""
         return OPS[call.node.op].vjp(call, *cotangents)
 
 
 @dataclass(frozen=True)
 class AffineNeighbours:
-    """Scales and shifts by constants that belong to a linear layer: one layer with it, whatever the model calls them.
+    """Scales and shifts by constants next to a linear layer, which together with it form one layer.
+
+    A BatchNormalization after a convolution is the usual example; Mul, Add, Sub, Div and Neg count too.
 
     Attributes
     ----------
     before, behind
-        Nodes between the layer and what comes before and behind it, in the order of the graph, and the axis of the
-        channels in their outputs. Nothing else reads what the layer gives before it has gone through those behind it.
+        Nodes directly before and directly behind the layer, in graph order, each with the channel axis of its output.
+        The layer's output, and the outputs of all nodes behind it but the last, have no other reader.
     rounded
-        What is left of the layer's output after rounding to integers, where it is rounded first. Relevances are shares
-        of that; what the layer gave before could be near zero where they are not.
+        The layer's output after rounding to integers (quantized models); None if it is not rounded. Relevance is
+        divided by the rounded output: the output before rounding can be near zero where the rounded one, and with it
+        the relevance, is not.
     raw
-        The nodes between the explained tensor and the layer, where there are only scales, shifts and transpositions.
+        All nodes between the explained tensor and the layer if they are only scales, shifts and transpositions; else
+        empty.
     """
 
     before: tuple[tuple[Call, int], ...] = ()
@@ -59,7 +80,10 @@ class AffineNeighbours:
 
 
 def scale_and_shift(call: Call, axis: int) -> tuple[Var | None, Var | None]:
-    """A node as ``scale x + shift``, a number or one per channel each; None is no scale, no shift."""
+    """Return (scale, shift) of a node that computes ``scale x + shift``.
+
+    Each is one number or one number per channel; None stands for a scale of 1 or a shift of 0.
+    """
     if call.node.op == "BatchNormalization":
         scale, bias, mean, variance = (call.need(i) for i in range(1, 5))
         factor = scale / call.op("Sqrt", variance + call.attrs["epsilon"])
@@ -75,7 +99,7 @@ def scale_and_shift(call: Call, axis: int) -> tuple[Var | None, Var | None]:
 
 
 def chained(steps: Sequence[tuple[Call, int]]) -> tuple[Var | None, Var | None]:
-    """Several scales and shifts as one."""
+    """Return the (scale, shift) of several nodes in a row; see `scale_and_shift`."""
     scale, shift = None, None
     for factor, summand in (scale_and_shift(*step) for step in steps):
         if factor is not None:
@@ -93,17 +117,17 @@ class LinearMap:
     Attributes
     ----------
     call
-        The node. One of its operands is W, and b, if any, another input.
+        The node. One of its inputs is W; another, if present, is b.
     data
         Index of the input that holds x.
     x, y
-        The layer's input and output: the node's own, or those of the whole chain with its `AffineNeighbours`.
+        The layer's input and output: those of the node, or of the whole chain if it has `AffineNeighbours`.
     shift
-        More of b, in the layout of the output.
+        Summand of b that is not an input of the node; it broadcasts to the output.
     raw
-        See `AffineNeighbours`.
+        Nodes between the explained tensor and the layer, as in `AffineNeighbours`.
     rounded
-        Whether y is what rounding has left of W x + b.
+        Whether y is W x + b rounded to integers.
     """
 
     call: Call
@@ -116,10 +140,10 @@ class LinearMap:
 
     @classmethod
     def of(cls, call: Call, around: AffineNeighbours | None = None) -> LinearMap:
-        """Make the map of a node of kind CONV or DENSE."""
+        """Make the map of a node of kind CONV or DENSE, with its neighbours folded into W and b."""
         alpha, beta = call.attrs.get("alpha", 1.0), call.attrs.get("beta", 1.0)
         if call.node.op == "Gemm" and (alpha, beta) != (1.0, 1.0):
-            # Scales go into the parameters, or rules that ask for signs would miss them.
+            # Scales go into the parameters: rules that split W by sign must see the sign of alpha and beta.
             a, b, *c = call.need(0), call.need(1), *(None if bias is None else bias * beta for bias in call.inputs[2:])
             inputs = (a * alpha, b, *c) if call.active[1] else (a, b * alpha, *c)
             node = replace(call.node, attrs={**call.attrs, "alpha": 1.0, "beta": 1.0})
@@ -130,7 +154,10 @@ class LinearMap:
         return f if around is None else f._with(around)
 
     def _with(self, around: AffineNeighbours) -> LinearMap:
-        """The map of the layer and what belongs to it; x is then without the shifts before it, which are in b."""
+        """Fold the neighbours in: scales into W; shifts, including those before the layer, into b.
+
+        The x of the result is the layer's input minus the shifts before it.
+        """
         scale, shift = chained(around.behind)
         whole, b = self.map(keep), self.bias
         y = self.y if around.rounded is None else around.rounded
@@ -152,7 +179,7 @@ class LinearMap:
 
     @property
     def _channels(self) -> int:
-        """How many axes of W come behind that of the output's channels."""
+        """Number of axes of W behind its output-channel axis."""
         if self._is_conv:
             rank = self.call.need(1).rank
             return rank - 2 if self.call.node.op == "ConvTranspose" else rank - 1
@@ -162,7 +189,7 @@ class LinearMap:
         return channels.reshape([-1, *[1] * behind]) if behind else channels
 
     def _output(self, channels: Var) -> Var:
-        """One number per channel in the layout of inputs and outputs."""
+        """Reshape one number per channel so that it broadcasts against the layer's input and output."""
         return self._column(channels, self.x.rank - 2 if self._is_conv else 0)
 
     @property
@@ -171,7 +198,7 @@ class LinearMap:
 
     @property
     def bias(self) -> Var | None:
-        """All of b, in the layout of the output."""
+        """The whole of b (the node's and ``shift``), reshaped to broadcast to the output; None if there is no bias."""
         b = self.call.input(self._bias)
         b = self._output(b) if b is not None and self._is_conv else b
         if b is None or self.shift is None:
@@ -179,7 +206,7 @@ class LinearMap:
         return b + self.shift
 
     def __call__(self, x: Var) -> Var:
-        """``W x + b``."""
+        """Write ``W x + b``."""
         inputs = list(self.call.inputs)
         inputs[self.data] = x
         y = self.call.bind(inputs).y
@@ -190,11 +217,11 @@ class LinearMap:
 
     @property
     def z(self) -> Var:
-        """W x + b at the input: y, unless that is rounded."""
+        """``W x + b`` before rounding: y itself unless y is rounded."""
         return self(self.x) if self.rounded else self.y
 
     def _constant(self, channels: Var) -> Var:
-        """One number per channel in the shape of one sample of x; for matrices, of one of its rows."""
+        """Expand one number per channel to the shape of one sample of x (convolutions) or one row of x (matrices)."""
         if self._is_conv:
             return one_sample(channels, self.x)
         ones = [1] * (self.x.rank - 1)
@@ -202,16 +229,23 @@ class LinearMap:
         return self.x.emitter.op("Expand", channels, shape, known=(*ones, *(self.x.shape or ())[-1:]))
 
     def everywhere(self, value: float | np.ndarray[Any, Any]) -> Var:
-        """``value`` in the shape of x; of one sample for convolutions, so that the runtime folds what they make of it.
+        """Expand ``value`` to the shape of x.
 
-        The rows of matrices are not always samples.
+        For convolutions, to one sample of x: then ONNX Runtime constant-folds the convolution of it. Matrices get all
+        rows, since their rows are not always samples.
         """
         if self.data == 0 and self._is_conv:
             return one_sample(self.x.like(value), self.x)
         return self.x.emitter.op("Expand", self.x.like(value), self.x.sizes(), known=self.x.shape)
 
     def bounds(self, *values: float | np.ndarray[Any, Any]) -> tuple[Var, Var]:
-        """Bounds of the explained tensor, or where more than scales and shifts is before the layer, of x.
+        """Return elementwise (lower, upper) bounds of x.
+
+        Parameters
+        ----------
+        *values
+            Lower and upper bound of the explained tensor, where only scales, shifts and transpositions lie between it
+            and the layer (``raw``); otherwise of x.
 
         Raises
         ------
@@ -236,13 +270,13 @@ class LinearMap:
         return x.emitter.op("Min", *ends), x.emitter.op("Max", *ends)
 
     def vjp(self, cotangent: Var) -> Var:
-        """``W^T cotangent``."""
+        """Write ``W^T cotangent``."""
         ct = OPS[self.call.node.op].vjp(self.call, cotangent)[self.data]
         assert ct is not None
         return ct
 
     def map(self, weight: Callable[[Var], Var], bias: Callable[[Var], Var] | None = None) -> LinearMap:
-        """Replace W by ``weight(W)`` and b by ``bias(b)``; no bias where ``bias`` is None."""
+        """Replace W by ``weight(W)`` and b by ``bias(b)``; ``bias=None`` drops b."""
         inputs = list(self.call.inputs)
         factor = inputs[1 - self.data]
         assert factor is not None
@@ -254,7 +288,7 @@ class LinearMap:
         return replace(self, call=replace(self.call, inputs=tuple(inputs)), shift=shift)
 
     def plus(self, number: float) -> LinearMap:
-        """Add a number to all of b: where the node has a bias, that costs no pass over the output."""
+        """Add a number to every element of b. If the node has a bias, this costs no pass over the output."""
         b = self.call.input(self._bias)
         if b is None:
             return replace(self, shift=self.x.like(number) if self.shift is None else self.shift + number)
@@ -262,23 +296,23 @@ class LinearMap:
         return replace(self, call=replace(self.call, inputs=inputs))
 
     def unbiased(self) -> LinearMap:
-        """Drop the bias and calculate the output anew."""
+        """Drop the bias and recompute the output."""
         f = self.map(keep)
         return replace(f, y=f(f.x))
 
     def relevances(self, relevance: Var) -> list[Cotangent]:
-        """One entry per input of the node: ``relevance`` at the data, None elsewhere."""
+        """Return one entry per input of the node: ``relevance`` for x, None for the parameters."""
         return [relevance if i == self.data else None for i in range(len(self.call.inputs))]
 
 
 def one_sample(constant: Var, x: Var) -> Var:
-    """A constant in the shape of one sample of x."""
+    """Expand a constant to the shape of one sample of x: (1, ...)."""
     shape = concat([x.emitter.ints([1]), x.sizes(1)])
     return x.emitter.op("Expand", constant, shape, known=(1, *(x.shape or ())[1:]))
 
 
 def proportional(call: Call, relevance: Cotangent, epsilon: float, parts: int = 1) -> list[Cotangent]:
-    """R_i = x_i J_i^T (R / (parts S(y))): gradient x input of the operator alone, for each of its active inputs."""
+    """Write R_i = x_i J_i^T (R / (parts S(y))) for each active input: gradient x input of this operator alone."""
     assert relevance is not None
     denominator = stabilized(call.y, epsilon, relevance)
     cts = Gradient()(call, relevance / (denominator * float(parts) if parts > 1 else denominator))
@@ -286,22 +320,22 @@ def proportional(call: Call, relevance: Cotangent, epsilon: float, parts: int = 
 
 
 def positive(x: Var) -> Var:
-    """max(x, 0)."""
+    """Write max(x, 0)."""
     return x.emitter.op("Relu", x)
 
 
 def negative(x: Var) -> Var:
-    """min(x, 0); a product, as ONNX Runtime leaves that in the blocked layout of convolutions."""
+    """Write min(x, 0), as a product: ONNX Runtime keeps Mul in the blocked memory layout of convolutions."""
     return x * x.below()
 
 
 def keep(x: Var) -> Var:
-    """X itself: a parameter that a rule leaves alone."""
+    """Return x: the function for `LinearMap.map` that leaves a parameter as it is."""
     return x
 
 
 def root_mean_square(z: Var) -> Var:
-    """One number per sample."""
+    """Write sqrt(mean(z^2)) of each sample, of shape (batch, 1, ...)."""
     axes = z.emitter.ints(range(1, z.rank))
     known = z.shape and (z.shape[0], *[1] * (z.rank - 1))
     square = z.emitter.op("ReduceMean", z * z, axes, keepdims=1, noop_with_empty_axes=1, known=known)
@@ -309,13 +343,19 @@ def root_mean_square(z: Var) -> Var:
 
 
 def stabilized(z: Var, epsilon: float, r: Var) -> Var:
-    """`stabilize` for a denominator of r: no sign is asked where it is known; where r is zero it may be anything."""
+    """Write S(z) for the quotient r / S(z), without computing sign(z) where it is known.
+
+    The result may differ from `stabilize` where r is zero: the quotient is zero there in any case.
+    """
     above = (z if is_never_negative(z) else rectified(z, r)) if epsilon > 0 else None
     return stabilize(z, epsilon) if above is None else above + epsilon
 
 
 def stabilize(z: Var, epsilon: float | Var) -> Var:
-    """``z + epsilon sign(z)`` with sign(0) = +1; with epsilon = 0, zeros become ones so that 0 / 0 is 0."""
+    """Write S(z) = z + epsilon sign(z) with sign(0) = +1; with epsilon = 0, zeros become ones so that 0 / 0 is 0.
+
+    ``epsilon`` is in the units of z.
+    """
     if isinstance(epsilon, Var):
         return stabilize(z + where(z >= 0.0, epsilon, -epsilon), 0.0)
     if epsilon == 0:

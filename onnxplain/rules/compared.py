@@ -1,4 +1,4 @@
-"""A node at two points, the input and a reference, and the slope of a function between them."""
+"""A node bound to two points, the input and the reference, and the slope of a function between them (DeepLIFT)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from onnxplain.rules.base import Rule
 
 @dataclass(frozen=True)
 class Compared(Call):
-    """A node bound to its tensors at the input, and to those at the reference: ``inputs0`` and ``outputs0``.
+    """A node bound to its tensors at the input and at the reference.
 
-    Tensors at the reference may have one row for all samples.
+    Attributes
+    ----------
+    inputs0, outputs0
+        The tensors at the reference. Their batch axis may have size 1: one row for all samples.
     """
 
     inputs0: tuple[Var | None, ...] = ()
@@ -26,7 +29,15 @@ class Compared(Call):
 
     @classmethod
     def of(cls, call: Call, names: Mapping[str, str]) -> Compared:
-        """Look up the tensors at the reference; ``names``: tensor -> its name there, if it is another one."""
+        """Look up the tensors at the reference.
+
+        Parameters
+        ----------
+        call
+            The node at the input.
+        names
+            Tensor name at the input -> tensor name at the reference, for tensors that differ between the two.
+        """
         there = [
             tuple(None if v is None else call.emitter.var(names.get(v.name, v.name)) for v in tensors)
             for tensors in (call.inputs, call.outputs)
@@ -35,80 +46,93 @@ class Compared(Call):
 
     @property
     def x0(self) -> Var:
-        """The first input at the reference."""
+        """First input at the reference."""
         return self.need0(0)
 
     @property
     def y0(self) -> Var:
-        """The first output at the reference."""
+        """First output at the reference."""
         y0 = self.outputs0[0]
         assert y0 is not None
         return y0
 
     def need0(self, index: int) -> Var:
-        """A required input at the reference, by position."""
+        """Return the input at a position, at the reference; AssertionError if it is missing."""
         value = self.inputs0[index]
         assert value is not None
         return value
 
     @property
     def data(self) -> int:
-        """Which input is active, where only one is."""
+        """Position of the first active input: of the active one, in rules for nodes with a single active input."""
         return self.active.index(True)
 
     def with_tensors(self, inputs: Sequence[Var | None], outputs: Sequence[Var | None]) -> Call:
-        """The plain node, bound to other tensors."""
+        """Bind the node to other tensors, as a plain `Call`."""
         return Call(self.emitter, self.node, tuple(inputs), tuple(outputs), self.active)
 
     def place(self, cotangent: Cotangent) -> list[Cotangent]:
-        """``cotangent`` for the active input, None for the others."""
+        """Return ``cotangent`` for the active inputs and None for the others."""
         return [cotangent if active else None for active in self.active]
 
 
 @dataclass(frozen=True)
 class Between:
-    """A rule that takes a `Compared`, as a rule of the walk."""
+    """Adapter that gives a DeepLIFT rule, which needs a `Compared`, the interface of `onnxplain.rules.base.Rule`.
+
+    Attributes
+    ----------
+    rule
+        The DeepLIFT rule.
+    names
+        Tensor name at the input -> tensor name at the reference, for tensors that differ between the two.
+    """
 
     rule: Rule
     names: Mapping[str, str]
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """See `onnxplain.rules.base.Rule`."""
+        """Apply ``rule`` to the node at both points."""
         return self.rule(Compared.of(call, self.names), *cotangents)
 
 
 def compared(call: Call) -> Compared:
-    """The call as what it is when DeepLIFT's rules get it."""
+    """Narrow the type of ``call``: DeepLIFT's rules always get a `Compared`, through `Between`."""
     assert isinstance(call, Compared)
     return call
 
 
 def mean(a: Var, b: Var) -> Var:
-    """(a + b) / 2; of two that are the same, that one."""
+    """Write (a + b) / 2; if both are the same tensor, return it."""
     return a if a.name == b.name else (a + b) * 0.5
 
 
 def tanhc(x: Var) -> Var:
-    """Calculate tanh(x) / x; 1 at 0."""
-    x = x + 1e-30  # changes nothing but 0
+    """Write tanh(x) / x, which is 1 at 0."""
+    x = x + 1e-30  # avoids 0 / 0; larger x absorb it, and for smaller ones the quotient is 1 in any case
     return fn("Tanh", x) / x
 
 
 def ramp(a: Var, b: Var, at_zero: float = 0.0) -> Var:
-    """(max(a, 0) - max(b, 0)) / (a - b); where a = b the derivative, which is ``at_zero`` at 0."""
+    """Write the slope of Relu, (max(a, 0) - max(b, 0)) / (a - b).
+
+    Where a = b it is the derivative; ``at_zero`` is its value at a = b = 0.
+    """
     tiny = _tiny(a)
-    b = b - tiny  # nothing is 0 / 0 then; x / 0 is left, and right. Of a fixed reference, this is calculated only once.
+    # This avoids 0 / 0 at a = b = 0. At a = b > 0 the quotient is inf, and Clip makes it 1, the right slope. For a
+    # fixed reference, the subtraction is constant-folded.
+    b = b - tiny
     high = a.emitter.op("Max", a, b)
     return fn("Clip", (high + at_zero * tiny if at_zero else high) / abs(a - b), 0, 1)
 
 
 def _tiny(x: Var) -> float:
-    """Changes nothing but 0, and can be divided by."""
+    """Return a number that can be divided by and that is absorbed when added to any normal number of x's dtype."""
     return 4 * float(np.finfo(x.dtype).tiny)
 
 
 def secant(call: Call, ct: Var, a: Var, b: Var) -> Var:
-    """Calculate ct (f(a) - f(b)) / (a - b) for an elementwise f of one active input; ct f'(a) where a = b."""
+    """Write ct (f(a) - f(b)) / (a - b), for an elementwise operator f of one active input; ct f'(a) where a = b."""
     at = call.active.index(True)
     here, there, middle = (
         call.bind([v if i == at else x for i, x in enumerate(call.inputs)]) for v in (a, b, (a + b) * 0.5)
@@ -121,8 +145,8 @@ def secant(call: Call, ct: Var, a: Var, b: Var) -> Var:
     tangent = OPS[call.node.op].vjp(middle, ct)[at]
     assert tangent is not None
     change, step = ct * (fa - fb), a - b
-    # The tangent halfway is taken where no digit of f tells it from the secant, whose own digits are lost there. There,
-    # f(a) and f(b) are as large as each other.
+    # f(a) - f(b) cancels where a and b are close. Where the tangent at the midpoint predicts the change of f to within
+    # rounding error (8 machine epsilons of f(a), which is as large as f(b) there), it replaces the secant.
     unsure = abs(ct * fa) * (8 * float(np.finfo(a.dtype).eps))
     return where(abs(change - tangent * step) <= unsure, tangent, change / step)
 
@@ -139,7 +163,7 @@ def _sqrt(call: Call, a: Var, b: Var, fa: Var, fb: Var) -> Var:
 
 
 def _clip(call: Call, a: Var, b: Var, fa: Var, fb: Var) -> Cotangent:
-    """The quotient itself: what Clip gives is exact, so that differences of it are as good as those of its input."""
+    """Write (f(a) - f(b)) / (a - b) itself: Clip rounds nothing, so its differences are as exact as its input's."""
     low, high = (call.input(i) for i in (1, 2))
     if low is None or high is None or low.value is None or high.value is None or not (low.value < high.value).all():
         return None
@@ -147,7 +171,8 @@ def _clip(call: Call, a: Var, b: Var, fa: Var, fb: Var) -> Cotangent:
     return (fa - fb + fb.above(low) * fb.below(high) * tiny) / (a - b + tiny)
 
 
-# Operator -> the slope of f from b to a, given a, b, f(a), f(b): without cancellation, and the derivative where a = b.
+# Operator -> the slope (f(a) - f(b)) / (a - b) as a function of (call, a, b, f(a), f(b)): in a form without
+# cancellation, equal to the derivative where a = b. None: no such form for this node, see `secant`.
 SECANTS: dict[str, Callable[[Call, Var, Var, Var, Var], Cotangent]] = {
     "Clip": _clip,
     "Exp": lambda call, a, b, fa, fb: mean(fa, fb) * tanhc((a - b) * 0.5),

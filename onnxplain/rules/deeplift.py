@@ -1,17 +1,22 @@
 """DeepLIFT's own rules [shrikumar]_: Linear, Rescale and RevealCancel.
 
-D is a difference between the input and the reference, a multiplier m of x is such that m D x is what x contributes to
-the difference of the score. D x falls into a positive and a negative part with multipliers m+ and m-. They differ
-between a linear layer and the activation behind it only, so the walk carries their mean, and h = (m+ - m-) / 2 takes
-the few steps beside it (`Halves`). With them, the Linear rule of y = W x, whose positive part W+ Dx+ + W- Dx- is
-(W Dx + |W| |Dx|) / 2, is one line: the multiplier of x is W^T m + sign(Dx) |W|^T h (where Dx = 0, m+ and m- count
-half each, as in the paper).
+Dx is the difference of x between the input and the reference. The multiplier m of x is the number for which m Dx is the
+contribution of x to the difference of the score. Dx splits into a positive part Dx+ and a negative part Dx-, with
+multipliers m+ and m-.
+
+The two multipliers differ only between a linear layer and the activation behind it. So the reverse walk carries their
+mean m = (m+ + m-) / 2 as its cotangent, and half their difference, h = (m+ - m-) / 2, goes beside it for these few
+nodes (`Halves`).
+
+In these terms the Linear rule is one line. For y = W x the positive part of Dy is W+ Dx+ + W- Dx- =
+(W Dx + |W| |Dx|) / 2, so the multiplier of x is W^T m + sign(Dx) |W|^T h. Where Dx = 0, m+ and m- count half each, as
+in the paper.
 
 References
 ----------
 .. [shrikumar] Shrikumar et al. 2017, Learning important features through propagating activation differences, ICML.
-   The implementation is kundajelab/deeplift; where a part is 0 its multipliers are gradients here, which it only
-   approximates by a difference that float32 cannot tell from 0.
+   The authors' implementation is kundajelab/deeplift. Where a part is 0, its multiplier here is the gradient;
+   kundajelab/deeplift approximates that by a difference quotient whose step float32 rounds to 0.
 """
 
 from __future__ import annotations
@@ -30,25 +35,27 @@ from onnxplain.rules.compared import Compared, compared, secant
 
 
 class Spreads(Protocol):
-    """A rule that can tell how far the parts of its node's output are apart."""
+    """A rule that can split the difference of its node's output into a positive and a negative part."""
 
     def spread(self, call: Compared) -> Var:
-        """Positive minus negative part of the output's difference."""
+        """Write Dy+ - Dy-, the positive minus the negative part of the output's difference."""
         ...
 
 
 @dataclass(frozen=True)
 class Halves:
-    """What an activation and the linear layer before it tell each other.
+    """State that the rules of an activation and of the linear layer before it share during the reverse walk.
+
+    The one mutable value among the rules: RevealCancel adds to ``arrived``, the layer's rule reads it.
 
     Attributes
     ----------
     names
-        Tensor -> its name at the reference.
+        Tensor name at the input -> tensor name at the reference.
     makers
-        Tensor -> the node that makes it, and its rule.
+        Tensor name -> (the node that computes it, that node's rule).
     arrived
-        Tensor -> half the difference of the multipliers of its positive and of its negative part.
+        Tensor name -> h = (m+ - m-) / 2, summed over the readers of the tensor.
     """
 
     names: Mapping[str, str]
@@ -56,21 +63,21 @@ class Halves:
     arrived: Sums = field(default_factory=Sums)
 
     def spread(self, name: str) -> Var:
-        """Positive minus negative part of a tensor's difference."""
+        """Write Dx+ - Dx- of the tensor x of this name, by the rule of the node that computes it."""
         call, rule = self.makers[name]
         return rule.spread(Compared.of(call, self.names))
 
     def of(self, call: Call) -> Cotangent:
-        """What has arrived at a node's output."""
+        """Return h of a node's first output; None if no activation has added one."""
         return self.arrived.get(call.node.outputs[0])
 
 
 @dataclass(frozen=True)
 class Rescale:
-    """m_x = m_y Dy / Dx, elementwise [shrikumar]_; the gradient where Dx = 0."""
+    """The Rescale rule for elementwise functions: m_x = m_y Dy / Dx, the gradient where Dx = 0 [shrikumar]_."""
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """See `onnxplain.rules.base.Rule`."""
+        """Write m_y Dy / Dx."""
         node, ct = compared(call), cotangents[0]
         assert ct is not None
         return node.place(secant(call, ct, node.need(node.data), node.need0(node.data)))
@@ -78,12 +85,21 @@ class Rescale:
 
 @dataclass(frozen=True)
 class RevealCancel:
-    """Dy+ is the mean of what Dx+ changes before and after Dx-; m_x+ = m_y Dy+ / Dx+. Likewise for - [shrikumar]_."""
+    """The RevealCancel rule for elementwise functions: m_x+ = m_y Dy+ / Dx+ and m_x- = m_y Dy- / Dx- [shrikumar]_.
+
+    Dy+ is the mean of two changes of y: that by Dx+ alone, and that by Dx+ once Dx- has been added. Dy- likewise. It
+    sees what a positive and a negative contribution do together where Rescale sees only their sum.
+
+    Attributes
+    ----------
+    halves
+        Shared with the linear layer before it; set by the composite.
+    """
 
     halves: Halves | None = field(default=None, repr=False)
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """See `onnxplain.rules.base.Rule`."""
+        """Write m = (m_x+ + m_x-) / 2, and add h = (m_x+ - m_x-) / 2 to ``halves``."""
         node, ct = compared(call), cotangents[0]
         assert ct is not None
         assert self.halves is not None
@@ -100,12 +116,18 @@ class RevealCancel:
 
 @dataclass(frozen=True)
 class Linear:
-    """m_x = W^T m_y + sign(Dx) |W|^T h: positive and negative contributions have multipliers of their own."""
+    """The Linear rule, m_x = W^T m + sign(Dx) |W|^T h: separate multipliers for positive and negative contributions.
+
+    Attributes
+    ----------
+    halves
+        Shared with the activation behind the layer; without it, h = 0 and the rule is the gradient.
+    """
 
     halves: Halves | None = field(default=None, repr=False)
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """See `onnxplain.rules.base.Rule`."""
+        """Write W^T m + sign(Dx) |W|^T h."""
         means = Gradient()(call, *cotangents)
         half = self.halves.of(call) if self.halves else None
         if half is None:
@@ -121,7 +143,7 @@ class Linear:
         return [None if m is None or s is None or h is None else m + s * h for m, s, h in rows]
 
     def spread(self, call: Compared) -> Var:
-        """|W| |Dx|."""
+        """Write |W| |Dx|, which is Dy+ - Dy-."""
         if _sums(call):
             steps = [abs(call.need(i) - call.need0(i)) for i, active in enumerate(call.active) if active]
             return call.op("Sum", *steps, known=call.y.shape)
@@ -130,12 +152,20 @@ class Linear:
 
 @dataclass(frozen=True)
 class Through:
-    """What scales, shifts or moves elements passes positive and negative parts on, one by one."""
+    """The rule of scales, shifts and movements between a layer and its activation: the gradient, for m and for h.
+
+    A negative scale swaps the positive and the negative part.
+
+    Attributes
+    ----------
+    halves
+        Shared with the layer and the activation; set by the composite.
+    """
 
     halves: Halves | None = field(default=None, repr=False)
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """See `onnxplain.rules.base.Rule`."""
+        """Write J^T m, and add |J|^T h to ``halves`` for the input."""
         assert self.halves is not None
         half, at = self.halves.of(call), compared(call).data
         if half is not None:
@@ -149,19 +179,19 @@ class Through:
         return Gradient()(call, *cotangents)
 
     def spread(self, call: Compared) -> Var:
-        """The input's, moved or scaled alike."""
+        """Write Dy+ - Dy-: the input's spread, moved or scaled by |J| like the input."""
         assert self.halves is not None
         spread = self.halves.spread(call.node.inputs[call.data])
         if OPS[call.node.op].kind_of(call) & Kind.MOVEMENT:
             return call.bind([spread if active else x for active, x in zip(call.active, call.inputs, strict=True)]).y
-        scaled = Gradient()(call, spread)[call.data]  # of elementwise scales, which are symmetric maps
+        scaled = Gradient()(call, spread)[call.data]  # J^T spread is J spread: elementwise scales are symmetric maps
         assert scaled is not None
         return scaled if scaled is spread else abs(scaled)
 
 
 def has_parts(call: Call) -> bool:
-    """Whether positive and negative contributions can be told apart: linear layers of one active input, and sums."""
-    return _sums(call) or (sum(call.active) == 1 and call.node.op != "DeformConv")  # which is no `LinearMap`
+    """Whether `Linear` can split a node's output by sign: sums, and linear layers with one active input."""
+    return _sums(call) or (sum(call.active) == 1 and call.node.op != "DeformConv")  # |W| needs a `LinearMap`
 
 
 def _sums(call: Call) -> bool:
@@ -169,5 +199,5 @@ def _sums(call: Call) -> bool:
 
 
 def _absolute(call: Call) -> LinearMap:
-    """The layer with |W| for W, and without its bias."""
+    """Return the layer with |W| for W, and without its bias."""
     return LinearMap.of(Call(call.emitter, call.node, call.inputs, call.outputs, call.active)).map(abs)

@@ -1,8 +1,10 @@
-"""DeepLIFT beyond elementwise functions: rules under which what inputs contribute adds up to what the output changes.
+"""DeepLIFT beyond elementwise functions: rules whose contributions sum to the change of the output.
 
-The paper has none for products of activations, softmax or normalisation. These are the two-player Shapley values where
-there are two inputs (as SHAP's), and else follow from the operator's own algebra. All are the gradient where input and
-reference are the same. Letters: x at the input, x0 at the reference, D the difference, x' the mean of the two.
+The paper has no rules for products of activations, softmax or normalisation. For two inputs, the rules here are the
+Shapley values of a game of two players (as in SHAP); the others follow from the operator's own algebra. Where input and
+reference are equal, all are the gradient.
+
+The letters: x at the input, x0 at the reference, D the difference, x' = (x + x0) / 2, ct the multiplier of the output.
 """
 
 from __future__ import annotations
@@ -23,17 +25,19 @@ from onnxplain.rules.base import Gradient, negative, positive
 from onnxplain.rules.compared import compared, mean, ramp, tanhc
 
 MIN = {"Min", "ReduceMin"}
+MVN_EPSILON = 1e-18  # added to the variance: MeanVarianceNormalization adds 1e-9 to the standard deviation
 
 
 @dataclass(frozen=True)
 class Midpoint:
-    """The gradient, with means of inputs and outputs: exact for quadratic forms, such as a b, and their square roots.
+    """The gradient at the midpoint: D(a b) = b' Da + a' Db, D(y^2) = 2 y' Dy.
 
-    D(a b) = b' Da + a' Db;  D(y^2) = 2 y' Dy.
+    The VJP gets the mean of each input and of each output over the two points. Exact for quadratic forms, such as a
+    product of two activations, and for square roots of them, such as an L2 norm.
     """
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """See `onnxplain.rules.base.Rule`."""
+        """Write the VJP with x' and y' for x and y."""
         node = compared(call)
         inputs, outputs = (
             [None if x is None or x0 is None else mean(x, x0) for x, x0 in zip(here, there, strict=True)]
@@ -44,16 +48,21 @@ class Midpoint:
 
 @dataclass(frozen=True)
 class Averaged:
-    """Mean of the gradient on the straight line from reference to input (Gauss-Legendre quadrature).
+    """Mean gradient of the operator on the straight line from x0 to x (Gauss-Legendre quadrature).
 
-    Exact for polynomials of a degree below twice the number of points, such as products of many factors; close for
-    whatever has no kinks.
+    Exact if the gradient on the line is a polynomial of degree below 2 ``points``, as for products of many factors; a
+    close approximation for other smooth functions.
+
+    Parameters
+    ----------
+    points
+        Number of quadrature nodes; each evaluates the operator and its VJP once.
     """
 
     points: int = 8
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """See `onnxplain.rules.base.Rule`."""
+        """Write the weighted sum of VJPs at the quadrature nodes."""
         node = compared(call)
         total: list[Cotangent] = []
         for position, weight in zip(*np.polynomial.legendre.leggauss(self.points), strict=True):
@@ -72,10 +81,10 @@ class Averaged:
 
 @dataclass(frozen=True)
 class Quotient:
-    """D(a / b) = (1 / b)' Da - a' Db / (b b0)."""
+    """The rule for quotients: D(a / b) = (1 / b)' Da - a' Db / (b b0)."""
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """See `onnxplain.rules.base.Rule`."""
+        """Write ct (1 / b)' for a and -ct a' / (b b0) for b."""
         node, ct = compared(call), cotangents[0]
         assert ct is not None
         a, b, a0, b0 = call.x, call.need(1), node.x0, node.need0(1)
@@ -85,21 +94,21 @@ class Quotient:
 
 @dataclass(frozen=True)
 class LogMean:
-    """Softmax: Dy_i = l_i (Dx_i - sum_j l_j Dx_j / sum_j l_j), where l is the logarithmic mean of y and y0.
+    """The rule for softmax: Dy_i = l_i (Dx_i - sum_j l_j Dx_j / sum_j l_j), l the logarithmic mean of y and y0.
 
-    With u = log y, exp is rescaled: Dy = l Du and u_i = x_i - L. As the y sum to 1, sum_i l_i (Dx_i - DL) = 0, which
-    gives DL. The log-softmax is Du.
+    Derivation: let u = log y, so u_i = x_i - L with L = log sum_j exp(x_j). The Rescale rule for exp gives Dy = l Du.
+    The y sum to 1 at both points, so sum_i l_i (Dx_i - DL) = 0, which gives DL. LogSoftmax is u itself.
     """
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """See `onnxplain.rules.base.Rule`."""
+        """Write l (ct - sum(l ct) / sum(l)) for Softmax, ct - l sum(ct) / sum(l) for LogSoftmax."""
         node, ct = compared(call), cotangents[0]
         assert ct is not None
         log = call.node.op == "LogSoftmax"
         x, y, axes = (call.x, node.x0), (call.y, node.y0), [call.attrs["axis"]]
         u, u0 = y if log else (fn("LogSoftmax", v, axis=call.attrs["axis"]) for v in x)
         average = mean(*(fn("Exp", v) for v in y)) if log else mean(*y)
-        # Masked elements have u = u0 = -infinity; rows that are masked altogether are NaN.
+        # Masked elements have u = u0 = -inf, and fully masked rows are NaN: both get weight 0.
         weight = where(average > 0.0, average * tanhc((u - u0) * 0.5), 0.0)
         total = weight.sum(axes, keepdims=True)
         total = where(total > 0.0, total, 1.0)
@@ -110,13 +119,14 @@ class LogMean:
 
 @dataclass(frozen=True)
 class Extreme:
-    """Elementwise Max and Min: each input's mean slope, the others being at the reference and at the input.
+    """The rule for elementwise Max and Min: the Shapley value of each of two inputs.
 
-    Of more than two inputs, the first two make one.
+    The multiplier of a is the slope of max(a, b) from a0 to a, averaged over b at the input and at the reference. More
+    than two inputs are nested: max(max(a, b), c).
     """
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """See `onnxplain.rules.base.Rule`."""
+        """Write ct times the averaged slope for each active input."""
         node, ct = compared(call), cotangents[0]
         assert ct is not None
         op, down = call.node.op, call.node.op in MIN
@@ -132,7 +142,7 @@ class Extreme:
 
 
 def _share(a: tuple[Var, Var], b: tuple[Var, Var], down: bool) -> Var:
-    """Slope of max(a, b), or min, from a0 to a, averaged over b and b0."""
+    """Write the slope of max(a, b), or min if ``down``, from a0 to a, averaged over b and b0."""
 
     def slope(other: Var) -> Var:
         ends = [other - v if down else v - other for v in a]
@@ -143,14 +153,15 @@ def _share(a: tuple[Var, Var], b: tuple[Var, Var], down: bool) -> Var:
 
 @dataclass(frozen=True)
 class CrossMax:
-    """Maxima of several elements: a rise goes to the largest at the input, a fall to what was the largest before.
+    """The rule for the maximum of several elements, such as max pooling (as in captum and SHAP).
 
-    This is captum's and SHAP's rule for max pooling. Both elements changed at least as much as the maximum did, so no
-    multiplier is larger than 1. Of several that are largest, the operator's gradient chooses.
+    A rise of the maximum is attributed to the element that is largest at the input, a fall to the element that was
+    largest at the reference. That element has changed at least as much as the maximum, so no multiplier exceeds 1. If
+    several are largest, the operator's gradient chooses. For minima, rise and fall are swapped.
     """
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """See `onnxplain.rules.base.Rule`."""
+        """Write the contribution of each element divided by Dx; the gradient where Dx = 0."""
         node, ct = compared(call), cotangents[0]
         assert ct is not None
         full = [
@@ -178,13 +189,14 @@ def _over(contribution: Var, change: Var, gradient: Var) -> Var:
 
 @dataclass(frozen=True)
 class WhereRule:
-    """Where: a gradient as long as the condition is the same at both points; else m = Dy / (Da + Db) for both.
+    """The rule for y = Where(condition, a, b).
 
-    That is the Rescale rule if both are functions of one x, as in activations that are spelled out.
+    Where the condition is the same at both points, it is the gradient. Elsewhere both a and b get m = Dy / (Da + Db).
+    If a and b are functions of the same x, as in activations spelled out with Where, that is the Rescale rule.
     """
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """See `onnxplain.rules.base.Rule`."""
+        """Write the gradient where the condition is unchanged, ct Dy / (Da + Db) elsewhere."""
         node, ct = compared(call), cotangents[0]
         assert ct is not None
         gradients = Gradient()(call, ct)
@@ -199,17 +211,17 @@ class WhereRule:
 
 @dataclass(frozen=True)
 class Standardized:
-    """y = (x - mean) r with r = 1 / deviation: a product whose second factor is a function of the variance v.
+    """The rule for normalisation layers, y = c r with c = x - mean(x) and r = 1 / sqrt(v + epsilon), v the variance.
 
-    With c = x - mean: D(c r) = r' Dc + c' Dr;  Dr = -q Dv, q = r^2 r0^2 / (r + r0);  Dv = 2 mean(c' Dc).
+    Derivation: D(c r) = r' Dc + c' Dr;  Dr = -q Dv with q = r^2 r0^2 / (r + r0);  Dv = 2 mean(c' Dc).
     """
 
     def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """See `onnxplain.rules.base.Rule`."""
+        """Write the multiplier of x, scaled by the layer's weights, in the dtype of the layer's statistics."""
         node, ct = compared(call), cotangents[0]
         assert ct is not None
         x, x0, attrs = norms.wide(call.x), norms.wide(node.x0), call.attrs
-        ct, epsilon = norms.wide(ct), attrs.get("epsilon", 1e-18)  # MeanVarianceNormalization has none
+        ct, epsilon = norms.wide(ct), attrs.get("epsilon", MVN_EPSILON)
         if call.node.op == "LayerNormalization":
             axes = list(range(attrs["axis"] % x.rank, x.rank))
             return norms.fit(call, _standardized(ct * norms.wide(call.need(1)), x, x0, axes, epsilon))
@@ -221,7 +233,7 @@ class Standardized:
 
 
 def _grouped(call: Call, x: Var) -> Var:
-    groups = call.attrs.get("num_groups", 0)  # to Reshape, 0 means: as many as there are channels
+    groups = call.attrs.get("num_groups", 0)  # Reshape keeps the channel axis for 0: one group per channel
     assert x.shape is not None
     return x.reshape([0, groups, -1], (x.shape[0], groups or x.shape[1], None))
 

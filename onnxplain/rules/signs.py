@@ -1,4 +1,8 @@
-"""What is known of signs: rules that treat the two of them apart have half the work there."""
+"""Tensors of known sign, where rules that treat positive and negative values separately do half the work.
+
+Both functions read signs off the graph written so far; where they cannot tell, the rule writes its general form. A
+missed case costs speed, never correctness.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from onnxplain.graph.emit import Var
 from onnxplain.graph.ir import Node, is_float
 
 _NEVER = {"Abs", "Exp", "HardSigmoid", "ReduceL1", "ReduceL2", "Relu", "Sigmoid", "Softmax", "Softplus", "Sqrt"}
-# Never, where none of their operands is.
+# Never negative if no float operand can be negative.
 _KEEPING = frozenset(
     "Add AveragePool Cast Concat DepthToSpace Div Dropout Expand Flatten Gather GlobalAveragePool GlobalMaxPool "
     "Identity Max MaxPool Min Mul Pad ReduceMax ReduceMean ReduceMin ReduceSum Reshape Slice SpaceToDepth Split "
@@ -15,13 +19,13 @@ _KEEPING = frozenset(
 
 
 def is_never_negative(x: Var) -> bool:
-    """Whether a tensor has no negative elements, whatever the inputs, as far as the nodes before it tell."""
+    """Whether the nodes before a tensor guarantee that it has no negative elements, whatever the model's inputs."""
     emitter = x.emitter
     known: dict[str, bool] = {}
 
     def holds(name: str) -> bool:
         if name not in known:
-            known[name] = False  # for the time being
+            known[name] = False  # until it is known; guards the recursion
             known[name] = _holds(name, emitter.producer(name))
         return known[name]
 
@@ -39,36 +43,54 @@ def is_never_negative(x: Var) -> bool:
     return holds(x.name)
 
 
-def rectified(z: Var, r: Var, anew: bool = True) -> Var | None:
-    """A tensor that is never negative and equals z wherever r is not zero; None if nobody knows of one.
+def rectified(z: Var, r: Var, compute: bool = True) -> Var | None:
+    """Return a tensor that equals z wherever r is not zero and is never negative; None if none is found.
 
-    ``anew``: it may be calculated where the graph does not have it.
+    NOTE: this depends on the form in which other modules write r. Relevance that comes through y = Relu(z), or through
+    a Clip from 0, is a product with y, so it is zero wherever z <= 0. The function recognises that by following Mul
+    (and Add) nodes back from r until it finds y as a factor. So it depends on three properties:
 
-    Relevance that comes from behind a Relu is a product with what the Relu gave, and so is zero where that is.
+    - the rule of the layer behind the rectifier writes ``x * ...`` as a Mul, where x is the rectifier's output y
+      itself (`onnxplain.rules.lrp`; all but `ZBox`, `WSquare` and `Flat` do);
+    - the rule of the rectifier returns R itself (`Pass`) or R times a mask (the VJPs of Relu and Clip in
+      `onnxplain.ops.activation`, under `Gradient`), so the factor y stays;
+    - nodes between the two, if any, are Mul or Add.
+
+    If one of them changes, rules still compute the same, but through their slower general form.
+    tests/rules/test_signs.py holds the dependence.
+
+    Parameters
+    ----------
+    z
+        Output of a linear layer.
+    r
+        Its relevance, of the same shape.
+    compute
+        Whether Relu(z) may be written where the graph has only the Clip.
     """
     emitter = z.emitter
-    factors = _factors(r)
-    for factor in factors:
+    for factor in _factors(r):
         node = emitter.producer(factor)
         if node is not None and node.inputs[:1] == (z.name,) and not node.domain:
             if node.op == "Relu":
                 return emitter.var(factor)
             low = emitter.constants.get(node.inputs[1]) if node.op == "Clip" and len(node.inputs) > 1 else None
-            if anew and low is not None and bool((low == 0).all()):
+            if compute and low is not None and bool((low == 0).all()):
                 return emitter.op("Relu", z)
     return None
 
 
 def _factors(r: Var) -> set[str]:
-    """Names of tensors that r is a multiple of, element by element."""
-    found, open_names = {r.name}, [r.name]
-    while open_names:
-        node = r.emitter.producer(open_names.pop())
+    """Return the names of the tensors that are a factor of every element of r."""
+    factors, unvisited = {r.name}, [r.name]
+    while unvisited:
+        node = r.emitter.producer(unvisited.pop())
         if node is not None and node.op == "Mul" and not node.domain:
-            new = {i for i in node.inputs if r.emitter.var(i).shape == r.shape} - found
-            found |= new
-            open_names += new
+            new = {i for i in node.inputs if r.emitter.var(i).shape == r.shape} - factors
+            factors |= new
+            unvisited += new
         elif node is not None and node.op == "Add" and not node.domain:
-            parts = [_factors(r.emitter.var(i)) for i in node.inputs]
-            found |= parts[0] & parts[1] if all(r.emitter.var(i).shape == r.shape for i in node.inputs) else set()
-    return found
+            summands = [_factors(r.emitter.var(i)) for i in node.inputs]
+            if all(r.emitter.var(i).shape == r.shape for i in node.inputs):
+                factors |= summands[0] & summands[1]
+    return factors

@@ -74,7 +74,7 @@ def test_same_as_plain(method: str, options: dict[str, Any], monkeypatch: pytest
     lowered = onnxplain.Explainer(net, method, **options)(x, target=2).values
     for module in (base, lrp):
         monkeypatch.setattr(module, "is_never_negative", lambda x: False)
-        monkeypatch.setattr(module, "rectified", lambda z, r, anew=True: None)
+        monkeypatch.setattr(module, "rectified", lambda z, r, compute=True: None)
     monkeypatch.setattr(ConvWindow, "spread", spread)
     monkeypatch.setattr(LinearMap, "plus", plus)
     monkeypatch.setattr(onnxruntime, "SessionOptions", AsWritten)

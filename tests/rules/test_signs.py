@@ -1,4 +1,4 @@
-"""Which tensors are never negative, and that rules make the same of them when they are told."""
+"""Which tensors are never negative, which relevance comes through a rectifier, and that rules use both."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pytest
 
 import onnxplain
 from onnxplain.canonize import canonize
-from onnxplain.graph.emit import Emitter
-from onnxplain.rules import lrp
-from onnxplain.rules.signs import is_never_negative
+from onnxplain.graph.emit import Emitter, Var
+from onnxplain.rules import base, lrp
+from onnxplain.rules.signs import is_never_negative, rectified
 from onnxplain.storage.reader import read
 from tests.models import model
 from tests.reference import rng
@@ -57,3 +57,37 @@ def test_rules_use_them(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lrp, "is_never_negative", lambda x: False)
     long = onnxplain.Explainer(net, "lrp", rule=rule)(x).values
     np.testing.assert_allclose(short, long, atol=1e-5 * np.abs(long).max())
+
+
+@pytest.mark.parametrize("options", [{"rule": "epsilon"}, {"rule": "gamma"}, {"composite": "excitation_backprop"}])
+@pytest.mark.parametrize("rectifier", ["Relu(b)", "Clip(b, zero, six)"])
+def test_relevance_through_a_rectifier_is_recognised(
+    rectifier: str, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`rectified` reads the form of other modules' graphs: the Mul of the layer behind, `Pass`, the VJPs of Relu, Clip.
+
+    Whoever changes one of these forms changes `rectified` with it; otherwise LRP falls back to slower formulas.
+    """
+    net = model(
+        f"""m (float[N,3,8,8] x) => (float[N,5,4,4] y) {{
+            b = Conv<kernel_shape=[3,3]>(x, v, b0)  c = {rectifier}  y = Conv<kernel_shape=[3,3]>(c, w, b1)
+        }}""",
+        v=rng(1).normal(size=(5, 3, 3, 3)),
+        b0=rng(2).normal(size=5),
+        w=rng(3).normal(size=(5, 5, 3, 3)),
+        b1=rng(4).normal(size=5),
+        zero=np.array(0.0),
+        six=np.array(6.0),
+    )
+    recognised: dict[str, bool] = {}
+
+    def spy(z: Var, r: Var, compute: bool = True) -> Var | None:
+        tensor = rectified(z, r, compute)
+        recognised[z.name] = tensor is not None
+        return tensor
+
+    for module in (lrp, base):
+        monkeypatch.setattr(module, "rectified", spy)
+    onnxplain.Explainer(net, "lrp", **options)(rng(5).normal(size=(1, 3, 8, 8)).astype(np.float32), target=(0, 0, 0))
+    assert recognised["b"]
+    assert not recognised.get("y")
