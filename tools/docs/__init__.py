@@ -1,0 +1,1 @@
+"""The documentation site: what builds and checks it."""
