@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain import execution
+from onnxplain import execution, export
 from onnxplain.canonize import Canonical, prepare
 from onnxplain.canonize.cache import key
 from onnxplain.errors import OptionError
 from onnxplain.execution import kept
 from onnxplain.execution.requests import Request, Specialization, joined, separated
-from onnxplain.export import explainer as export
 from onnxplain.graph.axes import batch_axes
 from onnxplain.methods import table as methods
 from onnxplain.methods.method import Method
@@ -230,7 +229,7 @@ class Explainer:
     def _call(self, request: Request) -> PreparedBatch:
         runner = self._runner(request.asked)
         feeds, tensors = _fed(request, runner), request.tensors
-        if not execution.stays(runner, self.method):
+        if not execution.runs_on_device(runner, self.method):
             copies, tensors = {name: tensor.numpy() for name, tensor in tensors.items()}, {}
             checks.check_finite(copies, self.model.inputs, self.model.takes_nan)
             feeds |= copies
@@ -239,12 +238,12 @@ class Explainer:
     def _run(
         self, call: PreparedBatch, progress: Callable[[int, int], None] | None, device: bool = False
     ) -> execution.Answer:
-        if device and not execution.stays(call.runner, self.method):
+        if device and not execution.runs_on_device(call.runner, self.method):
             what = f"{self.method.name} looks at several points, and adds up on the host"
             raise OptionError(what, "Leave device= out.")
         if call.target is not None and (device or call.tensors):
             feeds: dict[str, Given] = {**call.feeds, **call.tensors}
-            return execution.run_resident(call.runner, self.method, feeds, call.target, progress, device)
+            return execution.run_on_device(call.runner, self.method, feeds, call.target, progress, device)
         return execution.run(call.runner, self.method, call.feeds, call.target, progress)
 
     def _result(self, request: Request, answer: execution.Answer) -> Attribution:

@@ -261,7 +261,7 @@ BAD_OPTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("integrated_gradients", {"baseline": [[1], [2, 3]]}, "bad option for method 'integrated_gradients'"),
     ("occlusion", {"window": 0}, "window must be"),
     ("occlusion", {"window": 3, "stride": 5}, "larger than window"),
-    ("occlusion", {"baseline": None}, "baseline is a number"),
+    ("occlusion", {"baseline": None}, "baseline must be a number"),
     ("sensitivity", {"norm": "l2"}, r"no norm 'l2'\nKnown: absolute, square"),
     ("sensitivity", {"norm": 2}, "no norm 2"),
     ("guided_backprop", {"clip": "yes"}, "clip must be True or False, not 'yes'"),

@@ -16,7 +16,7 @@ from onnxplain.distributions.baselines import Baseline, baseline_like, check_bas
 from onnxplain.distributions.perturbation.coalitions import Coalitions, Game
 from onnxplain.distributions.perturbation.features import Partition
 from onnxplain.errors import OptionError
-from onnxplain.execution.perturbed import Copies
+from onnxplain.execution.masked import MaskedCopies
 
 Array = np.ndarray[Any, Any]
 
@@ -111,7 +111,7 @@ def carried(
         labels = {at: np.broadcast_to(np.arange(units, dtype=np.int32).reshape(sizes), here[at].shape[1:])}
         games = [Game((len(sets),), sets.__getitem__, lambda _, scores: (scores, None)) for sets in kept]
         plans = [Coalitions(Partition(labels, units), game) for game in games]
-        copies = Copies(runner, {**feeds, **here}, here, there, plans)
+        copies = MaskedCopies(runner, {**feeds, **here}, here, there, plans)
         (asked,) = copies.whole(call.target, [runner.names.resolved])
         jobs = np.stack(np.divmod(np.arange(kept[..., 0].size), len(alone)), axis=1)
         (found,) = copies.run(jobs, asked[jobs[:, 0]], [runner.names.score])

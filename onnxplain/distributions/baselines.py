@@ -1,4 +1,4 @@
-"""Baselines: what an input is compared with."""
+"""Baselines: the values that an input is compared with."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from onnxplain.errors import OptionError, did_you_mean
 
 Array = np.ndarray[Any, Any]
 
-
 Baseline = float | str | Array
+"""A number, a text, an array of either, or one of `onnxplain.distributions.fills.NAMES`."""
 
 
 def is_named(baseline: Baseline, dtype: np.dtype[Any]) -> bool:
-    """Whether a baseline is the name of one; for inputs that hold texts, it is a text."""
+    """Whether a baseline for an input of this dtype is a name, such as "blur"; for inputs of texts it is a text."""
     return isinstance(baseline, str) and dtype.kind != "O"
 
 
 def check_named(baseline: Baseline, dtype: np.dtype[Any], name: str) -> None:
-    """Raise OptionError unless there is a baseline of that name, for what the tensor ``name`` holds."""
+    """Raise OptionError unless a baseline of that name exists and can be made of the tensor ``name`` of this dtype."""
     if dtype.kind != "f":
         hint = f"Give one in the input's own units; {' and '.join(fills.NAMES)} are for floating-point numbers."
-        raise OptionError(f"a baseline of {baseline!r} is nothing that the input '{name}' can hold: {dtype}", hint)
+        raise OptionError(f"the input '{name}' of dtype {dtype} cannot hold a baseline of {baseline!r}", hint)
     if baseline not in fills.NAMES:
         raise OptionError(f"there is no baseline {baseline!r}", did_you_mean(str(baseline), fills.NAMES))
 
 
 def as_baseline(baseline: Baseline, dtype: np.dtype[Any], name: str) -> Array:
-    """Bring the baseline into the dtype of the input ``name``; text has an empty baseline where a number has 0.
+    """Convert a baseline to the dtype of the input ``name``; for inputs of texts, 0 becomes the empty text.
 
     Raises
     ------
     OptionError
-        It cannot be.
+        The input cannot hold it, or it is made of each sample.
     """
     if is_named(baseline, dtype):
         check_named(baseline, dtype, name)
@@ -46,23 +46,23 @@ def as_baseline(baseline: Baseline, dtype: np.dtype[Any], name: str) -> Array:
         array = np.asarray("")
     text = array.dtype.kind in "OU"
     if text != (dtype.kind == "O") or (dtype.kind in "iub" and np.any(array.astype(dtype) != array)):
-        raise OptionError(f"a baseline of {baseline!r} is nothing that the input '{name}' can hold: {dtype}")
+        raise OptionError(f"the input '{name}' of dtype {dtype} cannot hold a baseline of {baseline!r}")
     return array.astype(dtype)
 
 
 def baseline_like(baseline: Baseline, x: Array, name: str, axis: int = 0) -> Array:
-    """Bring the baseline into the shape and dtype of ``x``, the input ``name``, whose batch axis is ``axis``.
+    """Bring a baseline to the shape and dtype of ``x``, the input ``name``, whose batch axis is ``axis``.
 
     Raises
     ------
     OptionError
-        It does not broadcast to ``x``, holds what the input cannot, or cannot be made of it.
+        It does not broadcast to ``x``, the input cannot hold it, or it cannot be made of ``x``.
     """
     if is_named(baseline, x.dtype):
         check_named(baseline, x.dtype, name)
         if baseline == "inpaint":
-            what = "baseline='inpaint' fills what methods hide in pictures"
-            raise OptionError(what, "It is for those of forward passes only, such as occlusion, rise or lime.")
+            what = "baseline='inpaint' fills only the parts of a picture that a method hides"
+            raise OptionError(what, "Use it with methods of forward passes only, such as occlusion, rise or lime.")
         if x.ndim < 2:
             raise OptionError(f"baseline='blur' needs an axis to blur along, and '{name}' has the shape {x.shape}")
         return np.moveaxis(fills.blurred(np.moveaxis(x, axis, 0)), 0, axis)
@@ -75,9 +75,20 @@ def baseline_like(baseline: Baseline, x: Array, name: str, axis: int = 0) -> Arr
 
 
 def check_baseline(baseline: Any) -> None:
-    """Raise OptionError unless it is a finite number, a text, or an array of them."""
+    """Raise OptionError unless it is a finite number, a text, or an array of these."""
     array = np.asarray(baseline)
     if array.dtype.kind not in "iufU":
-        raise OptionError(f"a baseline is a number or an array of numbers (or of texts), not {baseline!r}")
+        raise OptionError(f"a baseline must be a number or an array of numbers (or of texts), not {baseline!r}")
     if array.dtype.kind != "U" and not np.isfinite(array).all():
         raise OptionError("the baseline holds NaN or infinity")
+
+
+def check_fits(baseline: Baseline, x: Array, name: str, axis: int) -> None:
+    """Raise OptionError as `baseline_like` does; of a named baseline, only that of one sample is made, to save time."""
+    baseline_like(baseline, x.take([0], axis) if is_named(baseline, x.dtype) else x, name, axis)
+
+
+def check_internal_baseline(baseline: Baseline, name: str) -> None:
+    """Raise OptionError if the internal tensor ``name`` has a named baseline that does not exist."""
+    if isinstance(baseline, str):
+        check_named(baseline, np.dtype(np.float32), name)

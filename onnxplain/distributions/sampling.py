@@ -1,28 +1,63 @@
-"""Distributions over which any method that looks at one point is averaged: neighbourhoods, and lines. Arrays only.
+"""Distributions over which a method that looks at one point can be averaged: noise around the input, and lines.
 
-Points are the same for all samples of a batch, so that no explanation depends on what else is in the batch, and they
-depend on nothing but the seed: not on how the work is split.
+The points are the same for all samples of a batch, so that no explanation depends on the other samples of its batch.
+They depend on the seed alone, not on how the work is split. This module computes with arrays only.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
 from onnxplain.arguments import is_count
-from onnxplain.distributions.distribution import QUADRATURES, Line, References
+from onnxplain.distributions.baselines import baseline_like, check_internal_baseline
+from onnxplain.distributions.distribution import Distribution, References
+from onnxplain.distributions.lines import QUADRATURES, Quadrature, check_quadrature
 from onnxplain.errors import OptionError, did_you_mean
 
 Array = np.ndarray[Any, Any]
 
-SHAPES = ("gaussian", "uniform")
+Shape = Literal["gaussian", "uniform"]
+"""Probability distribution of noise."""
+
+SHAPES: tuple[Shape, ...] = get_args(Shape)
+
+Moment = Literal["mean", "square", "variance"]
+"""Statistic of the attributions at sampled points: their mean, the mean of their squares, or their variance."""
+
+
+class Sampled(Distribution, ABC):
+    """Points whose number and weights are known in advance."""
+
+    @property
+    @abstractmethod
+    def random(self) -> bool:
+        """Whether the points are drawn at random."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> Array:
+        """Weights of the points, which sum to 1; float64, shape (count,)."""
+
+    @property
+    def count(self) -> int:
+        """Number of points."""
+        return len(self.weights)
+
+    @abstractmethod
+    def point(self, index: int, place: int, name: str, x: Array) -> Array:
+        """Point number ``index`` of each sample of the moved input ``name``, input number ``place``; shape of x.
+
+        The batch axis is in front.
+        """
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(Sampled):
     """The input plus noise.
 
     Attributes
@@ -32,17 +67,19 @@ class Noise:
     noise
         Standard deviation of a Gaussian, or half the width of a uniform distribution.
     relative
-        Whether it is a part of the sample's range, max - min over each explained input (Smilkov et al. 2017).
+        Whether ``noise`` is a share of the sample's range, max - min over each explained input (Smilkov et al. 2017);
+        otherwise it is in units of the input.
     shape
         One of `SHAPES`.
     seed
-        Of a NumPy generator.
+        Seed of the NumPy generator.
     """
 
+    moves_inputs: ClassVar[bool] = True
     samples: int = 32
     noise: float = 0.15
     relative: bool = True
-    shape: str = "gaussian"
+    shape: Shape = "gaussian"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,21 +95,16 @@ class Noise:
 
     @property
     def random(self) -> bool:
-        """Whether points are drawn."""
+        """True: the points are drawn at random."""
         return True
 
     @property
-    def count(self) -> int:
-        """Number of points."""
-        return self.samples
-
-    @property
     def weights(self) -> Array:
-        """Weights of the points, which sum to 1."""
+        """Equal weights of the points, which sum to 1; float64, shape (samples,)."""
         return np.full(self.samples, 1 / self.samples)
 
     def draw(self, index: int, place: int, size: tuple[int, ...]) -> Array:
-        """What a point adds to one sample of the explained input number ``place``, in units of `scale`; float64.
+        """Noise of point ``index``, in units of `scale`, for one sample of the moved input number ``place``; float64.
 
         Drawn in single precision, which takes half the time.
         """
@@ -82,82 +114,67 @@ class Noise:
         return 2 * random.random(size, np.float32).astype(np.float64) - 1
 
     def scale(self, x: Array) -> Array:
-        """Width of the noise per sample, the batch in front; broadcasts to x."""
+        """Width of the noise per sample, in units of x; the batch axis is in front, and the array broadcasts to x."""
         rows = x.reshape(len(x), -1)
         spans = np.fmax.reduce(rows, axis=1) - np.fmin.reduce(rows, axis=1) if self.relative else np.ones(len(x))
         return np.asarray(self.noise * spans.reshape(-1, *[1] * (x.ndim - 1)), dtype=x.dtype)
 
+    def point(self, index: int, place: int, name: str, x: Array) -> Array:
+        """Samples plus the noise of point number ``index``."""
+        return np.asarray(x + self.scale(x) * self.draw(index, place, x.shape[1:]).astype(x.dtype))
+
 
 @dataclass(frozen=True, eq=False)
-class Lines:
-    """Points between the input and a baseline, or each of several.
+class Lines(Sampled):
+    """Points on the lines from one baseline, or from each of several, to the explained tensor.
 
     Attributes
     ----------
     references
         The baselines.
     steps
-        Points on the line to each baseline.
+        Number of points on each line.
     quadrature
-        See `Line`.
+        Positions and weights of the points on each line.
     samples
-        Instead: number of points drawn at random, from all places on all lines. Places are stratified: one in each of
-        ``samples`` equal parts of the way; baselines take turns, in a random order.
+        Used instead of ``steps`` and ``quadrature``: number of points drawn at random from all lines together. Their
+        positions are stratified: one in each of ``samples`` equal parts of the line. The baselines take turns, in a
+        random order.
     seed
-        Of a NumPy generator, for those.
-    within
-        Whether the model's inputs move, wherever the attribution is read, which then is averaged as it is. If not, the
-        explained tensor itself moves, and the readout follows the averaging: it is the one that sees a difference.
-    changes
-        Multiply what is found at each point with the tensor's change over the point's share of the way.
+        Seed of the NumPy generator for points drawn at random.
     """
 
     references: References = field(default_factory=References)
     steps: int = 64
-    quadrature: str = "gauss_legendre"
+    quadrature: Quadrature = "gauss_legendre"
     samples: int | None = None
     seed: int = 0
-    within: bool = False
-    changes: bool = False
 
     def __post_init__(self) -> None:
-        Line(self.steps, 0.0, self.quadrature)  # checks them
+        check_quadrature(self.quadrature, self.steps)
         if self.samples is not None:
             _check_count("samples", self.samples)
         _check_seed(self.seed)
 
     @property
     def random(self) -> bool:
-        """Whether points are drawn."""
+        """Whether the points are drawn at random."""
         return self.samples is not None
 
     @property
-    def count(self) -> int:
-        """Number of points."""
-        return len(self.weights)
-
-    @property
     def positions(self) -> Array:
-        """Places of the points: 0 is a baseline, 1 the input."""
+        """Positions of the points on their lines, 0 (baseline) to 1 (input); float64, shape (count,)."""
         return self._points[0]
 
     @property
     def weights(self) -> Array:
-        """Weights of the points, which sum to 1."""
+        """Weights of the points, which sum to 1; float64, shape (count,)."""
         return self._points[1]
 
     @property
     def lines(self) -> Array:
-        """To which baseline each point belongs."""
+        """Number of the baseline from which each point's line starts; int64, shape (count,)."""
         return self._points[2]
-
-    @property
-    def shares(self) -> Array:
-        """Where the point's share of the way ends, for one line; it starts where that of the point before ends.
-
-        Each share is as long as the point's weight, and holds the point.
-        """
-        return np.cumsum(self.weights)
 
     @cached_property
     def _points(self) -> tuple[Array, Array, Array]:
@@ -170,29 +187,69 @@ class Lines:
         turns = np.resize(random.permutation(lines), self.samples)
         return positions, np.full(self.samples, 1 / self.samples), turns
 
+    def point(self, index: int, place: int, name: str, x: Array) -> Array:
+        """Point number ``index`` on the line to each sample."""
+        baseline = baseline_like(self.references.get(int(self.lines[index])), x, name)
+        return np.asarray(baseline + x.dtype.type(self.positions[index]) * (x - baseline))
 
-Sampled = Noise | Lines
+    def check(self, name: str, x: Array, axis: int) -> None:
+        """Raise OptionError if a baseline does not fit the explained input ``name``."""
+        self.references.check(name, x, axis)
+
+    def check_internal(self, name: str) -> None:
+        """Raise OptionError if there is no baseline of that name."""
+        check_internal_baseline(self.references.baseline, name)
+
+
+@dataclass(frozen=True, eq=False)
+class InputLines(Lines):
+    """Points on lines along which the model's inputs move, whichever tensor is explained.
+
+    The readout is part of the graph at each point, and its results are averaged. With `Lines`, the explained tensor
+    itself moves, and the readout, which needs its difference from the baseline, follows the averaging.
+    """
+
+    moves_inputs: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, eq=False)
+class LineIncrements(InputLines):
+    """Points on a line of the model's inputs, each with the increment of the explained tensor over its share of it.
+
+    The readout at each point is multiplied with that increment, as in a Riemann-Stieltjes sum, and the products are
+    added up: conductance. The points are in order along one line.
+    """
+
+    reads_values: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.references.count > 1 or self.samples is not None:
+            raise OptionError("increments need points in order along one line")
+
+    @property
+    def shares(self) -> Array:
+        """End of each point's share of the line, which starts where the share of the point before ends; (count,).
+
+        Each share is as long as the point's weight, and contains the point.
+        """
+        return np.cumsum(self.weights)
 
 
 @dataclass(frozen=True, eq=False)
 class AveragedOver:
-    """Points of the inputs around which any method is averaged, whatever points that looks at itself.
+    """Points of the inputs over which any method is averaged, whatever its own distribution.
 
     Attributes
     ----------
     points
         The points.
     moment
-        What is made of the attributions there: "mean", "square" or "variance".
+        Statistic of the attributions at the points.
     """
 
     points: Sampled
-    moment: str = "mean"
-
-
-def moves_inputs(distribution: object) -> bool:
-    """Whether points move the model's inputs, even where an internal tensor is explained."""
-    return isinstance(distribution, Noise) or (isinstance(distribution, Lines) and distribution.within)
+    moment: Moment = "mean"
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Moments of what any method finds at points around the inputs, one point after the other."""
+"""Moments of any method's attributions at sampled points of the inputs, one run of the method for each point."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.distributions.baselines import baseline_like
-from onnxplain.distributions.sampling import Noise, Sampled
+from onnxplain.distributions.sampling import AveragedOver
 from onnxplain.errors import OptionError
 from onnxplain.execution.moments import moment_and_error
 from onnxplain.execution.runner import Answer
@@ -22,50 +21,46 @@ Explain = Callable[[Mapping[str, Array], Array | None], Answer]
 
 def explain_averaged(
     explain: Explain,
-    sampled: Sampled,
-    moment: str,
+    around: AveragedOver,
     inputs: list[str],
     feeds: Mapping[str, Array],
     target: Array | None,
     progress: Progress | None,
 ) -> Answer:
-    """Average a method over points.
+    """A moment of the attributions at sampled points.
 
     Parameters
     ----------
     explain
-        What the method finds at an input.
+        (feeds, target) -> the method's answer there.
+    around
+        The points, and the moment.
     inputs
-        Names of those that move.
+        Names of the inputs that move, if they hold floating-point numbers.
     feeds
-        By input name, the batch in front.
+        Arrays by input name, the batch axis in front.
+    target
+        As for `onnxplain.execution.run`; resolved at the input itself.
 
     Raises
     ------
     OptionError
-        No input can move.
+        None of the inputs holds floating-point numbers.
     """
     moving = {name: feeds[name] for name in inputs if is_float(feeds[name].dtype)}
     if not moving:
         raise OptionError(f"no input of floating-point numbers to move: {', '.join(inputs)}")
-    here = explain(feeds, target)
-    sums = {name: np.zeros(a.shape) for name, a in here.attributions.items()}
-    squares = {name: np.zeros(a.shape) for name, a in here.attributions.items()}
-    for index, weight in enumerate(sampled.weights):
-        points = {name: _point(sampled, index, place, name, x) for place, (name, x) in enumerate(moving.items())}
-        found = explain({**feeds, **points}, here.target)
-        for name, values in found.attributions.items():
+    at_input = explain(feeds, target)
+    sums = {name: np.zeros(a.shape) for name, a in at_input.attributions.items()}
+    squares = {name: np.zeros(a.shape) for name, a in at_input.attributions.items()}
+    for index, weight in enumerate(around.points.weights):
+        points = {name: around.points.point(index, place, name, x) for place, (name, x) in enumerate(moving.items())}
+        answer = explain({**feeds, **points}, at_input.target)
+        for name, values in answer.attributions.items():
             sums[name] += weight * values.astype(np.float64)
             squares[name] += weight * values.astype(np.float64) ** 2
         if progress:
-            progress(index + 1, sampled.count)
-    dtypes = {name: a.dtype for name, a in here.attributions.items()}
-    attributions, errors = moment_and_error(sums, squares, sampled, moment, dtypes)
-    return replace(here, attributions=attributions, residual=None, errors=errors, copies=None)
-
-
-def _point(sampled: Sampled, index: int, place: int, name: str, x: Array) -> Array:
-    if isinstance(sampled, Noise):
-        return np.asarray(x + sampled.scale(x) * sampled.draw(index, place, x.shape[1:]).astype(x.dtype))
-    baseline = baseline_like(sampled.references.get(int(sampled.lines[index])), x, name)
-    return np.asarray(baseline + x.dtype.type(sampled.positions[index]) * (x - baseline))
+            progress(index + 1, around.points.count)
+    dtypes = {name: a.dtype for name, a in at_input.attributions.items()}
+    attributions, errors = moment_and_error(sums, squares, around.points, around.moment, dtypes)
+    return replace(at_input, attributions=attributions, residual=None, errors=errors, copies=None)

@@ -1,4 +1,4 @@
-"""What becomes of a method's findings at the points of a distribution."""
+"""Weighted sums, means and standard errors of attributions over sampled points."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.distributions.sampling import Sampled
+from onnxplain.distributions.sampling import Moment, Sampled
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
@@ -19,41 +19,43 @@ def add_weighted(totals: Array, sample: Array, weights: Array, values: Array) ->
     Parameters
     ----------
     totals
-        (samples, ...), float64.
+        Shape (samples, ...), float64.
     sample, weights
-        (points,): which sample each value is of, and its weight.
+        Shape (points,): number of the sample that each value belongs to, and its weight.
     values
-        (points, ...).
+        Shape (points, ...).
     """
-    # Not as a product of matrices: the threads of BLAS would go on spinning for a while, beside those of ONNX Runtime.
+    # A matrix product would leave the threads of BLAS spinning for a while, beside those of ONNX Runtime.
     for row, weight, value in zip(sample, weights, values, strict=True):
         totals[row] += weight * value.astype(np.float64)
 
 
 def moment_and_error(
-    means: Arrays, squares: Arrays, sampled: Sampled, moment: str, dtypes: Mapping[str, Any]
+    means: Arrays, squares: Arrays, sampled: Sampled, moment: Moment, dtypes: Mapping[str, Any]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Attributions, and their standard errors where points are drawn at random and the mean is asked for.
+    """Attributions, and their standard errors if the points are random and the moment is the mean.
 
-    Where points are spread evenly (see `Lines`), the errors are upper bounds: n such points are at least as good as
-    n - 1 independent ones (Owen 1997), and the more the method's findings are sums of what place and baseline do, the
-    better. NaN for a single point.
+    Where random points are stratified (see `Lines`), the errors are upper bounds: n such points are at least as good as
+    n - 1 independent ones (Owen 1997), and better the more the attributions are sums of a part that depends on the
+    position alone and a part that depends on the baseline alone. NaN for a single point.
 
     Parameters
     ----------
     means, squares
-        Means of what was found, and of its squares, by name.
+        Weighted means of the attributions at the points, and of their squares, by name.
+    sampled
+        The points.
     moment
-        "mean", "square" or "variance".
+        The statistic to return.
     dtypes
-        Of the attributions.
+        Dtypes of the attributions, by name.
     """
     variances = {name: np.maximum(squares[name] - mean**2, 0) for name, mean in means.items()}
-    found = {"mean": means, "square": squares, "variance": variances}[moment]
-    free = sampled.count - 1 if sampled.count > 1 else np.nan
+    moments: dict[Moment, Arrays] = {"mean": means, "square": squares, "variance": variances}
+    degrees_of_freedom = sampled.count - 1 if sampled.count > 1 else np.nan
     random = sampled.random and moment == "mean"
-    errors = {name: np.sqrt(variance / free) for name, variance in variances.items()} if random else {}
-    values, errors = (
-        {name: array.astype(dtypes[name]) for name, array in arrays.items()} for arrays in (found, errors)
+    errors = {name: np.sqrt(variance / degrees_of_freedom) for name, variance in variances.items()} if random else {}
+    attributions, errors = (
+        {name: array.astype(dtypes[name]) for name, array in arrays.items()} for arrays in (moments[moment], errors)
     )
-    return values, errors
+    return attributions, errors

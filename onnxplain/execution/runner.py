@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxplain.distributions.baselines import Baseline, baseline_like
 from onnxplain.errors import OptionError, UnsupportedModelError
-from onnxplain.execution.patched import Patched, WindowsOver
+from onnxplain.execution.incremental.sessions import IncrementalSessions, WindowsOver
 from onnxplain.graph.axes import BATCH, batch_axes, batch_axis, rows
 from onnxplain.graph.ir import Graph
 from onnxplain.graph.memory import copied_weights, peak_per_sample
@@ -86,8 +86,8 @@ class Runner:
 
     Attributes
     ----------
-    patched
-        Makes the sessions of incremental occlusion, where these are of use.
+    incremental
+        Makes the sessions of incremental occlusion, or None where they would not save time; None where none would do.
     lean
         Whether the sessions calculate with the program's own weights, see `Session`.
     """
@@ -96,7 +96,7 @@ class Runner:
     main: Chunked
     front: Chunked | None
     back: Chunked | None
-    patched: Recent[WindowsOver, Patched | None] | None = None
+    incremental: Recent[WindowsOver, IncrementalSessions | None] | None = None
     lean: bool = False
 
     @property
@@ -172,8 +172,8 @@ class Runner:
         parts = {n: Chunked(s, axes, fixed or chunk, fixed is not None, at_once) for n, (s, chunk) in sessions.items()}
         main = parts["main"]
         alike = main.session.provider == CPU and fixed in (None, 1)
-        patched = Recent(partial(Patched.load, compiled, setting.choice, lean)) if alike else None
-        return cls(program, main, parts.get("front"), parts.get("back"), patched, lean)
+        incremental = Recent(partial(IncrementalSessions.load, compiled, setting.choice, lean)) if alike else None
+        return cls(program, main, parts.get("front"), parts.get("back"), incremental, lean)
 
     def run(
         self,

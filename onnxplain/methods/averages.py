@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from onnxplain.distributions import AveragedOver, InputLines, Moment, Noise, Quadrature, References, Sampled, Shape
 from onnxplain.distributions.baselines import Baseline
-from onnxplain.distributions.distribution import Point, References
-from onnxplain.distributions.sampling import AveragedOver, Lines, Noise, Sampled
 from onnxplain.methods.gradients import gradient
 from onnxplain.methods.method import Method
 
 GRADIENT = gradient()
 
 
-def _over_noise(name: str, moment: str, summary: str) -> Callable[..., Method]:
+def _over_noise(name: str, moment: Moment, summary: str) -> Callable[..., Method]:
     """A method that takes a moment of another over noisy inputs."""
 
     def method(
@@ -22,7 +21,7 @@ def _over_noise(name: str, moment: str, summary: str) -> Callable[..., Method]:
         noise: float = 0.15,
         seed: int = 0,
         relative: bool = True,
-        shape: str = "gaussian",
+        shape: Shape = "gaussian",
         base: Method = GRADIENT,
     ) -> Method:
         return _averaged(name, base, Noise(samples, noise, relative, shape, seed), moment)
@@ -53,16 +52,16 @@ vargrad = _over_noise(
 def internal_influence(
     steps: int = 64,
     baseline: Baseline = 0.0,
-    quadrature: str = "gauss_legendre",
+    quadrature: Quadrature = "gauss_legendre",
     base: Method = GRADIENT,
 ) -> Method:
     """Mean of a method at an internal tensor (at=) while the input moves on a line (Leino et al. 2018)."""
-    lines = Lines(References(baseline), steps, quadrature, within=True)
+    lines = InputLines(References(baseline), steps, quadrature)
     return _averaged("internal_influence", base, lines)
 
 
-def _averaged(name: str, method: Method, points: Sampled, moment: str = "mean") -> Method:
+def _averaged(name: str, method: Method, points: Sampled, moment: Moment = "mean") -> Method:
     """Average a method over points: in its own graph if it looks at one point, else call after call."""
-    if isinstance(method.distribution, Point) and method.composite is not None and method.cam is None:
+    if method.distribution.replaceable and method.composite is not None and method.cam is None:
         return replace(method, name=name, distribution=points, promise=None, moment=moment)
     return replace(method, name=name, promise=None, around=AveragedOver(points, moment))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from onnxplain.arguments import check_flag
 from onnxplain.composites import composite as composites
+from onnxplain.distributions import Distribution, Line, LineIncrements, Lines, Quadrature, References, Root, Search
 from onnxplain.distributions.baselines import Baseline
-from onnxplain.distributions.distribution import Distribution, Line, References, Root
-from onnxplain.distributions.sampling import Lines
 from onnxplain.errors import OptionError, did_you_mean
 from onnxplain.methods import readouts
 from onnxplain.methods.method import Method
+
+Array = np.ndarray[Any, Any]
 
 
 def gradient() -> Method:
@@ -37,7 +38,7 @@ def sensitivity(norm: str = "square") -> Method:
 def integrated_gradients(
     steps: int = 64,
     baseline: Baseline = 0.0,
-    quadrature: str = "gauss_legendre",
+    quadrature: Quadrature = "gauss_legendre",
     calibrate: bool = False,
     tolerance: float | None = None,
 ) -> Method:
@@ -61,13 +62,17 @@ def expected_gradients(
     return Method("expected_gradients", composites.gradient(), lines, readouts.times_delta, promise="completeness")
 
 
-def conductance(steps: int = 64, baseline: Baseline = 0.0, quadrature: str = "gauss_legendre") -> Method:
+def conductance(steps: int = 64, baseline: Baseline = 0.0, quadrature: Quadrature = "gauss_legendre") -> Method:
     """Flow of integrated gradients through an internal tensor, at= (Dhamdhere et al. 2019)."""
-    lines = Lines(References(baseline), steps, quadrature, within=True, changes=True)
+    lines = LineIncrements(References(baseline), steps, quadrature)
     return Method("conductance", composites.gradient(), lines, promise="completeness")
 
 
-def taylor(root: str | Baseline = "zero", baseline: Baseline = 0.0, steps: int = 20) -> Method:
+def taylor(
+    root: Literal["zero"] | Search | float | Array = "zero",
+    baseline: Baseline = 0.0,
+    steps: int = 20,
+) -> Method:
     """First-order Taylor terms at a root: zero (the limit), segment, gradient, or a point (Montavon et al. 2017)."""
     gradient = composites.gradient()
     if isinstance(root, str) and root == "zero":

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxplain.composites.composite import Composite
-from onnxplain.distributions.distribution import Distribution, Point
-from onnxplain.distributions.sampling import AveragedOver, Sampled
+from onnxplain.distributions import AveragedOver, Distribution, Moment, Point
 from onnxplain.methods import cams, readouts
 
 
@@ -40,10 +39,10 @@ class Method:
 
     name: str
     composite: Composite | None
-    distribution: Distribution | Sampled = field(default_factory=Point)
+    distribution: Distribution = field(default_factory=Point)
     readout: Callable[[Any, Any, Any], Any] = readouts.plain
     value_seed: bool = False
     promise: str | None = None
     cam: cams.Cam | None = None
-    moment: str = "mean"
+    moment: Moment = "mean"
     around: AveragedOver | None = None

@@ -11,8 +11,8 @@ import numpy as np
 from onnxplain.composites import composite as composites
 from onnxplain.composites import deeplift as deeplift_composites
 from onnxplain.composites.composite import COMPOSITES, LRP_RULES, Composite
+from onnxplain.distributions import References
 from onnxplain.distributions.baselines import Baseline
-from onnxplain.distributions.distribution import References
 from onnxplain.errors import OptionError, did_you_mean
 from onnxplain.methods import readouts
 from onnxplain.methods.method import Method

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any
 
-from onnxplain.distributions.distribution import Perturbation, Point, References
-from onnxplain.distributions.sampling import moves_inputs
 from onnxplain.errors import OptionError, did_you_mean
 from onnxplain.methods.activation_maps import (
     cam,
@@ -132,12 +130,12 @@ def summary(name: str) -> str:
 
 def moves_slices(method: Method) -> bool:
     """Whether it looks at points where the explained tensors themselves are others."""
-    return not isinstance(method.distribution, Point | References) and not moves_inputs(method.distribution)
+    return method.distribution.moves_explained
 
 
 def mixes_samples(method: Method) -> bool:
     """Whether what it finds about a sample depends on the others of its batch."""
-    return isinstance(method.distribution, Perturbation) and method.distribution.mixes
+    return method.distribution.mixes_samples
 
 
 def forward_only() -> list[str]:

@@ -12,9 +12,8 @@ from onnxplain.backward.integers import returned
 from onnxplain.backward.recurrent import written_out
 from onnxplain.backward.walk import Step, plan, walked
 from onnxplain.composites.composite import Composite, kind_of
+from onnxplain.distributions import References
 from onnxplain.distributions.baselines import Baseline
-from onnxplain.distributions.distribution import Point, References
-from onnxplain.distributions.sampling import Lines, moves_inputs
 from onnxplain.errors import OptionError, UnsupportedModelError, UnsupportedOperatorError
 from onnxplain.graph.emit import Emitter, Var
 from onnxplain.graph.ir import Graph
@@ -121,17 +120,18 @@ class _Draft:
         """Prepare the forward graph."""
         if method.composite is not None:
             graph = written_out(graph, question.tensors, [question.explained])
-        moving = moved(graph, question) if moves_inputs(method.distribution) else question.slices
-        pair = _pair(graph, method.distribution, question) if isinstance(method.distribution, References) else None
+        distribution = method.distribution
+        moving = moved(graph, question) if distribution.moves_inputs else question.slices
+        pair = _pair(graph, distribution.paired_with, question) if distribution.paired_with else None
         forward = pair.graph if pair else graph
-        if not isinstance(method.distribution, Point | References):
+        if not distribution.at_point:
             forward = graph.cut(tensors_of(moving), [question.explained])
         return cls(method, question, graph, forward, pair, moving, Emitter(forward))
 
     @property
     def at_point(self) -> bool:
         """Whether the method looks at one point, so that its attributions are outputs of the graph."""
-        return isinstance(self.method.distribution, Point | References)
+        return self.method.distribution.at_point
 
     @property
     def reference(self) -> Mapping[str, str]:
@@ -164,7 +164,7 @@ class _Draft:
         several = len(question.slices) > 1
         target, *weights = (var.name for var in operands)
         averaged = method.composite is not None and not self.at_point
-        changes = isinstance(method.distribution, Lines) and method.distribution.changes
+        changes = method.distribution.reads_values
         return Names(
             target=target,
             weights=weights[0] if weights else None,
@@ -189,7 +189,7 @@ class _Draft:
         """The outputs with the attributions; for methods that average over points, those with the cotangents."""
         emitter, method, reference = self.emitter, self.method, self.reference
         relevance = {name: emitter.var(name) * 0.0 if ct is None else ct for name, ct in cotangents.items()}
-        if self.at_point or moves_inputs(method.distribution):
+        if self.at_point or method.distribution.moves_inputs:
             relevance = {
                 n: method.readout(ct, emitter.var(n), emitter.var(reference[n]) if n in reference else None)
                 for n, ct in relevance.items()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxplain.distributions.distribution import Line, Root
+from onnxplain.distributions import Line, Root
 from onnxplain.graph.axes import batch_axis
 from onnxplain.graph.emit import Emitter, Var, where
 from onnxplain.graph.ir import Graph
@@ -17,7 +17,9 @@ from onnxplain.programs.program import Program
 from onnxplain.questions.question import Question
 
 
-def compile_rooted(graph: Graph, method: Method, root: Root, question: Question, model_outputs: bool) -> Program:
+def compile_rooted(
+    graph: Graph, method: Method, root: Root, question: Question, model_outputs: bool, traced: bool
+) -> Program:
     """Write the program of a method that reads cotangents at a root point, which the graph searches for."""
     inner = compile_program(graph, replace(method, distribution=Line(1)), question)
     inside = Inside.of(graph, inner)

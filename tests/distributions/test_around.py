@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import onnxplain as ox
-from onnxplain.distributions.distribution import QUADRATURES
+from onnxplain.distributions.lines import QUADRATURES
 from onnxplain.distributions.sampling import Noise
 from tests.models import IMAGES, MLP, TOKENS, Array
 from tests.reference import relative_error

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from onnxplain.distributions.baselines import baseline_like
-from onnxplain.distributions.distribution import QUADRATURES, Line, calibrated
+from onnxplain.distributions.lines import QUADRATURES, Line, Quadrature, calibrated
 from onnxplain.errors import OptionError
 
 
 @pytest.mark.parametrize("quadrature", QUADRATURES)
 @pytest.mark.parametrize("steps", [2, 3, 64])
-def test_weights_are_a_mean_over_the_line(quadrature: str, steps: int) -> None:
+def test_weights_are_a_mean_over_the_line(quadrature: Quadrature, steps: int) -> None:
     positions, weights = Line(steps, quadrature=quadrature).nodes()
     assert positions.shape == weights.shape == (steps,)
     assert abs(weights.sum() - 1) < 1e-12
@@ -27,7 +27,7 @@ DEGREES = {"gauss_legendre": 7, "midpoint": 1, "trapezoid": 1, "left": 0, "right
 
 
 @pytest.mark.parametrize("quadrature", QUADRATURES)
-def test_exact_up_to_a_degree_and_no_further(quadrature: str) -> None:
+def test_exact_up_to_a_degree_and_no_further(quadrature: Quadrature) -> None:
     positions, weights = Line(4, quadrature=quadrature).nodes()
     degree = DEGREES[quadrature]
     for power in range(degree + 1):

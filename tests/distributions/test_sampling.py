@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import onnxplain as ox
-from onnxplain.distributions.distribution import QUADRATURES, References
-from onnxplain.distributions.sampling import Lines, Noise
+from onnxplain.distributions import LineIncrements, Lines, Noise, References
+from onnxplain.distributions.lines import QUADRATURES
 from tests.models import IMAGES, MLP, TOKENS, TWO_INPUTS, Array, model, weights
 from tests.reference import relative_error, rng
 
@@ -307,7 +307,7 @@ def test_conductance_is_complete_and_adds_up_to_the_flow() -> None:
 
 def test_shares_hold_their_points() -> None:
     for quadrature in QUADRATURES:
-        lines = Lines(steps=9, quadrature=quadrature, within=True, changes=True)
+        lines = LineIncrements(steps=9, quadrature=quadrature)
         ends = lines.shares
         starts = np.concatenate([[0], ends[:-1]])
         assert np.all(starts <= lines.positions + 1e-12)

@@ -12,8 +12,7 @@ import pytest
 import onnxplain as ox
 from onnxplain.distributions.perturbation import Windows
 from onnxplain.errors import OptionError
-from onnxplain.execution import patched
-from onnxplain.execution.incremental import Incremental, incremental, regions
+from onnxplain.execution.incremental import Incremental, incremental, regions, sessions
 from onnxplain.execution.incremental import plan as choice
 from onnxplain.execution.incremental.regions import Kernel, Reach, common, union
 from onnxplain.graph.ir import Node
@@ -32,7 +31,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use patches as far as they go, however small the model."""
     monkeypatch.setattr(choice, "_stepped", lambda *_: 0.0)
     monkeypatch.setattr(choice, "_joined", lambda *_: 0.0)
-    monkeypatch.setattr(patched, "LEAST", 1)
+    monkeypatch.setattr(sessions, "MIN_WINDOWS", 1)
 
 
 def net(body: str, size: tuple[int, ...] = (13, 11), constants: Any = None, **shapes: tuple[int, ...]) -> Tiny:
@@ -266,15 +265,15 @@ def test_reach_of_a_kernel(kernel: int, stride: int, dilation: int, pad: int) ->
 def explained(proto: Any, x: Any, monkeypatch: pytest.MonkeyPatch, options: Mapping[str, Any], **call: Any) -> Any:
     """Incrementally, and the plain way."""
     used = []
-    load = patched.Patched.load
+    load = sessions.IncrementalSessions.load
 
     def watched(*arguments: Any) -> Any:
         used.append(load(*arguments))
         return used[-1]
 
-    monkeypatch.setattr(patched.Patched, "load", watched)
+    monkeypatch.setattr(sessions.IncrementalSessions, "load", watched)
     found = ox.Explainer(proto, "occlusion", **options)(x, **call)
-    monkeypatch.setattr(patched.Patched, "load", lambda *_: None)
+    monkeypatch.setattr(sessions.IncrementalSessions, "load", lambda *_: None)
     call.pop("progress", None)
     return found, ox.Explainer(proto, "occlusion", **options)(x, **call), [one is not None for one in used]
 
@@ -337,7 +336,7 @@ def test_occlusion_uses_it(
 def test_a_real_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chosen by the estimate, not by this file's fixture; the rounding of two float32 runs of it is about 1e-6."""
     monkeypatch.undo()
-    monkeypatch.setattr(patched, "LEAST", 1)
+    monkeypatch.setattr(sessions, "MIN_WINDOWS", 1)
     path = Path(__file__).parents[2] / "models" / "efficientnet_lite0.onnx"
     x = rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
     options = {"window": 40, "stride": 37}

@@ -18,9 +18,8 @@ import torch
 from torch import nn
 
 import onnxplain as ox
-from onnxplain.distributions.distribution import References
+from onnxplain.distributions import Lines, References
 from onnxplain.distributions.perturbation import KernelShap, Lime, Permutation, ShapleySampling
-from onnxplain.distributions.sampling import Lines
 from tests.peers.nets import Array, Peer, Vgg, calibrated, check, exported
 from tests.reference import relative_error, rng
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onnxplain.distributions.baselines import Baseline
-from onnxplain.distributions.distribution import CopyPlan
 from onnxplain.distributions.perturbation.coalitions import Coalitional, Coalitions, Game, Sets, check_options
-from onnxplain.distributions.perturbation.features import Features, check_shape, partition
+from onnxplain.distributions.perturbation.features import Features, check_features_fit, partition
+from onnxplain.distributions.perturbation.perturbation import CopyPlan
 from onnxplain.distributions.perturbation.standard_errors import mean_error
 from onnxplain.errors import OptionError
 
@@ -44,7 +44,7 @@ class Permutation(Sets):
     nothing is random.
     """
 
-    mixes: ClassVar[bool] = True
+    mixes_samples: ClassVar[bool] = True
     features: Features = None
     samples: int = 10
     seed: int = 0
@@ -54,9 +54,9 @@ class Permutation(Sets):
         if isinstance(self.features, str) and self.features == "slic":
             raise OptionError("superpixels of one sample mean nothing in another", "Take features='grid'.")
 
-    def check(self, shape: tuple[int, ...]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise OptionError where the features do not fit an input, or there is only one sample."""
-        check_shape(self.features, shape[1:])
+        check_features_fit(self.features, shape[1:])
         _check_several(shape[0])
 
     def plans(self, here: Mapping[str, Array]) -> Sequence[CopyPlan]:

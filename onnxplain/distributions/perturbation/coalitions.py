@@ -11,9 +11,15 @@ import numpy as np
 
 from onnxplain.arguments import is_count
 from onnxplain.distributions.baselines import Baseline, check_baseline
-from onnxplain.distributions.distribution import CopyPlan, Estimate, Perturbation
 from onnxplain.distributions.masked_copies import Prologue, chosen, compact, looked_up
-from onnxplain.distributions.perturbation.features import Features, Partition, check_features, check_shape, partition
+from onnxplain.distributions.perturbation.features import (
+    Features,
+    Partition,
+    check_features,
+    check_features_fit,
+    partition,
+)
+from onnxplain.distributions.perturbation.perturbation import CopyPlan, Estimate, Perturbation
 from onnxplain.errors import OptionError
 from onnxplain.graph.emit import Var
 
@@ -106,9 +112,9 @@ class Coalitional(Sets):
         """How the features of samples like this one are numbered."""
         return self.features
 
-    def check(self, shape: tuple[int, ...]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise OptionError where the features do not fit an input."""
-        check_shape(self.features, shape[1:])
+        check_features_fit(self.features, shape[1:])
 
     def plans(self, here: Mapping[str, Array]) -> Sequence[CopyPlan]:
         """One plan per sample."""

@@ -39,7 +39,7 @@ def check_features(features: Any) -> None:
         raise OptionError(f"features are an array of whole numbers, 'grid' or 'slic', not {features!r}")
 
 
-def check_shape(features: Features, shape: tuple[int, ...]) -> None:
+def check_features_fit(features: Features, shape: tuple[int, ...]) -> None:
     """Raise OptionError where an array of features does not broadcast to a sample of ``shape``."""
     if not isinstance(features, str | None):
         try:
@@ -95,7 +95,7 @@ def _numbers(features: Features, x: Array) -> Array:
         return _superpixels(x) if is_picture(x) else _grid(x.shape)
     if isinstance(features, str) or features is None:
         return _grid(x.shape)
-    check_shape(features, x.shape)
+    check_features_fit(features, x.shape)
     return np.broadcast_to(np.asarray(features), x.shape)
 
 

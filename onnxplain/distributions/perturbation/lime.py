@@ -63,9 +63,9 @@ class Lime(Coalitional):
         if self.tolerance is not None and self.surrogate != "ridge":
             raise OptionError(f"nobody knows the standard errors of a {self.surrogate}: there is no tolerance for them")
 
-    def check(self, shape: tuple[int, ...]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise OptionError where the features do not fit an input, or scikit-learn is missing."""
-        super().check(shape)
+        super().check_shape(shape)
         self._model()
 
     def numbering(self, sample: Mapping[str, Array]) -> Features:

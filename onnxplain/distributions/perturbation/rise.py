@@ -10,10 +10,10 @@ import numpy as np
 
 from onnxplain.arguments import is_count
 from onnxplain.distributions.baselines import Baseline
-from onnxplain.distributions.distribution import CopyPlan, Estimate, Perturbation
 from onnxplain.distributions.fills import spatial
 from onnxplain.distributions.masked_copies import Prologue, chosen
 from onnxplain.distributions.perturbation.coalitions import check_options, doubling
+from onnxplain.distributions.perturbation.perturbation import CopyPlan, Estimate, Perturbation
 from onnxplain.errors import OptionError
 from onnxplain.graph.axes import BATCH
 from onnxplain.graph.emit import Var, concat

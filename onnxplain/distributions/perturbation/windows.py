@@ -12,10 +12,10 @@ import numpy as np
 
 from onnxplain.arguments import is_count
 from onnxplain.distributions.baselines import Baseline, check_baseline
-from onnxplain.distributions.distribution import CopyPlan
 from onnxplain.distributions.fills import spatial
 from onnxplain.distributions.perturbation.coalitions import Coalitions, Game, Sets
 from onnxplain.distributions.perturbation.features import Partition, share
+from onnxplain.distributions.perturbation.perturbation import CopyPlan
 from onnxplain.errors import OptionError
 
 Array = np.ndarray[Any, Any]
@@ -98,9 +98,15 @@ class Windows(Sets):
                 index[axis - 1] = slice(k * s, min(k * s + w, shape[axis]))
             yield tuple(index)
 
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Raise OptionError where windows do not fit an input."""
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise OptionError if the windows do not fit an input."""
         self.geometry(shape)
+
+    def check_export(self, method: str) -> None:
+        """Raise OptionError for a reach."""
+        if self.reach is not None:
+            why = "a stand-alone explainer computes all that a window changes"
+            raise OptionError(f"{method} with reach= cannot be exported: {why}", "Leave reach= out.")
 
     def plans(self, here: Mapping[str, Array]) -> Sequence[CopyPlan]:
         """One copy per tensor and window; the plan is the same for all samples."""

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from onnxplain.distributions.distribution import Perturbation
 from onnxplain.distributions.masked_copies import with_copies
-from onnxplain.distributions.perturbation import Permutation, Rise
-from onnxplain.execution.perturbed import Copies
+from onnxplain.distributions.perturbation import Permutation, Perturbation, Rise
+from onnxplain.execution.masked import MaskedCopies
 from onnxplain.graph.emit import Emitter
 from onnxplain.methods.table import forward_only
 from onnxplain.runtime.providers import CPU, choose
@@ -80,7 +79,7 @@ def made(
     axes = dict.fromkeys(here, axis)
     graph = with_copies(emitter.graph(inputs, outputs), axes, [], here, perturbation.masked)
     runner: Any = SimpleNamespace(main=SimpleNamespace(axes=axes), program=SimpleNamespace(weights=None))
-    fed = Copies(runner, here, here, fills, perturbation.plans(here)).described(jobs)
+    fed = MaskedCopies(runner, here, here, fills, perturbation.plans(here)).described(jobs)
     results = Session(graph, choose([CPU])).run(fed)
     return {name: np.moveaxis(results[f"copied_{name}"], axis, 0) for name in here}
 

@@ -9,8 +9,8 @@ import pytest
 
 import onnxplain as ox
 from onnxplain.distributions.baselines import baseline_like
-from onnxplain.distributions.distribution import Perturbation
 from onnxplain.distributions.fills import inpainted
+from onnxplain.distributions.perturbation import Perturbation
 from onnxplain.methods.table import make
 from onnxplain.runtime.session import Session
 from tests.distributions.perturbation.cases import by_hand, made, rise_mask

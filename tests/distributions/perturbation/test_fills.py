@@ -224,14 +224,14 @@ def test_misspelt_names(method: str) -> None:
 @pytest.mark.parametrize("name", ["blur", "inpaint"])
 @pytest.mark.parametrize("method", ["integrated_gradients", *HIDING])
 def test_integers_are_neither_blurred_nor_inpainted(method: str, name: str) -> None:
-    with pytest.raises(OptionError, match=f"'{name}' is nothing that the input 'x' can hold: int64\n.*floating-point"):
+    with pytest.raises(OptionError, match=f"of dtype int64 cannot hold a baseline of '{name}'\n.*floating-point"):
         ox.explain(TOKENS.proto(), np.array([[1, 2, 3, 4, 5]]), method, baseline=name, progress=pytest.fail)
 
 
 @pytest.mark.parametrize("method", ["integrated_gradients", "deeplift", "internal_influence"])
 def test_inpainting_is_for_methods_that_hide(method: str) -> None:
     options = {"at": "r1"} if method == "internal_influence" else {}
-    with pytest.raises(OptionError, match=r"fills what methods hide.*\n.*occlusion"):
+    with pytest.raises(OptionError, match=r"fills only the parts.*\n.*occlusion"):
         ox.explain(IMAGES.proto(), IMAGES.x(1), method, baseline="inpaint", progress=pytest.fail, **options)
 
 
@@ -246,7 +246,7 @@ def test_blurring_needs_an_axis_and_a_tensor_at_hand(tmp_path: Path) -> None:
     proto = Tiny("m (float[N] x) => (float[N] y) { y = Exp(x) }", {}, {"x": ()}, ()).proto()
     with pytest.raises(OptionError, match="needs an axis to blur along"):
         ox.explain(proto, np.ones(3, np.float32), "occlusion", baseline="blur")
-    with pytest.raises(OptionError, match="'p1' is an internal tensor\nFor deeplift"):
+    with pytest.raises(OptionError, match="'p1' is an internal tensor\nGive a number"):
         ox.explain(IMAGES.proto(), IMAGES.x(1), "deeplift", at="p1", baseline="blur")
     for method in ("occlusion", "integrated_gradients", "deeplift", "expected_gradients"):
         known = "baselines" if method == "expected_gradients" else "baseline"

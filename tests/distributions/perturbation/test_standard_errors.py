@@ -9,8 +9,7 @@ import pytest
 
 import onnxplain as ox
 from onnxplain import execution
-from onnxplain.distributions.distribution import Estimate
-from onnxplain.distributions.perturbation import KernelShap
+from onnxplain.distributions.perturbation import Estimate, KernelShap
 from onnxplain.distributions.perturbation.standard_errors import mean_error, regression_errors
 from onnxplain.methods.table import forward_only, make
 from tests.distributions.perturbation.cases import by_hand

@@ -1,4 +1,4 @@
-"""Scores behind windows by incremental occlusion, on the CPU."""
+"""Sessions of incremental occlusion, on the CPU."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from onnxplain.distributions.perturbation import Windows
-from onnxplain.execution.incremental import Incremental, incremental
+from onnxplain.execution.incremental.rewrite import Incremental, incremental
 from onnxplain.programs.program import Program
 from onnxplain.runtime.providers import ProviderChoice
 from onnxplain.runtime.session import Session
 
 Array = np.ndarray[Any, Any]
 
-LEAST = 64  # windows; with fewer, loading two sessions takes longer than they save
+MIN_WINDOWS = 64  # with fewer windows, loading two sessions takes longer than they save
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class WindowsOver:
     windows
         The windows.
     name
-        Of the tensor.
+        Name of the tensor.
     sizes
         Its shape without the batch axis.
     """
@@ -39,8 +39,18 @@ class WindowsOver:
 
 
 @dataclass(frozen=True)
-class Patched:
-    """Two sessions: what is kept of a sample, and the score behind one window."""
+class IncrementalSessions:
+    """A session that computes the maps of a sample, and one that computes the score behind a window from them.
+
+    Attributes
+    ----------
+    graphs
+        Their graphs.
+    keep, score
+        The sessions.
+    count
+        Number of windows.
+    """
 
     graphs: Incremental
     keep: Session
@@ -49,25 +59,25 @@ class Patched:
 
     @classmethod
     def load(
-        cls, compiled: Callable[[], Program], choice: ProviderChoice, lean: bool, asked: WindowsOver
-    ) -> Patched | None:
-        """Make the sessions; None where the plain way is as good."""
+        cls, compiled: Callable[[], Program], choice: ProviderChoice, lean: bool, over: WindowsOver
+    ) -> IncrementalSessions | None:
+        """Make the sessions; None where a forward pass for each window is as good."""
         program = compiled()
-        shape = (1, *asked.sizes)
-        value = next(v for v in program.graph.inputs if v.name == asked.name)
-        if asked.windows.axes(shape) != tuple(range(2, len(shape))) or (value.shape or ())[1:] != asked.sizes:
+        shape = (1, *over.sizes)
+        value = next(v for v in program.graph.inputs if v.name == over.name)
+        if over.windows.axes(shape) != tuple(range(2, len(shape))) or (value.shape or ())[1:] != over.sizes:
             return None
-        windows = [[(part.start, part.stop) for part in index[1:]] for index in asked.windows.slices(shape)]
-        if len(windows) < LEAST:
+        windows = [[(part.start, part.stop) for part in index[1:]] for index in over.windows.slices(shape)]
+        if len(windows) < MIN_WINDOWS:
             return None
-        graphs = incremental(program.graph, asked.name, program.names.score, np.array(windows), asked.windows.reach)
+        graphs = incremental(program.graph, over.name, program.names.score, np.array(windows), over.windows.reach)
         if graphs is None:
             return None
         keep, score = (Session(graph, choice, lean=lean) for graph in (graphs.keep, graphs.score))
         return cls(graphs, keep, score, len(windows))
 
     def scores(self, feeds: Mapping[str, Array], fill: Array) -> Iterator[Array]:
-        """The scores of some samples, window by window.
+        """Scores of some samples, shape (samples,), window by window.
 
         Parameters
         ----------

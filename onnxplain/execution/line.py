@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.distributions.distribution import MOST_STEPS, Line, calibrated
+from onnxplain.distributions.lines import MAX_STEPS, Line, calibrated
 from onnxplain.execution.moments import add_weighted
 from onnxplain.execution.runner import Answer, Runner, baselines_of, sum_per_sample
 from onnxplain.methods.method import Method
@@ -31,7 +31,7 @@ def explain_line(
     change = score.astype(np.float64) - there
     attributions, residual = _steps(runner, method, line, feeds, target, change, progress, here, baselines)
     tolerance = np.inf if line.tolerance is None else line.tolerance
-    while 2 * line.steps <= MOST_STEPS:
+    while 2 * line.steps <= MAX_STEPS:
         line = replace(line, steps=2 * line.steps)
         rough = np.flatnonzero(abs(residual) > tolerance)
         if not len(rough):

@@ -1,4 +1,4 @@
-"""The input compared with baselines."""
+"""The input compared with baselines that are inputs of the program."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from onnxplain.distributions.baselines import as_baseline, baseline_like, is_nam
 from onnxplain.distributions.distribution import References
 from onnxplain.errors import OptionError
 from onnxplain.execution.moments import add_weighted
+from onnxplain.execution.point import explain_point
 from onnxplain.execution.runner import Answer, Runner, sum_per_sample
 from onnxplain.methods.method import Method
 from onnxplain.programs.program import Program
@@ -21,7 +22,7 @@ from onnxplain.runtime.chunked import Progress
 Array = np.ndarray[Any, Any]
 
 
-def explain_compared(
+def explain_references(
     runner: Runner,
     method: Method,
     references: References,
@@ -29,17 +30,19 @@ def explain_compared(
     target: Array,
     progress: Progress | None,
 ) -> Answer:
-    """Mean over the baselines of a sample, which are inputs of the program."""
+    """Mean over the baselines of each sample; in one run if the baseline is part of the program."""
     program, samples, count = runner.program, len(target), references.count
     names, slices = program.names, program.question.slices
+    if not names.baselines:
+        return explain_point(runner, method, references, feeds, target, progress)
     rows = {names.baselines[p.name]: _rows(program, references, p, feeds, samples) for p in slices}
     total = samples * count
     means: dict[str, Array] = {}
     for part in chunks(total, runner.main.chunk):
         sample, index = np.divmod(np.arange(part.start, part.stop), count)
-        points = {n: a[sample] if n in runner.main.axes else a for n, a in feeds.items()}
-        points |= {n: a[sample if references.baselines is None else index] for n, a in rows.items()}
-        for name, values in runner.run(points, target[sample], runner.main.session.outputs).items():
+        pairs = {n: a[sample] if n in runner.main.axes else a for n, a in feeds.items()}
+        pairs |= {n: a[sample if references.baselines is None else index] for n, a in rows.items()}
+        for name, values in runner.run(pairs, target[sample], runner.main.session.outputs).items():
             mean = means.setdefault(name, np.zeros((samples, *values.shape[1:])))
             add_weighted(mean, sample, np.full(len(sample), 1 / count), values)
         if progress:
@@ -54,13 +57,13 @@ def explain_compared(
 
 
 def _rows(program: Program, references: References, part: Slice, feeds: Mapping[str, Array], samples: int) -> Array:
-    """The baselines of a slice: one per sample, or those that all samples share; the batch axis in front."""
+    """Baselines of a slice, the batch axis in front: one row per sample, or the rows that all samples share."""
     if part.name in feeds and is_named(references.get(0), feeds[part.name].dtype):
         return baseline_like(references.get(0), feeds[part.name], part.name)
     value = next(v for v in program.graph.inputs if v.name == program.names.baselines[part.name])
     arrays = [as_baseline(references.get(k), value.dtype, part.name) for k in range(references.count)]
     rank = len(value.shape or ())
-    found = np.concatenate([np.moveaxis(a.reshape((1,) * (rank - a.ndim) + a.shape), part.axis, 0) for a in arrays])
-    if len(found) != (samples if references.baselines is None else references.count):
+    rows = np.concatenate([np.moveaxis(a.reshape((1,) * (rank - a.ndim) + a.shape), part.axis, 0) for a in arrays])
+    if len(rows) != (samples if references.baselines is None else references.count):
         raise OptionError(f"a baseline of shape {arrays[0].shape} does not fit {samples} samples of '{part.name}'")
-    return found
+    return rows

@@ -1,0 +1,34 @@
+"""Methods whose program computes the attributions by itself, in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from onnxplain.distributions.distribution import Distribution
+from onnxplain.execution.runner import Answer, Runner, sum_per_sample
+from onnxplain.methods.method import Method
+from onnxplain.runtime.chunked import Progress
+from onnxplain.runtime.device import Given
+
+Array = np.ndarray[Any, Any]
+
+
+def explain_point(
+    runner: Runner,
+    method: Method,
+    distribution: Distribution,
+    feeds: Mapping[str, Given],
+    target: Array,
+    progress: Progress | None,
+) -> Answer:
+    """Attributions from one run of the program at the input."""
+    program = runner.program
+    results = runner.run(feeds, target, runner.main.session.outputs, progress)
+    attributions = {name: results[output] for name, output in program.names.attributions.items()}
+    score = results[program.names.score]
+    change = score - results[program.names.baseline_score] if program.names.baseline_score else score
+    residual = sum_per_sample(attributions, len(score)) - change if method.promise else None
+    return Answer(attributions, results[program.names.resolved], score, residual)

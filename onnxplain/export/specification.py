@@ -1,0 +1,63 @@
+"""`Specification`: the explainer that the writer of a distribution is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxplain.graph.emit import Var
+from onnxplain.graph.ir import Graph
+from onnxplain.methods.method import Method
+from onnxplain.programs.inside import Inside
+from onnxplain.programs.program import Program
+
+Array = np.ndarray[Any, Any]
+
+FixedTarget = Array | tuple[Array, Array] | None
+"""Target of one sample, as `quantities.resolve` or `Quantity.resolve` returns it: positions, and weights of these."""
+
+
+@dataclass(frozen=True)
+class Specification:
+    """A stand-alone explainer that is to be written.
+
+    Attributes
+    ----------
+    graph
+        The canonical graph.
+    method
+        The method.
+    program
+        The method's program for this graph, with the model's own outputs.
+    has_target
+        Whether the explainer has an input ``target`` (see `quantities.target_inputs`).
+    target
+        Otherwise, the target of all samples; None: the labels that the model gives.
+    """
+
+    graph: Graph
+    method: Method
+    program: Program
+    has_target: bool
+    target: FixedTarget
+
+    @property
+    def constants(self) -> tuple[Array, ...]:
+        """The target, and its weights for a weighted sum; empty for labels."""
+        return self.target if isinstance(self.target, tuple) else () if self.target is None else (self.target,)
+
+    def inside(self) -> Inside:
+        """Begin the explainer: the model at its input, around the program, which runs inside of a loop."""
+        return Inside.of(self.graph, self.program, None if self.has_target else self.constants)
+
+
+def finished(inside: Inside, attributions: Mapping[str, Var]) -> Graph:
+    """The explainer, with these attributions of the explained tensors."""
+    outputs = {}
+    for name, attribution in attributions.items():
+        shape = inside.emitter.var(name).shape
+        outputs[inside.program.names.attributions[name]] = inside.emitter.refine(attribution, shape)
+    return inside.finished(outputs, model_outputs=True)
