@@ -410,5 +410,5 @@ def test_reach_is_checked(reach: Any) -> None:
 
 
 def test_a_stand_alone_explainer_is_exact(tmp_path: Any) -> None:
-    with pytest.raises(OptionError, match="takes no reach"):
+    with pytest.raises(OptionError, match="with reach= cannot be exported"):
         ox.Explainer(IMAGES.proto(), "occlusion", reach=0.4).export(tmp_path / "e.onnx")
