@@ -14,7 +14,7 @@ from onnxplain.composites.composite import (
     Composite,
     Row,
 )
-from onnxplain.concepts.influence import (
+from onnxplain.concepts import (
     Influence,
     influence,
 )
@@ -52,7 +52,7 @@ from onnxplain.questions.quantities import (
     op,
 )
 from onnxplain.result import Attribution
-from onnxplain.serving.batcher import Batcher
+from onnxplain.serving import Batcher
 
 __version__ = "0.1.0"
 

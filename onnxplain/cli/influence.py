@@ -11,7 +11,7 @@ import numpy as np
 
 import onnxplain as ox
 from onnxplain.cli import inputs, options, show
-from onnxplain.concepts.units import SIGNS
+from onnxplain.concepts import SIGNS
 from onnxplain.errors import InputError
 from onnxplain.imaging.preprocessing import Note
 

@@ -18,7 +18,7 @@ from rich.text import Text
 import onnxplain as ox
 from onnxplain.cli.drawing import Drawing
 from onnxplain.cli.inputs import PreparedInput
-from onnxplain.concepts.influence import Carried
+from onnxplain.concepts import Carried
 from onnxplain.graph.ir import Value
 from onnxplain.imaging.preprocessing import Note, Preprocessing
 from onnxplain.programs.program import Assignment

@@ -1,4 +1,4 @@
-"""Which units of a layer decide, over data sets that do not fit in memory: influence-directed explanations."""
+"""Influence-directed explanations: mean influence of a layer's units on a prediction, over a data set of any size."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import numpy as np
 
 from onnxplain import execution
 from onnxplain.api import Explainer, PreparedBatch
-from onnxplain.concepts.carried import Carried
-from onnxplain.concepts.units import Agreement, Influence, Unit
-from onnxplain.datasets.batches import Data, Progress, walk
-from onnxplain.datasets.moments import Moments
+from onnxplain.concepts.units import Influence
+from onnxplain.datasets import Data, Moments, Progress, for_each_chunk
 from onnxplain.errors import InputError, OptionError
 from onnxplain.graph.ir import Graph, Value
 from onnxplain.methods.cams import channel_axes
@@ -22,8 +20,6 @@ from onnxplain.questions.quantities import Quantity, Target
 from onnxplain.questions.question import internal
 from onnxplain.runtime.batching import DEFAULT_MEMORY
 from onnxplain.runtime.providers import Provider
-
-__all__ = ["Agreement", "Carried", "Influence", "Unit", "influence"]
 
 Array = np.ndarray[Any, Any]
 
@@ -43,32 +39,34 @@ def influence(
     progress: Progress | None = None,
     **options: Any,
 ) -> Influence:
-    """Mean influence of the units of an internal tensor on a quantity, over a data set [leino]_.
+    """Compute the mean influence of an internal tensor's units on a quantity, over a data set [leino]_.
 
-    The mean over the samples x of what ``method`` finds at the tensor z; for the gradient, dq/dz at z(x). Samples go
-    through the model in pieces that fit the memory bound, and only running means and variances are kept.
+    The influence is the mean over samples x of the attribution of ``method`` at the tensor z; for the gradient of a
+    quantity q, the mean of dq/dz at z(x). Samples go through the model in chunks that fit the memory bound, and only
+    running means and variances are kept, so the data set need not fit in memory.
 
     Parameters
     ----------
     model, output, probability, providers, memory, options
-        See `onnxplain.Explainer`.
+        As in `onnxplain.Explainer`.
     data
-        The samples: an array, or a dict of arrays by input name; or an iterable of such batches, which is gone through
-        once, and nothing of it is kept. A tuple in place of a batch is the batch and its target. Arrays may be mapped
-        from a file. To stop early and keep what there is, let the iterable end.
+        The samples: an array of shape (N, ...), a dict of such arrays by input name, or an iterable of such batches. An
+        iterable is read once and never stored; each item is a batch, or a tuple (batch, target). Arrays may be
+        memory-mapped. To stop early and keep the result so far, end the iterable.
     at
-        Name of the tensor, or a pattern that one name matches.
+        Name of the tensor, or a pattern that matches one name.
     target
-        See `onnxplain.Explainer.__call__`; one per sample for arrays, or for each batch in a tuple with it.
+        As in `onnxplain.Explainer.__call__`. For arrays, also one per sample. For an iterable, one for all samples;
+        targets that differ come in tuples (batch, target).
     method
-        One that walks back.
+        A method that walks back through the model (gradient, lrp, conductance, ...).
     axis
-        The axis of the tensor, batch included, that tells its units apart; or several. Elements along the others are
-        summed up. Default: the channels of feature maps; axis 1 of others. -1: the features of (batch, tokens,
-        features).
+        The axis, or axes, whose positions are the units, the batch axis counted. Attributions are summed over all other
+        axes. Default: the channel axis of feature maps, axis 1 of other tensors. Use -1 for the features of a (batch,
+        tokens, features) tensor.
     progress
-        Called with (done, total) samples after each piece; total is None for an iterable. An exception that it raises
-        ends the work.
+        Called with (done, total) in samples after each chunk; total is None for an iterable. An exception that it
+        raises ends the computation.
 
     Returns
     -------
@@ -77,9 +75,9 @@ def influence(
     Raises
     ------
     OptionError
-        No such tensor or axis, or a method of forward passes only.
+        The tensor or the axis does not exist, or the method uses forward passes only.
     InputError, TargetError
-        Bad data; the message names the batch of an iterable, counted from 0. No sample at all.
+        The data is invalid or empty. The message names the batch of an iterable, counted from 0.
 
     References
     ----------
@@ -93,30 +91,38 @@ def influence(
     if explainer.method.composite is None or explainer.method.cam is not None:
         raise OptionError(f"{method} does not walk back to a tensor", "For example, gradient, lrp or conductance do.")
     if len(explainer.explained) > 1:
-        raise OptionError(f"units are those of one tensor, and {at!r} names {', '.join(explainer.explained)}")
+        raise OptionError(f"influence needs one tensor, and {at!r} matches {', '.join(explainer.explained)}")
     (at,) = explainer.explained
     value, axes = _units(explainer.model.canonical().graph, at, axis)
     collected = _Collected(explainer, at, axes)
-    walk(explainer, data, target, collected.add, progress)
+    for_each_chunk(explainer, data, target, collected.add, progress)
     elements, units = collected.elements, collected.units
     assert units is not None
     return Influence(
-        at,
-        method,
-        units.count,
-        elements.mean if elements else None,
-        elements.error if elements else None,
-        units.mean,
-        units.error,
-        axes,
-        len(value.shape or ()) - 1,
-        make("feature_ablation"),
-        target,
+        at=at,
+        method=method,
+        samples=units.count,
+        mean=elements.mean if elements else None,
+        error=elements.error if elements else None,
+        units=units.mean,
+        unit_errors=units.error,
+        axes=axes,
+        _rank=len(value.shape or ()) - 1,
+        _forward=make("feature_ablation"),
+        _target=target,
     )
 
 
 class _Collected:
-    """Moments of the elements of a tensor, while their sizes stay the same, and of its units."""
+    """Running moments of a tensor's attributions.
+
+    Attributes
+    ----------
+    elements
+        Of each element; None once two samples have differed in the size of an axis that is summed over.
+    units
+        Of each unit; None before the first sample.
+    """
 
     def __init__(self, explainer: Explainer, at: str, axes: tuple[int, ...]) -> None:
         self._explainer, self._at, self._axes = explainer, at, axes
@@ -133,7 +139,7 @@ class _Collected:
             self.elements, self.units = Moments(values.shape[1:]), Moments(sums.shape[1:])
         if sums.shape[1:] != self.units.mean.shape:
             before = self.units.mean.shape
-            raise InputError(f"'{self._at}' has units of shape {sums.shape[1:]} here, and before {before}")
+            raise InputError(f"'{self._at}' has units of shape {sums.shape[1:]} here, and had {before} before")
         if self.elements and values.shape[1:] != self.elements.mean.shape:
             self.elements = None
         if self.elements:
@@ -142,16 +148,16 @@ class _Collected:
 
 
 def _units(graph: Graph, at: str, axis: int | tuple[int, ...] | None) -> tuple[Value, tuple[int, ...]]:
-    """The tensor, and the axes that tell its units apart, counted without the batch axis."""
+    """Return the tensor, and the axes whose positions are its units, counted without the batch axis."""
     batch, value = internal(graph, at).axis, graph.value(at)
     if value.shape is None:
-        raise OptionError(f"nobody knows how many axes '{at}' has before it runs")
+        raise OptionError(f"the number of axes of '{at}' is unknown until run time; its units need it")
     rank = len(value.shape)
     if axis is None:
         axis = channel_axes(graph).get(at, 1) if rank > 1 else ()
     chosen = axis if isinstance(axis, tuple) else (axis,)
     for one in chosen:
         if isinstance(one, bool) or not isinstance(one, int) or not -rank <= one < rank or one % rank == batch:
-            besides = f"one of 0 to {rank - 1} other than the batch, {batch}, or several"
-            raise OptionError(f"axis {one!r} does not tell units apart: {value}", f"Give axis={besides}.")
+            besides = f"one of 0 to {rank - 1} other than the batch axis, {batch}, or several"
+            raise OptionError(f"axis {one!r} is not an axis of units: {value}", f"Give axis={besides}.")
     return value, tuple(sorted({one % rank - (one % rank > batch) for one in chosen}))

@@ -1,4 +1,4 @@
-"""What an influence run comes back as: the units of a tensor, how strong they are, and comparisons."""
+"""Results of `onnxplain.influence`: the units of a tensor, their mean influence, and comparisons."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ import numpy as np
 from onnxplain.api import Explainer
 from onnxplain.arguments import is_count
 from onnxplain.concepts.carried import Carried, carried
-from onnxplain.datasets.batches import Data, Progress
-from onnxplain.datasets.moments import with_error
+from onnxplain.datasets import Data, Progress, with_error
 from onnxplain.distributions.baselines import Baseline
 from onnxplain.errors import OptionError, did_you_mean
 from onnxplain.questions.quantities import Neuron, Quantity
 
 Array = np.ndarray[Any, Any]
 
-SIGNS = {"both": np.abs, "positive": np.positive, "negative": np.negative}  # what makes a unit strong
+SIGNS = {"both": np.abs, "positive": np.positive, "negative": np.negative}  # sign= -> influence -> strength of a unit
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A channel or an element of a tensor.
+    """A channel or an element of a tensor, with its mean influence.
 
     Attributes
     ----------
-    tensor, index
-        Which: the tensor's name, and an index along each of the axes that tell its units apart; a number, if one does.
+    tensor
+        The tensor's name.
+    index
+        Position of the unit: a tuple with one index per axis of units, or an int if there is one such axis.
     influence, error
-        Mean over the data, and its standard error (NaN for one sample).
+        Mean influence over the data, and its standard error (NaN for one sample).
     quantity
-        The unit's own activation, summed up, as something to explain: ``target=`` of `onnxplain.explain`. Methods that
-        keep positive parts only (guided_backprop, lrp with z_plus) draw nearly the same picture for every unit of a
-        deep layer; layer_cam, grad_cam and smoothgrad tell units apart.
+        The unit's activation, summed over its elements, as a quantity to explain: pass it as ``target=`` to
+        `onnxplain.explain`. Methods that keep positive parts only (guided_backprop, lrp with z_plus) give nearly the
+        same picture for every unit of a deep layer; layer_cam, grad_cam and smoothgrad give different ones.
     """
 
     tensor: str
@@ -50,18 +51,18 @@ class Unit:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How alike two influences are.
+    """Similarity of two influences.
 
     Attributes
     ----------
     k
         Number of top units that were compared.
     overlap
-        Units among the top k of both, divided by those among the top k of either (Jaccard index).
+        Jaccard index of the two sets of top k units: size of the intersection divided by size of the union.
     rank_correlation
-        Spearman's, over all units; NaN where all are alike.
+        Spearman's correlation over all units; NaN if all units of one influence are equal.
     correlation
-        Pearson's, likewise.
+        Pearson's correlation over all units; NaN if all units of one influence are equal.
     """
 
     k: int
@@ -74,23 +75,26 @@ class Agreement:
         return f"overlap of the top {self.k}: {self.overlap:.0%}; of all units: {means}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Influence:
     """Mean influence of the units of a tensor over a data set.
 
     Attributes
     ----------
-    at, method
-        The tensor and the method.
+    at
+        The tensor's name.
+    method
+        The method's name.
     samples
         Number of samples.
     mean, error
-        Of each element, float64, in the tensor's shape without its batch axis, and its standard error (NaN for one
-        sample). None if the sizes of axes whose elements are summed up differed from sample to sample.
+        Mean influence of each element and its standard error (NaN for one sample): float64 arrays of the tensor's shape
+        without its batch axis. None if samples differed in the size of an axis that is summed over.
     units, unit_errors
-        Of each unit: summed up over the axes that do not tell units apart, sample by sample.
+        Mean influence of each unit and its standard error: float64 arrays with one axis per entry of ``axes``. A unit's
+        influence on a sample is the sum over the unit's elements.
     axes
-        The axes that do, counted without the batch axis.
+        The axes whose positions are the units, counted without the batch axis.
     """
 
     at: str
@@ -106,30 +110,43 @@ class Influence:
     _target: Any
 
     def top(self, k: int = 10, sign: str = "both") -> list[Unit]:
-        """The strongest units, the strongest first.
+        """Return the k strongest units, the strongest first.
 
         Parameters
         ----------
         k
-            How many; fewer if there are fewer.
+            Maximum number of units.
         sign
-            "both": by magnitude; "positive", "negative": only those that speak for, or against, the quantity.
+            "both": by the magnitude of the influence. "positive": only units whose activation raises the quantity.
+            "negative": only units whose activation lowers it.
+
+        Raises
+        ------
+        OptionError
+            k is not a positive whole number, or the sign is unknown.
         """
         _check_count(k)
         return [self._unit(int(position)) for position in self._order(sign)[:k]]
 
     def agreement(self, other: Influence, k: int = 10, sign: str = "both") -> Agreement:
-        """Compare with the influence on another quantity, or over other instances.
+        """Compare with the influence on another quantity, or over other samples.
+
+        Parameters
+        ----------
+        other
+            An influence of a tensor with the same units.
+        k, sign
+            As in `top`.
 
         Raises
         ------
         OptionError
-            The other's units are not these.
+            The units of ``other`` have another shape.
         """
         _check_count(k)
         if other.units.shape != self.units.shape:
             raise OptionError(f"units of shape {self.units.shape} do not compare with those of {other.units.shape}")
-        one, two = (set(found._order(sign)[:k].tolist()) for found in (self, other))
+        one, two = (set(influence._order(sign)[:k].tolist()) for influence in (self, other))
         ours, theirs = self.units.ravel(), other.units.ravel()
         overlap = len(one & two) / len(one | two) if one | two else float("nan")
         return Agreement(k, overlap, _correlation(_ranks(ours), _ranks(theirs)), _correlation(ours, theirs))
@@ -145,40 +162,53 @@ class Influence:
         control: int | None = None,
         progress: Progress | None = None,
     ) -> Carried:
-        """How much of the score the top k units carry: that of the model with all others of the tensor replaced.
+        """Measure how much of the score the top k units carry, by replacing all other units of the tensor.
 
-        Forward passes only: one of the part up to the tensor, and one of the part behind it for each k.
+        Needs forward passes only: one up to the tensor per sample, and one behind it per sample and k.
 
         Parameters
         ----------
         data
-            As for `onnxplain.influence`; the same instances, or others.
+            As in `onnxplain.influence`; the same samples or others.
         ks
-            Numbers of units; those beyond the number of units are left out. No unit and all units are added.
+            Numbers of units to keep. Numbers above the number of units are left out; 0 and all units are added.
         target
-            What to score; default: what the influence is on.
+            The quantity to score; default: the one that the influence is on.
         baseline
-            What the others are replaced by: a number, or an array that broadcasts to one sample of the tensor.
+            Value of the replaced units: a number, or an array that broadcasts to one sample of the tensor.
         sign
-            See `top`.
+            As in `top`.
         control
-            Seed for random units, others for each sample: k of these instead of the top k.
+            Seed of a control experiment: the scores with k random units, drawn anew for each sample. None: no control.
         progress
-            Called with (done, total) samples after each piece; total is None for an iterable.
+            Called with (done, total) in samples after each chunk; total is None for an iterable.
+
+        Returns
+        -------
+        Carried
 
         Raises
         ------
         OptionError
-            A bad option.
+            An option is invalid.
         InputError, TargetError
-            See `onnxplain.influence`.
+            As in `onnxplain.influence`.
         """
-        asked = self._target if target is None else target
-        order, sizes = self._order(sign), self._sizes()
-        return carried(self._forward, self.at, data, asked, order, sizes, ks, baseline, control, progress)
+        return carried(
+            self._forward,
+            self.at,
+            data,
+            target=self._target if target is None else target,
+            order=self._order(sign),
+            sizes=self._sizes(),
+            ks=ks,
+            baseline=baseline,
+            control=control,
+            progress=progress,
+        )
 
     def _order(self, sign: str) -> Array:
-        """Positions of the units, the strongest first."""
+        """Return the positions of the units in the flattened ``units``, the strongest first."""
         if sign not in SIGNS:
             raise OptionError(f"there is no sign {sign!r}", did_you_mean(str(sign), SIGNS))
         strength = SIGNS[sign](self.units.ravel())
@@ -186,9 +216,9 @@ class Influence:
         return order if sign == "both" else order[strength[order] > 0]
 
     def _sizes(self) -> tuple[int, ...]:
-        """Sizes of the tensor's axes without the batch; 1 where elements are summed up."""
-        known = dict(zip(self.axes, self.units.shape, strict=True))
-        return tuple(known.get(axis, 1) for axis in range(self._rank))
+        """Return the tensor's shape without the batch axis, with 1 for the axes that are summed over."""
+        counts = dict(zip(self.axes, self.units.shape, strict=True))
+        return tuple(counts.get(axis, 1) for axis in range(self._rank))
 
     def _unit(self, position: int) -> Unit:
         index = tuple(int(i) for i in np.unravel_index(position, self.units.shape))
@@ -198,9 +228,8 @@ class Influence:
         return Unit(self.at, index[0] if len(index) == 1 else index, influence, error, quantity)
 
     def __str__(self) -> str:
-        strongest = self.top()
         title = f"{self.method} at {self.at}: mean of {self.samples} samples, the strongest of {self.units.size} units"
-        return "\n".join([title, *(f"  {unit}" for unit in strongest)])
+        return "\n".join([title, *(f"  {unit}" for unit in self.top())])
 
 
 def _check_count(k: int) -> None:
@@ -209,9 +238,9 @@ def _check_count(k: int) -> None:
 
 
 def _ranks(values: Array) -> Array:
-    """Ranks from 0; equal values share the mean of theirs."""
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts + 1) / 2)[which]
+    """Return ranks from 0; equal values get the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
 
 
 def _correlation(one: Array, two: Array) -> float:

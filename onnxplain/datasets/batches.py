@@ -1,4 +1,4 @@
-"""Data sets that do not fit in memory: pieces of them, one after the other."""
+"""Data sets that need not fit in memory: one chunk after the other."""
 
 from __future__ import annotations
 
@@ -20,28 +20,30 @@ Data = Array | Mapping[str, Array] | Iterable[Any]
 Progress = Callable[[int, int | None], None]
 
 
-def walk(
+def for_each_chunk(
     explainer: Explainer, data: Data, target: Any, use: Callable[[PreparedBatch, int], None], progress: Progress | None
 ) -> None:
-    """Hand the data over in pieces that go through the model at once; nothing of them is kept.
+    """Call ``use`` with one chunk of the data after the other; a chunk goes through the model in one run.
 
     Parameters
     ----------
+    explainer
+        The explainer whose model, memory bound and input checks apply.
     data, target
-        See `onnxplain.influence`.
+        As in `onnxplain.influence`.
     use
-        Gets a piece and its number of samples.
+        Called with (prepared chunk, its number of samples).
     progress
-        Called with the number of samples that are done, and of all: None for an iterable, which nobody can know.
+        Called with (done, total) in samples after each chunk; total is None for an iterable, whose length is unknown.
 
     Raises
     ------
     InputError, TargetError, OptionError
-        Bad data; the message names the batch of an iterable, counted from 0.
+        The data is invalid or empty. The message names the batch of an iterable, counted from 0.
     """
     batched = batch_axes(explainer.model.inputs)
-    done, size = 0, 1  # the first piece tells how many samples fit into the memory bound
-    for label, batch, asked in _batches(data, target):
+    done, size = 0, 1  # one sample first: preparing it tells how many samples fit into the memory bound
+    for label, batch, batch_target in _batches(data, target):
         with _labelled(label):
             arrays = _arrays(explainer, batch)
             axes = {n: axis for n, axis in batched.items() if np.ndim(arrays.get(n, 0)) > axis}
@@ -50,38 +52,39 @@ def walk(
             while start < count:
                 rows = slice(start, min(start + size, count))
                 part = {n: a[(slice(None),) * axes[n] + (rows,)] if n in axes else a for n, a in arrays.items()}
-                call = explainer.prepare(part, _target_of(asked, rows, count))
+                call = explainer.prepare(part, _target_of(batch_target, rows, count))
                 size = min(chunked.chunk for chunked in (call.runner.main, call.runner.front) if chunked)
                 use(call, rows.stop - start)
                 done, start = done + rows.stop - start, rows.stop
                 if progress:
                     progress(done, None if label else count)
     if not done:
-        raise InputError("the data holds no sample")
+        raise InputError("the data holds no samples")
 
 
 def _batches(data: Data, target: Any) -> Iterator[tuple[str, Any, Any]]:
-    """What to call a batch, the batch, and its target."""
+    """Yield (label for messages, batch, target); the label is empty for data that is one batch."""
     if isinstance(data, Mapping) or hasattr(data, "__array__"):
         yield "", data, target
         return
     if not isinstance(data, Iterable) or isinstance(data, str | bytes):
         kinds = "an array, a dict of arrays, or an iterable of batches"
-        raise InputError(f"data is {kinds}, not {type(data).__name__}")
+        raise InputError(f"data must be {kinds}, not {type(data).__name__}")
     for number, item in enumerate(data):
         label = f"batch {number}"
         if not isinstance(item, tuple):
             yield label, item, target
         elif len(item) != 2:
-            raise InputError(f"{label}: a tuple is a batch and its target, and this one has {len(item)} parts")
+            raise InputError(f"{label}: a tuple must be (batch, target), and this one has {len(item)} elements")
         elif target is not None:
-            raise OptionError(f"{label}: it comes with a target, and target= says another", "Leave target= out.")
+            raise OptionError(f"{label}: there is a target in the tuple and one in target=", "Leave target= out.")
         else:
             yield label, *item
 
 
 @contextmanager
 def _labelled(label: str) -> Iterator[None]:
+    """Put the label in front of the message of an error."""
     try:
         yield
     except OnnxplainError as error:
@@ -97,19 +100,22 @@ def _arrays(explainer: Explainer, batch: Any) -> dict[str, Array]:
             names = ", ".join(value.name for value in inputs)
             raise InputError(f"the model has {len(inputs)} inputs: {names}", "Give dicts of name -> array.")
         batch = {inputs[0].name: batch}
-    given = {name: received(array, name, explainer.providers.takes_tensors) for name, array in batch.items()}
-    return {name: array.numpy() if isinstance(array, Tensor) else array for name, array in given.items()}
+    tensors = {name: received(array, name, explainer.providers.takes_tensors) for name, array in batch.items()}
+    return {name: array.numpy() if isinstance(array, Tensor) else array for name, array in tensors.items()}
 
 
 def _count(counts: Mapping[str, int]) -> int:
-    """Number of samples; 1 where no input has a batch axis, or an array lacks it, which the checks of inputs see."""
+    """Return the number of samples; 1 if no input has a batch axis, or if an array lacks it.
+
+    The input checks of `Explainer.prepare` report the missing axis.
+    """
     if len(set(counts.values())) > 1:
         raise InputError(f"the inputs have different numbers of samples: {dict(counts)}")
     return next(iter(counts.values()), 1)
 
 
 def _target_of(target: Any, rows: slice, count: int) -> Any:
-    """The part of a target that belongs to some of ``count`` samples."""
+    """Return the part of a target that belongs to some ``rows`` of ``count`` samples."""
     if isinstance(target, Quantity):
         terms = tuple((_target_of(w, rows, count), _target_of(e, rows, count)) for w, e in target.terms)
         return replace(target, terms=terms)
@@ -117,5 +123,5 @@ def _target_of(target: Any, rows: slice, count: int) -> Any:
     if not isinstance(each, list) and not (isinstance(each, np.ndarray) and each.ndim):
         return target
     if len(each) != count:
-        raise TargetError(f"{len(each)} targets for {count} samples; give one for all, or one each")
+        raise TargetError(f"there are {len(each)} targets for {count} samples", "Give one for all, or one per sample.")
     return each[rows]

@@ -1,4 +1,4 @@
-"""Mean and spread of rows that come one by one and are not kept."""
+"""Running means, variances and covariances of rows that are not kept."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ Array = np.ndarray[Any, Any]
 
 
 class Moments:
-    """Running mean and squared deviations, in float64 [welford]_.
+    """Running mean and squared deviations of rows, in float64 [welford]_.
 
     Parameters
     ----------
     shape
-        Of a row.
+        Shape of a row.
     together
-        Keep the products of the deviations of every pair of elements, for rows that are short vectors.
+        Track the covariance of every pair of elements instead of the variance of each; for short vectors, since memory
+        is quadratic in their length.
 
     Attributes
     ----------
     count
         Number of rows.
     mean
-        Shape ``shape``.
+        Mean of the rows, of shape ``shape``.
     products
-        Sum over rows of the squared deviations from the mean, shape ``shape``, or of their products, ``shape`` twice.
+        Sum over rows of the squared deviations from the mean, of shape ``shape``; with ``together``, of the products of
+        the deviations of each pair of elements, of shape ``shape + shape``.
 
     References
     ----------
@@ -40,7 +42,7 @@ class Moments:
         self._product = np.multiply.outer if together else np.multiply
 
     def add(self, rows: Array) -> None:
-        """Take in rows, one after the other, so that no copy of all of them is made."""
+        """Add rows, of shape (n, *shape): one at a time, so that no temporary of the size of all rows is needed."""
         for row in rows:
             self.count += 1
             deviation = row - self.mean
@@ -49,17 +51,17 @@ class Moments:
 
     @property
     def covariance(self) -> Array:
-        """Of the mean; NaN where one row does not tell."""
+        """Variance of the mean of each element, or with ``together`` their covariance matrix; NaN for one row."""
         if self.count < 2:
             return np.full(self.products.shape, np.nan)
         return np.asarray(self.products / ((self.count - 1) * self.count))
 
     @property
     def error(self) -> Array:
-        """Standard error of the mean; NaN where one row does not tell. Of squared deviations only."""
+        """Standard error of the mean of each element, without ``together`` only; NaN for one row."""
         return np.sqrt(self.covariance)
 
 
 def with_error(value: float, error: float, form: str) -> str:
-    """A mean and its standard error, where there is one, to read."""
+    """Format a mean and its standard error for reading; a NaN error is left out."""
     return f"{value:{form}}" if np.isnan(error) else f"{value:{form}} ± {error:{form.removeprefix('+')}}"

@@ -1,4 +1,4 @@
-"""`Batcher`: what many callers ask at the same time is answered in common batches."""
+"""`Batcher`: joins the requests of concurrent callers into batches."""
 
 from __future__ import annotations
 
@@ -22,35 +22,48 @@ from onnxplain.result import Attribution
 
 @dataclass(frozen=True, eq=False)
 class _Waiting:
+    """A queued request.
+
+    Attributes
+    ----------
+    request
+        The checked inputs and target.
+    future
+        Gets the answer or the error.
+    since
+        Time of arrival, in seconds of `time.monotonic`.
+    """
+
     request: Request
     future: Future[Attribution] = field(default_factory=Future)
     since: float = field(default_factory=time.monotonic)
 
 
 class Batcher:
-    """Joins what concurrent callers ask of an `Explainer` into batches, which a thread of its own runs.
+    """Joins the requests of concurrent callers of an `Explainer` into batches and runs them in a thread of its own.
 
-    Requests are joined that ask the same kind of thing about inputs of the same sizes; all others run on their own, in
-    the order of arrival. Each caller gets what a call of the explainer with its own samples gives, and its own errors.
+    Requests with the same kind of target for inputs of the same sizes are joined; all others run alone, in order of
+    arrival. Each caller gets the same result, or the same error, as from calling the explainer directly.
 
-    A batcher belongs to the process that made it: it does not survive a fork, and says so. It is a context manager;
-    leaving it closes it, and cancels what still waits if an exception is the reason.
+    A batcher belongs to the process that created it; calls from a forked process raise `BusyError`. It is a context
+    manager: leaving the block closes the batcher, and cancels waiting requests if an exception ended the block.
 
     Parameters
     ----------
     explainer
-        What answers. It can be called directly all the same.
+        The explainer that answers the requests. It can still be called directly.
     max_batch
-        Samples that are joined at most; a larger request runs on its own.
+        Maximum number of samples in a joined batch. A larger request runs alone.
     max_wait
-        Seconds that a request waits for others to join it. 0: what waits already when the thread gets free is joined.
+        Seconds that a request waits for others to join it. With 0, only requests that are already waiting when the
+        thread becomes free are joined.
     max_queue
-        Requests that may wait; see ``timeout`` in `submit`.
+        Maximum number of waiting requests; see ``timeout`` in `submit`.
 
     Raises
     ------
     OptionError
-        A bad value.
+        An option is invalid.
 
     Examples
     --------
@@ -73,27 +86,32 @@ class Batcher:
         self._changed = threading.Condition()
         self._closed = False
         self._process = os.getpid()
-        # At exit, Python waits for ordinary threads before it calls what would close this one.
+        # A daemon thread: at exit, Python joins ordinary threads before atexit calls `close`, and would hang.
         self._thread = threading.Thread(target=self._work, name="onnxplain-batcher", daemon=True)
         self._thread.start()
         atexit.register(self.close)
 
     def submit(self, x: Inputs, target: Target | Quantity = None, timeout: float | None = 0) -> Future[Attribution]:
-        """Ask for an explanation; the future may be cancelled as long as it waits.
+        """Queue a request for an explanation.
 
         Parameters
         ----------
         x, target
-            See `Explainer.__call__`; checked here, at once, and copied.
+            As in `Explainer.__call__`. They are checked and copied before this call returns.
         timeout
-            Seconds to wait for a place in a full queue; None: for ever.
+            Seconds to wait for a free place in a full queue; None waits without limit.
+
+        Returns
+        -------
+        Future of Attribution
+            It can be cancelled while the request waits.
 
         Raises
         ------
         BusyError
-            The queue is full, or the batcher is closed.
+            The queue is full, the batcher is closed, or this process is a fork of the one that created it.
         InputError, TargetError, OptionError
-            What was asked cannot be answered.
+            The request is invalid.
         """
         self._check_process()
         waiting = _Waiting(self.explainer.check(x, target).copy())
@@ -103,28 +121,36 @@ class Batcher:
                 raise BusyError("the batcher is closed")
             if not free:
                 why = f"the queue is full: {self._max_queue} requests wait"
-                raise BusyError(why, "Ask later, wait with timeout=, or allow for more with max_queue=.")
+                raise BusyError(why, "Try again later, wait with timeout=, or allow more with max_queue=.")
             self._waiting.append(waiting)
             self._changed.notify_all()
         return waiting.future
 
     def __call__(self, x: Inputs, target: Target | Quantity = None, timeout: float | None = None) -> Attribution:
-        """Ask for an explanation and wait for it; see `submit`."""
+        """Queue a request and wait for its explanation; parameters and errors are those of `submit`."""
         return self.submit(x, target, timeout).result()
 
     def warm(self, x: Inputs, target: Target | Quantity = None) -> None:
-        """Explain an example and forget it, so that the first request does not wait for compilation."""
+        """Explain an example and discard the result, so that the first request does not wait for compilation."""
         self.explainer(x, target)
 
     def close(self, cancel: bool = False) -> None:
-        """Take no more requests, answer or cancel those that wait, and end the thread. More calls do no harm."""
+        """Refuse new requests, answer the waiting ones (or cancel them), and end the thread.
+
+        Closing twice is harmless; closing in a forked process does nothing.
+
+        Parameters
+        ----------
+        cancel
+            Cancel waiting requests instead of answering them.
+        """
         if self._process != os.getpid():
             return  # the thread lives in another process
         with self._changed:
             self._closed = True
-            left = list(self._waiting) if cancel else []
+            cancelled = list(self._waiting) if cancel else []
             self._changed.notify_all()
-        for waiting in left:
+        for waiting in cancelled:
             waiting.future.cancel()
         self._thread.join()
         atexit.unregister(self.close)
@@ -138,8 +164,8 @@ class Batcher:
     def _check_process(self) -> None:
         if self._process != os.getpid():
             raise BusyError(
-                f"this batcher works in process {self._process}, of which this one is a fork",
-                "Make a batcher in each process.",
+                f"this batcher belongs to process {self._process}, and this process is a fork of it",
+                "Create a batcher in each process.",
             )
 
     def _has_place(self) -> bool:
@@ -154,7 +180,7 @@ class Batcher:
                 self._answer(running)
 
     def _next(self) -> list[_Waiting]:
-        """Wait for requests and take those that are joined next; none once everything is answered after `close`."""
+        """Wait for requests and take the next batch; an empty list once `close` was called and all are answered."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if not self._waiting:
@@ -170,7 +196,7 @@ class Batcher:
         return sum(w.request.samples for w in self._joined()) >= self._max_batch
 
     def _joined(self) -> list[_Waiting]:
-        """The oldest request, and others of its kind, in order, for which there is room."""
+        """Return the oldest request and, in order of arrival, those that join it and fit into ``max_batch``."""
         batch: list[_Waiting] = []
         samples = 0
         for waiting in self._waiting:
@@ -186,7 +212,7 @@ class Batcher:
             answers: Iterable[Attribution] = self.explainer.answer(requests)
         except BaseException as error:
             if len(batch) > 1 and isinstance(error, OnnxplainError):
-                for waiting in batch:  # one may fail, or not go with others: each gets its own answer or error
+                for waiting in batch:  # one request may cause the error of all: run each alone for its own result
                     self._answer([waiting])
                 return
             for waiting in batch:

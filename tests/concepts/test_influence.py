@@ -146,7 +146,7 @@ def test_sizes_that_differ_leave_the_units():
     close(found.units, np.concatenate(sums).mean(0))
     assert found.mean is None
     assert found.error is None
-    with pytest.raises(ox.InputError, match=r"batch 1: 'r1' has units of shape \(4,\) here, and before \(7,\)"):
+    with pytest.raises(ox.InputError, match=r"batch 1: 'r1' has units of shape \(4,\) here, and had \(7,\) before"):
         ox.influence(FREE_SIZES.proto(), data, "r1", 2, axis=2)
 
 
@@ -327,15 +327,15 @@ def test_bad_questions_are_refused_before_any_work():
     refused(ox.OptionError, "occlusion does not walk back", MLP.proto(), data(), "h", method="occlusion")
     refused(ox.OptionError, "grad_cam does not walk back", IMAGES.proto(), data(), "r2", method="grad_cam")
     refused(ox.OptionError, "no option 'steps'", MLP.proto(), data(), "h", steps=3)
-    refused(ox.OptionError, "units are those of one tensor", IMAGES.proto(), data(), "r?")
+    refused(ox.OptionError, "influence needs one tensor", IMAGES.proto(), data(), "r?")
     for axis in (0, 2, -2, 1.0, True, (1, 2)):
-        refused(ox.OptionError, "does not tell units apart", MLP.proto(), data(), "h", axis=axis)
+        refused(ox.OptionError, "is not an axis of units", MLP.proto(), data(), "h", axis=axis)
 
 
 def test_bad_data_are_refused_with_the_number_of_their_batch():
     x, net = MLP.x(4), MLP.proto()
-    refused(ox.InputError, "data is an array, .* not int", net, 3, "h")
-    refused(ox.InputError, "data is an array, .* not str", net, "x.npy", "h")
+    refused(ox.InputError, "data must be an array, .* not int", net, 3, "h")
+    refused(ox.InputError, "data must be an array, .* not str", net, "x.npy", "h")
     for empty in ([], iter(()), x[:0], [x[:0]]):
         refused(ox.InputError, "no sample", net, empty, "h")
     refused(ox.InputError, "^batch 1: input 'x' has shape", net, [x, x[:, :5]], "h")
@@ -345,11 +345,11 @@ def test_bad_data_are_refused_with_the_number_of_their_batch():
     grown = torch.ones(2, 3, requires_grad=True)
     refused(ox.InputError, "^batch 0: .* cannot be taken over: .*gradient", net, [grown], "h")
     refused(ox.InputError, "^batch 1: the model has no input 'y'", net, [x, {"y": x}], "h")
-    refused(ox.InputError, "^batch 0: a tuple is a batch and its target", net, [(x, 1, 2)], "h")
-    refused(ox.OptionError, "^batch 0: it comes with a target", net, [(x, 1)], "h", 1)
+    refused(ox.InputError, r"^batch 0: a tuple must be \(batch, target\)", net, [(x, 1, 2)], "h")
+    refused(ox.OptionError, "^batch 0: there is a target in the tuple", net, [(x, 1)], "h", 1)
     refused(ox.TargetError, "^batch 1: target 4 is out of range", net, [(x, 1), (x, 4)], "h")
-    refused(ox.TargetError, "^3 targets for 4 samples", net, x, "h", np.arange(3))
-    refused(ox.TargetError, "^5 targets for 4 samples", net, x, "h", ox.Class(0) * np.ones(5))
+    refused(ox.TargetError, "^there are 3 targets for 4 samples", net, x, "h", np.arange(3))
+    refused(ox.TargetError, "^there are 5 targets for 4 samples", net, x, "h", ox.Class(0) * np.ones(5))
     refused(ox.InputError, "no array for input", TWO_INPUTS.proto(), {"a": x}, "h")
     refused(ox.InputError, "^batch 0: the model has 2 inputs", TWO_INPUTS.proto(), [x], "h")
     feeds = TWO_INPUTS.feeds(4)
