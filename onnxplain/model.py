@@ -15,12 +15,10 @@ from onnxplain.canonize.canonical import Sizes
 from onnxplain.errors import OptionError
 from onnxplain.graph.axes import BATCH
 from onnxplain.graph.ir import Value
-from onnxplain.ops.nograd import stops_gradients
+from onnxplain.ops import OPS, Trait
 from onnxplain.runtime.recent import Recent
 from onnxplain.storage.entries import folder_of
-from onnxplain.storage.reader import Source, nodes_of, read
-
-_MISSING = {"Imputer", "IsNaN", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
+from onnxplain.storage.reader import Source, nodes_of, operator_of, read
 
 
 class Model:
@@ -65,7 +63,8 @@ class Model:
     @cached_property
     def takes_nan(self) -> bool:
         """Whether NaN in an input may mean a missing value: some operator asks for it."""
-        return any(node.op_type in _MISSING for node in nodes_of(self.source.proto.graph))
+        missing = OPS.having(Trait.TAKES_NAN)
+        return not missing.isdisjoint(operator_of(node) for node in nodes_of(self.source.proto.graph))
 
     @property
     def free_sizes(self) -> list[str]:
@@ -84,7 +83,7 @@ class Model:
         canonical = self.canonical()
         graph = canonical.graph
         counted = _counted(node.operator for node in graph.nodes)
-        stops = [n for n in graph.nodes if stops_gradients(n) and any(graph.value(i).is_float for i in n.reads)]
+        stops = [n for n in graph.nodes if OPS.stops_gradients(n) and any(graph.value(i).is_float for i in n.reads)]
         weights = sum(a.size for a in graph.constants.values())
         lines = [f"{self.source.path or 'model'}: {len(graph.nodes)} nodes, {weights:,} weights"]
         lines += [f"  input  {v}" for v in self.inputs] + [f"  output {v}" for v in graph.outputs]

@@ -13,20 +13,12 @@ from dataclasses import dataclass
 from onnxplain.backward.walk import backward
 from onnxplain.graph.emit import Emitter, Var
 from onnxplain.graph.ir import Graph, Node, Value
+from onnxplain.ops import OPS, Trait
 from onnxplain.ops.index import zeros
-from onnxplain.ops.nograd import stops_gradients
 from onnxplain.rules.base import Gradient
 
-_MOVES = {
-    *("Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile"),
-    *("Transpose", "Unsqueeze"),
-}
-_ELEMENTWISE = {
-    *("Abs", "Add", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Clip"),
-    *("DequantizeLinear", "Div", "Max", "Min", "Mod", "Mul", "Neg", "Sub", "ai.onnx.ml.LabelEncoder"),
-}
-_ON_BOOLEANS = {"And", "Not", "Or", "Where", "Xor"}  # what was looked up may be one; a number is none
-_LOOKUPS = {"Gather": 1, "GatherElements": 1, "OneHot": 0, "ai.onnx.ml.OneHotEncoder": 0, "Equal": 0}  # which input
+# A lookup may give a boolean, which goes through logic as a number does through arithmetic.
+_AFTER_LOOKUP = Trait.ON_INTEGERS | Trait.ON_BOOLEANS | Trait.LOOKS_UP
 
 
 @dataclass(frozen=True)
@@ -46,7 +38,7 @@ def is_continuous(graph: Graph, value: Value) -> bool:
     """
     users = graph.users.get(value.name, [])
     casts = [n for n in users if n.op == "Cast" and graph.value(n.outputs[0]).dtype.kind in "iu"]
-    return value.is_float and not (casts and all(n in casts or stops_gradients(n) for n in users))
+    return value.is_float and not (casts and all(n in casts or OPS.stops_gradients(n) for n in users))
 
 
 def floats_behind(graph: Graph, name: str) -> Floats:
@@ -59,9 +51,7 @@ def floats_behind(graph: Graph, name: str) -> Floats:
         if not read:
             continue
         after = any(carried[i] for i in read) or _looks_up(graph, node, carried)
-        if not after and node.operator not in _MOVES | _ELEMENTWISE:
-            continue
-        if after and node.operator not in _MOVES | _ELEMENTWISE | _ON_BOOLEANS | _LOOKUPS.keys():
+        if not (_is_moved(node) or OPS.has(node, _AFTER_LOOKUP if after else Trait.ON_INTEGERS)):
             continue
         nodes.append(node)
         for output in filter(None, node.outputs):
@@ -96,10 +86,14 @@ def returned(graph: Graph, emitter: Emitter, name: str, arrived: Mapping[str, Va
     return start if found is None else found
 
 
+def _is_moved(node: Node) -> bool:
+    return OPS.has(node, Trait.MOVES) or node.operator in ("Concat", "Pad")
+
+
 def _looks_up(graph: Graph, node: Node, carried: Mapping[str, bool]) -> bool:
-    place = _LOOKUPS.get(node.operator)
-    if place is None:
+    if not OPS.has(node, Trait.LOOKS_UP):
         return False
+    place = int(node.op in ("Gather", "GatherElements"))  # of the integers: behind a table, or in front
     others = [i for k, i in enumerate(node.inputs) if i not in carried or k != place]
     if node.op == "Equal":  # comparison with all of several values makes a one-hot vector; with one of them, a mask
         operands = [graph.value(i).shape or () for i in node.inputs if i in carried]
@@ -112,7 +106,7 @@ def _image(emitter: Emitter, node: Node, images: Mapping[str, Var], dtype: objec
     """Write a step as a linear map of floats; its numbers do not matter, as only the way back is used."""
     outputs = [emitter.var(o) for o in node.outputs if o]
     shapes = [o.shape for o in outputs]
-    moved = node.op in _MOVES and (node.op != "Gather" or node.inputs[0] in images)
+    moved = _is_moved(node) and (node.op != "Gather" or node.inputs[0] in images)
     if moved:
         operands = [
             None if not i or (node.op == "Pad" and k == 2) else images[i] if i in images else emitter.var(i)

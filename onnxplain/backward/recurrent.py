@@ -38,8 +38,6 @@ FUNCTIONS: Mapping[str, Mapping[str, float]] = {
     "Tanh": {},
     "ThresholdedRelu": {"alpha": 0.0},
 }
-_DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
-_GATES = {"LSTM": 3, "GRU": 2, "RNN": 0}
 
 CellStep = Callable[[Sequence[Var], Sequence[Var]], list[Var]]  # (states, what x gives each layer) -> the states after
 
@@ -60,7 +58,7 @@ def written_out(graph: Graph, tensors: Sequence[str], explained: Sequence[str]) 
 
 
 def _is_recurrent(node: Node) -> bool:
-    return node.op in _STEPS and not node.domain
+    return node.operator in _CELLS
 
 
 def _write(node: Node, emitter: Emitter) -> None:
@@ -115,7 +113,7 @@ def _functions(call: Call) -> Iterator[_Function]:
     """Read the activation functions, those of the second direction last."""
     attrs, canonical = call.attrs, {name.lower(): name for name in FUNCTIONS}
     given = {sort: iter(attrs.get(f"activation_{sort}") or ()) for sort in ("alpha", "beta")}
-    for name in attrs.get("activations") or _DEFAULTS[call.node.op] * _directions(call):
+    for name in attrs.get("activations") or _CELLS[call.node.op].functions * _directions(call):
         op = canonical[name.lower()]
         numbers = {sort: next(given[sort], default) for sort, default in FUNCTIONS[op].items()}
         yield _Function(op, numbers, attrs.get("clip", 0.0))
@@ -129,7 +127,7 @@ class _Way:
         self.index = index
         self.down = call.attrs["direction"] == "reverse" or index == 1
         self.width: int = call.attrs["hidden_size"]
-        count = len(_DEFAULTS[call.node.op])
+        count = len(_CELLS[call.node.op].functions)
         self.functions = list(_functions(call))[count * index : count * (index + 1)]
         bias, peepholes = call.input(3), call.input(7)
         bias_x, bias_h = (None, None) if bias is None else _split(self._own(bias), 2)
@@ -149,7 +147,7 @@ class _Way:
 
     def _layers(self, weights: Var, bias: Var | None) -> list[tuple[Var, Var | None]]:
         """Weights, turned, and bias of the gates and of the new values."""
-        gates = _GATES[self.call.node.op]
+        gates = _CELLS[self.call.node.op].gates
         rows = [n * self.width for n in (gates, 1) if n]
 
         def parts(x: Var) -> Sequence[Var]:
@@ -195,7 +193,7 @@ def _run(way: _Way, op: str) -> tuple[Var, ...]:
     """Write one direction: all hidden states, and the last states."""
     emitter, inside = way.call.emitter, way.inside()
     starts = [way.state(i) for i in ((5, 6) if op == "LSTM" else (5,))]
-    take = _STEPS[op](way)
+    take = _CELLS[op].step(way)
     elements = [_affine(*layer, way.call.x) for layer in way.by_x]
     layers = len(elements)
     elements += [] if inside is None else [inside]
@@ -268,4 +266,17 @@ def _lstm(way: _Way) -> CellStep:
     return step
 
 
-_STEPS: Mapping[str, Callable[[_Way], CellStep]] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
+@dataclass(frozen=True)
+class _Cell:
+    """A recurrent operator: the default functions of one direction, the number of gates, and the writer of a step."""
+
+    functions: tuple[str, ...]
+    gates: int
+    step: Callable[[_Way], CellStep]
+
+
+_CELLS: Mapping[str, _Cell] = {
+    "LSTM": _Cell(("Sigmoid", "Tanh", "Tanh"), 3, _lstm),
+    "GRU": _Cell(("Sigmoid", "Tanh"), 2, _gru),
+    "RNN": _Cell(("Tanh",), 0, _rnn),
+}

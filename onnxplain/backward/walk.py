@@ -8,7 +8,7 @@ from onnxplain.backward.control import CONTROL, ControlCall, WalkPlan, active_ou
 from onnxplain.errors import UnsupportedModelError, UnsupportedOperatorError
 from onnxplain.graph.emit import Emitter, Var, sum_to
 from onnxplain.graph.ir import Graph
-from onnxplain.ops import OPS, ZERO_GRADIENT, Call
+from onnxplain.ops import OPS, Call, Trait
 from onnxplain.ops.parts import Sums
 from onnxplain.rules.base import Rule
 
@@ -129,7 +129,7 @@ def _path(graph: Graph, emitter: Emitter, outputs: Iterable[str], wanted: Iterab
         used = active.intersection(node.outputs, path.needed)
         if not used or active.isdisjoint(node.reads):
             continue
-        if node.domain or node.op not in OPS.keys() | CONTROL:
+        if node.domain or not (node.op in CONTROL or OPS.has_vjp(node)):
             path.missing.append(node)
             path.needed.update(active.intersection(node.reads))
             continue
@@ -153,7 +153,7 @@ def active_values(graph: Graph, wanted: Iterable[str]) -> set[str]:
     active = set(wanted)
     for node in graph.nodes:
         read = active.intersection(node.reads)
-        if not read or node.operator in ZERO_GRADIENT:
+        if not read or OPS.has(node, Trait.ZERO_GRADIENT):
             continue
         if not node.domain and node.op in CONTROL:
             active.update(active_outputs(node, active, active_values))

@@ -15,17 +15,15 @@ from onnxplain.canonize.prepare import forget_output_shapes, set_shape
 from onnxplain.canonize.shapes import inferred
 from onnxplain.errors import ModelError, UnsupportedOperatorError
 from onnxplain.graph.ir import Graph, Node, Value
+from onnxplain.ops import OPS, Trait
 from onnxplain.runtime import ort
 from onnxplain.runtime.trial import ort_value
-from onnxplain.storage.reader import Weights, graphs_of, nodes_of, read_optimized, shape_of, to_graph
+from onnxplain.storage.reader import Weights, graphs_of, nodes_of, operator_of, read_optimized, shape_of, to_graph
 from onnxplain.storage.tensors import LARGE_TENSOR, is_plain, stub
 from onnxplain.storage.writer import to_proto
 
 _STANDARD = {"", "ai.onnx", "ai.onnx.ml"}
 _LOSSY = ["FuseReluClip"]  # makes Relu and Clip one Clip, and rules for rectifiers would miss the Relu
-_WEIGHT_AT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}  # the other of inputs 0 and 1 is x
-_AFFINE = {"Add", "Sub", "Mul", "Div"}  # with a constant, fused into the layer before, as BatchNormalization is
-_MOVING = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"}  # fusion looks through these
 
 
 @dataclass(frozen=True)
@@ -162,6 +160,8 @@ def _show(proto: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
 def unfoldable(model: StubbedModel) -> set[str]:
     """Names of weights that folding cannot change: of layers whose output nothing constant scales or shifts."""
     graph = model.proto.graph
+    layers, affine = OPS.having(Trait.LAYER), OPS.having(Trait.AFFINE)
+    looked_through = OPS.having(Trait.RESHAPES) | {"Transpose", "Identity"}
     users: dict[str, list[onnx.NodeProto]] = {}
     constants = {t.name for t in graph.initializer}
     captured: set[str] = set()
@@ -173,17 +173,20 @@ def unfoldable(model: StubbedModel) -> set[str]:
             users.setdefault(name, []).append(node)
 
     def fused(node: onnx.NodeProto, layer: str) -> bool:
-        if node.op_type in _AFFINE:
+        operator = operator_of(node)
+        if operator == "BatchNormalization":
+            return True
+        if operator in affine:
             return layer.startswith("Conv") and not constants.isdisjoint(node.input)
-        if node.op_type in _MOVING:
-            return any(fused(user, layer) for user in users.get(node.output[0], ()))
-        return node.op_type == "BatchNormalization"
+        return operator in looked_through and any(fused(user, layer) for user in users.get(node.output[0], ()))
 
     def plain(node: onnx.NodeProto, name: str) -> bool:
-        at = _WEIGHT_AT.get(node.op_type)
+        operator = operator_of(node)
+        if operator != "Gather" and operator not in layers:
+            return False
+        at = int(operator in layers)  # the other one of the first two inputs is data, or, to a Gather, indices
         return (
-            at is not None
-            and [i for i, n in enumerate(node.input) if n == name] == [at]
+            [i for i, n in enumerate(node.input) if n == name] == [at]
             and node.input[1 - at] not in constants
             and not any(fused(user, node.op_type) for user in users.get(node.output[0], ()))
         )

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from onnxplain.graph.ir import Graph, Node
-
-_RESHAPES = {"Reshape", "Unsqueeze", "Expand", "Identity"}
+from onnxplain.ops import OPS, Trait
 
 
 def recognized(graph: Graph) -> Graph:
@@ -28,7 +27,7 @@ def _softmax(graph: Graph, node: Node) -> Node | None:
     if exp is None:
         return None
     total = graph.producer.get(node.inputs[1])
-    while total is not None and total.op in _RESHAPES:
+    while total is not None and (total.op in ("Expand", "Identity") or OPS.has(total, Trait.RESHAPES)):
         total = graph.producer.get(total.inputs[0])
     if total is None or total.op != "ReduceSum" or total.inputs[0] != exp.outputs[0] or len(total.inputs) != 2:
         return None

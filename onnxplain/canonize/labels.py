@@ -9,11 +9,9 @@ import onnx
 
 from onnxplain.canonize.expansions.ml import Names, class_names
 from onnxplain.graph.ir import Graph
+from onnxplain.ops import OPS, Trait
+from onnxplain.storage.reader import operator_of
 from onnxplain.storage.tensors import is_external
-
-_CLASSIFIERS = {"LinearClassifier", "SVMClassifier", "TreeEnsembleClassifier"}
-_LISTS = {"ArrayFeatureExtractor", "Gather"}  # with what an ArgMax returns as index
-_KEEPING = {"Cast", "Flatten", "Identity", "Normalizer", "Reshape", "Softmax", "Squeeze"}  # order and number of columns
 
 _Nodes = Mapping[str, onnx.NodeProto]  # by the names of their outputs
 
@@ -39,15 +37,21 @@ def labels_of(model: onnx.ModelProto, graph: Graph) -> dict[str, Names]:
 
 def _origin(name: str, nodes: _Nodes) -> tuple[str, onnx.NodeProto]:
     """Where the columns of a tensor come from: a tensor, and the node that computes it."""
-    while name in nodes and nodes[name].op_type in _KEEPING:
+    while name in nodes and _keeps_columns(nodes[name]):
         name = nodes[name].input[0]
     return name, nodes.get(name, onnx.NodeProto())
+
+
+def _keeps_columns(node: onnx.NodeProto) -> bool:
+    """Whether a node leaves the columns of its input in their order."""
+    traits = Trait.PASSES | Trait.RESHAPES
+    return node.op_type in ("Normalizer", "Softmax") or operator_of(node) in OPS.having(traits)
 
 
 def _of_scores(name: str, nodes: _Nodes) -> Names | None:
     """The names that a ZipMap or a classifier gives; () if the columns are no classes, None if none is there."""
     name, node = _origin(name, nodes)
-    if node.op_type != "ZipMap" and (node.op_type not in _CLASSIFIERS or name != node.output[1]):
+    if node.op_type != "ZipMap" and (operator_of(node) not in OPS.having(Trait.CLASSIFIES) or name != node.output[1]):
         return None
     attrs = _attributes(node)
     names = class_names(attrs)
@@ -58,9 +62,9 @@ def _of_scores(name: str, nodes: _Nodes) -> Names | None:
 def _of_label(name: str, nodes: _Nodes, constants: Mapping[str, onnx.TensorProto]) -> Names:
     """The names among which an output chooses."""
     name, node = _origin(name, nodes)
-    if node.op_type in _CLASSIFIERS:
+    if operator_of(node) in OPS.having(Trait.CLASSIFIES):
         return class_names(_attributes(node))
-    if node.op_type not in _LISTS or _origin(node.input[1], nodes)[1].op_type != "ArgMax":
+    if node.op_type not in ("ArrayFeatureExtractor", "Gather") or _origin(node.input[1], nodes)[1].op_type != "ArgMax":
         return ()
     return _listed(node.input[0], nodes, constants)
 

@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 from onnxplain.composites.composite import EVERYTHING, Composite, Row
 from onnxplain.composites.structure import LINEAR, kind_of
 from onnxplain.errors import OptionError, did_you_mean
-from onnxplain.ops import Call, Kind
+from onnxplain.ops import OPS, Call, Kind, Trait
 from onnxplain.rules.base import Gradient, Rule
 from onnxplain.rules.compared import Between
 from onnxplain.rules.deeplift import Halves, Linear, Rescale, RevealCancel, Through, has_parts
 from onnxplain.rules.exact import Averaged, CrossMax, Extreme, LogMean, Midpoint, Quotient, Standardized, WhereRule
 
-_NORMALIZATIONS = ("LayerNormalization", "InstanceNormalization", "GroupNormalization", "MeanVarianceNormalization")
-_PRODUCTS = ("Mul", "MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "ReduceL2", "ReduceSumSquare")
 _STILL = Kind.AFFINE | Kind.AVG_POOL | Kind.MOVEMENT  # linear in their active input
 
 # Names as in Shrikumar et al. 2017, and all ways to combine its rules. Positive and negative parts have the same
@@ -74,8 +72,8 @@ def composite(rule: str) -> DeepLift:
         linear,
         Row(_STILL, Gradient()),
         Row(("Div",), Quotient()),
-        Row(_PRODUCTS, Midpoint()),
-        Row(_NORMALIZATIONS, Standardized()),
+        Row(tuple(OPS.having(Trait.QUADRATIC)), Midpoint()),
+        Row(tuple(OPS.having(Trait.STANDARDIZES)), Standardized()),
         Row(Kind.ACTIVATION, DEEPLIFT_RULES[rule]),
         Row(Kind.SOFTMAX, LogMean()),
         Row(Kind.MAX_POOL, CrossMax()),
@@ -118,5 +116,5 @@ def _with_parts(calls: Sequence[Call], rules: Sequence[Rule]) -> list[Rule]:
 
 
 def _passes(call: Call) -> bool:
-    moves = call.node.op in ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast")
+    moves = call.node.op == "Transpose" or OPS.has(call.node, Trait.PASSES | Trait.RESHAPES)
     return sum(call.active) == 1 and (moves or bool(kind_of(call) & Kind.AFFINE))

@@ -16,21 +16,15 @@ from math import isclose
 
 from onnxplain.backward.control import ControlCall
 from onnxplain.graph.emit import Var
-from onnxplain.ops import OPS, Call, Kind
+from onnxplain.ops import OPS, Call, Kind, Trait
 from onnxplain.ops.quantize import ROUNDING
 from onnxplain.rules.base import AffineNeighbours
 
 LINEAR = Kind.CONV | Kind.DENSE
 _FIXED = Kind.AFFINE | Kind.MOVEMENT
-_AFFINE = {"Add", "Sub", "Mul", "Div", "Neg", "BatchNormalization"}
-_MOVES = {"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 # A function of one value is made of these: elementwise steps, and statistics that are spread over it again.
-_STEPS = Kind.ACTIVATION | Kind.AFFINE | Kind.SUM | Kind.PRODUCT | Kind.REDUCTION
-_STATISTICS = {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "Max", "Min", "Where"}
-_SPREAD = {"Cast", "Expand", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
-_MATRIX = {"MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose", "DeformConv", "GridSample", "RoiAlign", "STFT"}
-# Operators whose other operands say where, or how much, to take of the first.
-_READERS = {"DeformConv", "GridSample", "RoiAlign", "ScatterElements", "ScatterND", "STFT"}
+_STEP_KINDS = Kind.ACTIVATION | Kind.AFFINE | Kind.SUM | Kind.PRODUCT | Kind.REDUCTION
+_STEP_TRAITS = Trait.ELEMENTWISE | Trait.PASSES | Trait.RESHAPES | Trait.REDUCES
 
 Accepts = Callable[[Call], bool]
 
@@ -137,7 +131,7 @@ class Structure:
             return all(
                 any(step is s for s, _ in ahead[id(r)])
                 if id(r) in ahead
-                else (id(r) in steps or r.node.op in _MOVES) and serves(step, r.node.outputs[0])
+                else (id(r) in steps or _lays_out(r)) and serves(step, r.node.outputs[0])
                 for r in self.readers[name]
             )
 
@@ -198,7 +192,7 @@ class Structure:
 
         ``conservative``: attention weights count as constants.
         """
-        if call.node.op in _READERS:
+        if OPS.has(call.node, Trait.READS):
             return call.active.index(True)
         if sum(call.active) != 2 or call.node.op not in ("Mul", "MatMul", "Einsum"):
             return None
@@ -225,7 +219,7 @@ class Structure:
     def _root(self, name: str) -> str:
         """What a value is an elementwise function of."""
         while (call := self.producer.get(name)) is not None:
-            same = call.node.op in ("Cast", "Identity") or kind_of(call) & (Kind.ACTIVATION | Kind.AFFINE)
+            same = OPS.has(call.node, Trait.PASSES) or kind_of(call) & (Kind.ACTIVATION | Kind.AFFINE)
             if not same or sum(call.active) != 1:
                 break
             name = _source(call)
@@ -279,9 +273,14 @@ def _number(value: Var | None) -> float | None:
 
 
 def _is_step(call: Call) -> bool:
-    if call.node.op in _STATISTICS | _SPREAD:
+    if call.node.op == "Expand" or OPS.has(call.node, _STEP_TRAITS):
         return True
-    return bool(kind_of(call) & _STEPS) and call.node.op not in _MATRIX
+    return bool(kind_of(call) & _STEP_KINDS) and not OPS.has(call.node, Trait.CONTRACTS)
+
+
+def _lays_out(call: Call) -> bool:
+    """Whether a node gives all elements of its input, in another shape or order."""
+    return call.node.op == "Transpose" or OPS.has(call.node, Trait.RESHAPES)
 
 
 def _foldable(call: Call) -> bool:
@@ -304,7 +303,7 @@ def _through(call: Call, axis: int, back: bool) -> int | None:
     if call.node.op == "Transpose":
         perm: list[int] = list(call.attrs["perm"])
         return perm[axis] if back else perm.index(axis)
-    if call.node.op not in _MOVES or call.x.shape is None or call.y.shape is None:
+    if not _lays_out(call) or call.x.shape is None or call.y.shape is None:
         return None
     shapes = (call.y.shape, call.x.shape) if back else (call.x.shape, call.y.shape)
     here, there = map(list, shapes)
@@ -316,7 +315,7 @@ def _through(call: Call, axis: int, back: bool) -> int | None:
 
 def _is_affine(call: Call) -> bool:
     """Whether a node scales or shifts by constants."""
-    return call.node.op in _AFFINE and bool(kind_of(call) & Kind.AFFINE) and sum(call.active) == 1
+    return OPS.has(call.node, Trait.AFFINE) and bool(kind_of(call) & Kind.AFFINE) and sum(call.active) == 1
 
 
 def _is_channelwise(call: Call, axis: int) -> bool:

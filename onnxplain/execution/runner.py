@@ -16,6 +16,7 @@ from onnxplain.execution.incremental.sessions import IncrementalSessions, Window
 from onnxplain.graph.axes import BATCH, batch_axes, batch_axis, rows
 from onnxplain.graph.ir import Graph
 from onnxplain.graph.memory import copied_weights, peak_per_sample
+from onnxplain.ops import OPS, Trait
 from onnxplain.programs.checkpointing import recomputed
 from onnxplain.programs.program import Names, Program
 from onnxplain.runtime.batching import GPU_RUNS_AT_ONCE, chunk_size, samples_that_fit
@@ -118,7 +119,8 @@ class Runner:
         parts = {"front": program.front, "main": program.copied or program.graph, "back": program.back}
         graphs, memory = {name: graph for name, graph in parts.items() if graph}, setting.memory
         peaks = {name: peak_per_sample(graph, BATCH) for name, graph in graphs.items()}
-        copies = sum(map(copied_weights, graphs.values())) if setting.choice.names == [CPU] else 0
+        layers = OPS.having(Trait.LAYER)
+        copies = sum(copied_weights(g, layers) for g in graphs.values()) if setting.choice.names == [CPU] else 0
         lean = copies > 0 and not samples_that_fit(max(peaks.values()), memory - copies)
         if not program.copied and not samples_that_fit(peaks["main"], memory):
             names = program.names

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain.errors import TensorError
+from onnxplain.graph.inference import RESULTS, UNKNOWN, ShapeRule
 from onnxplain.graph.ir import Graph, Node, Shape, Value
 
 _ELEMENTS = 'Write ox.op("Gather", tensor, index, axis=1) for an element, and ox.op("Shape", tensor) for sizes.'
@@ -30,15 +31,7 @@ _UFUNCS: Mapping[np.ufunc, str] = {
     np.greater_equal: "GreaterOrEqual",
     np.less_equal: "LessOrEqual",
 }
-_BOOL = {"Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Xor", "Not", "IsNaN", "IsInf"}
-_INT64 = {"Shape", "Size", "ArgMax", "ArgMin", "NonZero"}
 _SIZE_ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}  # done at once where sizes are known
-BROADCAST = _BOOL | {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mod", "Where", "PRelu"}
-SAME_SHAPE = {
-    *("Abs", "Neg", "Exp", "Log", "Sqrt", "Reciprocal", "Sign", "Erf", "Relu", "Sigmoid", "HardSigmoid", "Tanh"),
-    *("Cast", "Identity", "Clip", "Softmax", "LogSoftmax", "Softplus", "Floor", "Ceil", "Round", "Sin", "Cos"),
-    *("CumSum", "Trilu"),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -550,17 +543,15 @@ class Emitter:
 
 
 def _dtype(op: str, inputs: Sequence[Var]) -> np.dtype[Any]:
-    if op in _BOOL:
-        return np.dtype(bool)
-    if op in _INT64:
-        return np.dtype(np.int64)
-    return inputs[1 if op == "Where" else 0].dtype
+    result = RESULTS.get(op, UNKNOWN)
+    return inputs[result.like].dtype if result.dtype is None else result.dtype
 
 
 def _shape(op: str, inputs: Sequence[Var]) -> Shape | None:
-    if op in BROADCAST:
+    rule = RESULTS.get(op, UNKNOWN).shape
+    if rule is ShapeRule.ELEMENTWISE:
         return broadcast_shape(*(i.shape for i in inputs))
-    return inputs[0].shape if op in SAME_SHAPE and inputs else None
+    return inputs[0].shape if rule is ShapeRule.FIRST and inputs else None
 
 
 def _defined(nodes: Iterable[Node]) -> Iterator[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from onnxplain.graph.ir import Graph, Value
+from collections.abc import Collection
 
-_LAID_OUT = {"Conv", "ConvTranspose", "Gemm", "MatMul"}  # operators whose kernels on CPUs copy their weights
+from onnxplain.graph.ir import Graph, Value
 
 
 def size_per_sample(value: Value | None, batch: str) -> int:
@@ -39,8 +39,11 @@ def peak_per_sample(graph: Graph, batch: str) -> int:
     return most
 
 
-def copied_weights(graph: Graph) -> int:
-    """Bytes of the weights that ONNX Runtime lays out anew for its kernels on CPUs, once per node."""
+def copied_weights(graph: Graph, layers: Collection[str]) -> int:
+    """Bytes of the weights that ONNX Runtime lays out anew for its kernels on CPUs, once per node.
+
+    ``layers``: the operators with such kernels.
+    """
     moving = graph.reachable_from(v.name for v in graph.inputs)
-    read = [name for node in graph.nodes if node.op in _LAID_OUT for name in node.reads if name not in moving]
+    read = [name for node in graph.nodes if node.operator in layers for name in node.reads if name not in moving]
     return sum(size_per_sample(graph.value(name), "") for name in read)

@@ -16,7 +16,7 @@ from onnxplain.errors import OptionError, UnsupportedModelError, did_you_mean
 from onnxplain.graph.axes import batch_axis
 from onnxplain.graph.emit import Emitter, Var, concat, where
 from onnxplain.graph.ir import Dim, Graph, Shape, is_float
-from onnxplain.ops import OPS, Call, Kind
+from onnxplain.ops import OPS, Call, Kind, Trait
 from onnxplain.questions.question import Question, Slice, internal, named
 
 UPSAMPLINGS: Mapping[str, Mapping[str, str]] = {
@@ -24,11 +24,6 @@ UPSAMPLINGS: Mapping[str, Mapping[str, str]] = {
     "nearest": {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
     "none": {},
 }
-_CHANNELS_FIRST = {
-    *("Conv", "ConvTranspose", "DeformConv", "MaxPool", "AveragePool", "LpPool", "DepthToSpace", "SpaceToDepth"),
-    *("BatchNormalization", "InstanceNormalization", "GroupNormalization", "LRN"),
-}
-_MIXES = {"Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"}
 _LINEAR = Kind.AFFINE | Kind.CONV | Kind.DENSE | Kind.MOVEMENT
 
 Weigh = Callable[[Var, Var], Var]  # (G, A) -> the map
@@ -172,7 +167,7 @@ def channel_axes(graph: Graph) -> dict[str, int]:
             continue
         rank = len(value.shape)
         known = next((axes[n] for n in node.inputs if n in axes and len(graph.value(n).shape or ()) == rank), None)
-        if node.op in _CHANNELS_FIRST:
+        if OPS.has(node, Trait.CHANNELS_FIRST):
             axes[value.name] = 1
         elif known is None or node.op in ("Reshape", "Einsum", "Gemm"):
             continue
@@ -196,7 +191,7 @@ def _last(graph: Graph, inputs: Sequence[str], explained: str) -> str:
         behind = graph.reachable_from([name]) & path - {name}
         nodes = [node for node in graph.nodes if not behind.isdisjoint(node.outputs)]
         weighed = graph.reachable_from([n.outputs[0] for n in nodes if n.op == "Softmax"])
-        mixes = [node for node in nodes if node.op in _MIXES]
+        mixes = [node for node in nodes if OPS.has(node, Trait.MIXES_CHANNELS)]
         if any(not weighed.isdisjoint(node.outputs) for node in mixes):
             raise UnsupportedModelError(f"attention follows the last feature map, '{name}', and mixes its places", hint)
         if mixes:

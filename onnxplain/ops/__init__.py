@@ -1,4 +1,4 @@
-"""One table of everything known about ONNX operators: `OPS` (operator -> kind and VJP) and `ZERO_GRADIENT`."""
+"""One table of everything known about ONNX operators, `OPS`: operator -> kind, VJP and traits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from onnxplain.ops import (
     geometry,
     index,
     linear,
+    nograd,
     norm,
+    opaque,
     pool,
     quantize,
     reduce,
@@ -17,16 +19,18 @@ from onnxplain.ops import (
     shape,
     signal,
 )
-from onnxplain.ops.nograd import ZERO_GRADIENT
 from onnxplain.ops.table import Call, Kind, OpRow, OpTable, merge
+from onnxplain.ops.traits import Trait
 
-OPS: dict[str, OpRow] = merge(
+OPS: OpTable = merge(
     activation.TABLE,
     elementwise.TABLE,
     geometry.TABLE,
     index.TABLE,
     linear.TABLE,
+    nograd.TABLE,
     norm.TABLE,
+    opaque.TABLE,
     pool.TABLE,
     quantize.TABLE,
     reduce.TABLE,
@@ -36,4 +40,4 @@ OPS: dict[str, OpRow] = merge(
     signal.TABLE,
 )
 
-__all__ = ["OPS", "ZERO_GRADIENT", "Call", "Kind", "OpRow", "OpTable"]
+__all__ = ["OPS", "Call", "Kind", "OpRow", "OpTable", "Trait"]

@@ -15,6 +15,7 @@ import numpy as np
 
 from onnxplain.graph.emit import Var, where
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
+from onnxplain.ops.traits import Trait
 
 TABLE = OpTable(Kind.ACTIVATION)
 
@@ -61,7 +62,6 @@ def elu_slope(x: Var, y: Var, above: float, at_zero: float) -> Var:
 
 
 TABLE.unary(
-    Abs=lambda ct, x, y: ct * fn("Sign", x),
     Acos=lambda ct, x, y: -ct / fn("Sqrt", 1 - x * x),
     Acosh=lambda ct, x, y: ct / fn("Sqrt", x * x - 1),
     Asin=lambda ct, x, y: ct / fn("Sqrt", 1 - x * x),
@@ -73,30 +73,34 @@ TABLE.unary(
     Cosh=lambda ct, x, y: ct * (y * fn("Tanh", x)),
     Elu=lambda ct, x, y, *, alpha: ct * elu_slope(x, y, 1, alpha),
     Erf=lambda ct, x, y: ct * (fn("Exp", -(x * x)) * (2 / math.sqrt(math.pi))),
-    Exp=lambda ct, x, y: ct * y,
     Gelu=lambda ct, x, y, *, approximate: ct * gelu_slope(x, approximate),
-    HardSigmoid=lambda ct, x, y, *, alpha: ct * alpha * y.above(0) * y.below(1),
     HardSwish=lambda ct, x, y: ct * hard_swish_slope(x),
     LeakyRelu=lambda ct, x, y, *, alpha: ct * where((y if alpha >= 0 else x) > 0, ct.like(1), ct.like(alpha)),
     Log=lambda ct, x, y: ct / x,
     Mish=lambda ct, x, y: ct * mish_slope(x),
     Reciprocal=lambda ct, x, y: -ct * (y * y),
-    Relu=lambda ct, x, y: ct * y.above(),
     Selu=lambda ct, x, y, *, alpha, gamma: ct * elu_slope(x, y, gamma, alpha * gamma),
     Shrink=lambda ct, x, y, *, lambd: ct.mask((x < -lambd) | (x > lambd)),
-    Sigmoid=lambda ct, x, y: ct * (y * complement(y)),
     Sin=lambda ct, x, y: ct * fn("Cos", x),
     Sinh=lambda ct, x, y: ct * ((fn("Exp", x) + fn("Exp", -x)) * 0.5),
-    Softplus=lambda ct, x, y: ct * fn("Sigmoid", x),
     Softsign=lambda ct, x, y: ct / ((abs(x) + 1) * (abs(x) + 1)),
-    Sqrt=lambda ct, x, y: ct / (y + y),
     Tan=lambda ct, x, y: ct * (y * y + 1),
     Tanh=lambda ct, x, y: ct * (1 - y * y),
     ThresholdedRelu=lambda ct, x, y, *, alpha: ct * x.above(alpha),
 )
+TABLE.unary(
+    Trait.NON_NEGATIVE,
+    Exp=lambda ct, x, y: ct * y,
+    HardSigmoid=lambda ct, x, y, *, alpha: ct * alpha * y.above(0) * y.below(1),
+    Relu=lambda ct, x, y: ct * y.above(),
+    Sigmoid=lambda ct, x, y: ct * (y * complement(y)),
+    Softplus=lambda ct, x, y: ct * fn("Sigmoid", x),
+    Sqrt=lambda ct, x, y: ct / (y + y),
+)
+TABLE.unary(Trait.NON_NEGATIVE | Trait.ON_INTEGERS, Abs=lambda ct, x, y: ct * fn("Sign", x))
 
 
-@TABLE.vjp("Neg", kind=Kind.AFFINE)
+@TABLE.vjp("Neg", kind=Kind.AFFINE, traits=Trait.AFFINE | Trait.ON_INTEGERS)
 def neg(call: Call, ct: Var) -> Sequence[Cotangent]:
     return [-ct]
 
@@ -107,7 +111,7 @@ def prelu(call: Call, ct: Var) -> Sequence[Cotangent]:
     return [where(x > 0, ct, ct * slope), ct * fn("Min", x, 0) if call.active[1] else None]
 
 
-@TABLE.vjp("Clip", broadcast=True)
+@TABLE.vjp("Clip", broadcast=True, traits=Trait.ON_INTEGERS | Trait.ELEMENTWISE)
 def clip(call: Call, ct: Var) -> Sequence[Cotangent]:
     """Each element's cotangent goes to the input, or to the bound that it has reached: as in torch's ReLU6."""
     low, high = call.input(1), call.input(2)

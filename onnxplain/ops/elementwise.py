@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from onnxplain.graph.emit import Var, where
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
+from onnxplain.ops.traits import Trait
 
 
 def sum_kind(call: Call) -> Kind:
@@ -33,15 +34,16 @@ def choice_kind(call: Call) -> Kind:
     return Kind.MAX_POOL if sum(call.active) > 1 else Kind.ACTIVATION
 
 
-TABLE = OpTable(sum_kind)
+TABLE = OpTable(sum_kind, Trait.ELEMENTWISE)
 
 
-@TABLE.vjp("Add", "Sum", broadcast=True)
+@TABLE.vjp("Add", broadcast=True, traits=Trait.AFFINE | Trait.KEEPS_NON_NEGATIVE | Trait.ON_INTEGERS)
+@TABLE.vjp("Sum", broadcast=True, traits=Trait.KEEPS_NON_NEGATIVE)
 def add(call: Call, ct: Var) -> Sequence[Cotangent]:
     return [ct] * len(call.inputs)
 
 
-@TABLE.vjp("Sub", broadcast=True)
+@TABLE.vjp("Sub", broadcast=True, traits=Trait.AFFINE | Trait.ON_INTEGERS)
 def sub(call: Call, ct: Var) -> Sequence[Cotangent]:
     return [ct, -ct if call.active[1] else None]
 
@@ -51,19 +53,26 @@ def mean(call: Call, ct: Var) -> Sequence[Cotangent]:
     return [ct * (1 / len(call.inputs))] * len(call.inputs)
 
 
-@TABLE.vjp("Mul", kind=product_kind, broadcast=True)
+@TABLE.vjp(
+    "Mul",
+    kind=product_kind,
+    broadcast=True,
+    traits=Trait.AFFINE | Trait.QUADRATIC | Trait.KEEPS_NON_NEGATIVE | Trait.ON_INTEGERS,
+)
 def mul(call: Call, ct: Var) -> Sequence[Cotangent]:
     a, b = call.x, call.need(1)
     return [ct * b if call.active[0] else None, ct * a if call.active[1] else None]
 
 
-@TABLE.vjp("Div", kind=quotient_kind, broadcast=True)
+@TABLE.vjp(
+    "Div", kind=quotient_kind, broadcast=True, traits=Trait.AFFINE | Trait.KEEPS_NON_NEGATIVE | Trait.ON_INTEGERS
+)
 def div(call: Call, ct: Var) -> Sequence[Cotangent]:
     share = ct / call.need(1)
     return [share, -share * call.y if call.active[1] else None]
 
 
-@TABLE.vjp("Mod", kind=nonlinear_kind, broadcast=True)
+@TABLE.vjp("Mod", kind=nonlinear_kind, broadcast=True, traits=Trait.ON_INTEGERS)
 def mod(call: Call, ct: Var) -> Sequence[Cotangent]:
     """Float inputs mean fmod: y = a - n b, with a whole number n."""
     a, b = call.x, call.need(1)
@@ -101,7 +110,8 @@ def power_slope(x: Var, p: Var, y: Var) -> Var:
     return p * x ** (where(p.equal(0), 1, p) - 1)  # x^0 is constant, at x = 0 too
 
 
-@TABLE.vjp("Max", "Min", kind=choice_kind, broadcast=True)
+@TABLE.vjp("Max", kind=choice_kind, broadcast=True, traits=Trait.KEEPS_NON_NEGATIVE | Trait.ON_INTEGERS)
+@TABLE.vjp("Min", kind=choice_kind, broadcast=True, traits=Trait.MINIMUM | Trait.KEEPS_NON_NEGATIVE | Trait.ON_INTEGERS)
 def extreme(call: Call, ct: Var) -> Sequence[Cotangent]:
     """All inputs that reach the extreme share the cotangent equally (torch.maximum does so with two)."""
     hits = [i.equal(call.y).cast(ct.dtype) for i in call.inputs if i is not None]
@@ -109,7 +119,7 @@ def extreme(call: Call, ct: Var) -> Sequence[Cotangent]:
     return [share * hit if active else None for hit, active in zip(hits, call.active, strict=True)]
 
 
-@TABLE.vjp("Where", kind=Kind.MOVEMENT, broadcast=True)
+@TABLE.vjp("Where", kind=Kind.MOVEMENT, broadcast=True, traits=Trait.ON_BOOLEANS)
 def choose(call: Call, ct: Var) -> Sequence[Cotangent]:
     condition = call.x
     return [None, ct.mask(condition) if call.active[1] else None, ct.mask(~condition) if call.active[2] else None]

@@ -11,6 +11,7 @@ from onnxplain.graph.ir import Node
 from onnxplain.ops.index import count, counter, grid_sample, ranked
 from onnxplain.ops.linear import unsqueeze
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
+from onnxplain.ops.traits import Trait
 
 TABLE = OpTable(Kind.AVG_POOL)
 
@@ -32,7 +33,9 @@ def deform_kind(call: Call) -> Kind:
     return Kind.PRODUCT if any(call.active[i] for i in (1, 2, 4) if i < len(call.active)) else Kind.CONV
 
 
-@TABLE.vjp("DeformConv", kind=deform_kind)
+@TABLE.vjp(
+    "DeformConv", kind=deform_kind, traits=Trait.READS | Trait.CONTRACTS | Trait.MIXES_CHANNELS | Trait.CHANNELS_FIRST
+)
 def deform_conv(call: Call, ct: Var) -> Sequence[Cotangent]:
     """Differentiate y = w (mask * read), where GridSample could read.
 

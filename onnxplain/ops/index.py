@@ -14,6 +14,7 @@ from onnxplain.graph.emit import Var, concat
 from onnxplain.graph.ir import Shape
 from onnxplain.ops.elementwise import product_kind, sum_kind
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
+from onnxplain.ops.traits import Trait
 
 TABLE = OpTable(Kind.MOVEMENT)
 
@@ -117,7 +118,7 @@ def untake(ct: Var, index: Var, x: Var, axis: int) -> Var:
     return add_at(zeros(x.sizes(), ct.dtype, x.shape), index, ct, axis)
 
 
-@TABLE.vjp("Gather")
+@TABLE.vjp("Gather", traits=Trait.MOVES | Trait.LOOKS_UP | Trait.KEEPS_NON_NEGATIVE)
 def gather(call: Call, ct: Var) -> list[Var]:
     x, index = call.x, call.need(1)
     axis = call.attrs["axis"] % x.rank
@@ -130,7 +131,7 @@ def gather(call: Call, ct: Var) -> list[Var]:
     return [untake(ct, flat, x, axis)]
 
 
-@TABLE.vjp("GatherElements")
+@TABLE.vjp("GatherElements", traits=Trait.LOOKS_UP)
 def gather_elements(call: Call, ct: Var) -> list[Var]:
     index = call.need(1)
     return [add_at(zeros(call.x.sizes(), ct.dtype, call.x.shape), index, ct, call.attrs["axis"])]
@@ -150,7 +151,7 @@ def scatter_kind(call: Call) -> Kind:
     return kinds.get(call.attrs["reduction"], Kind.MAX_POOL)
 
 
-@TABLE.vjp("ScatterElements", kind=scatter_kind)
+@TABLE.vjp("ScatterElements", kind=scatter_kind, traits=Trait.READS)
 def scatter_elements(call: Call, ct: Var) -> Sequence[Cotangent]:
     x, index, updates = (call.need(i) for i in range(3))
     axis, reduction = call.attrs["axis"], call.attrs["reduction"]
@@ -164,7 +165,7 @@ def scatter_elements(call: Call, ct: Var) -> Sequence[Cotangent]:
     return [ct, None, taken]
 
 
-@TABLE.vjp("ScatterND", kind=scatter_kind)
+@TABLE.vjp("ScatterND", kind=scatter_kind, traits=Trait.READS)
 def scatter_nd(call: Call, ct: Var) -> Sequence[Cotangent]:
     x, index, updates = (call.need(i) for i in range(3))
     reduction = call.attrs["reduction"]
@@ -206,7 +207,7 @@ def _reduced(reduction: str, data: Var, index: Var, updates: Var, y: Var, ct: Va
     return data_won * share, updates_won * take(share)
 
 
-@TABLE.vjp("Compress")
+@TABLE.vjp("Compress", traits=Trait.DATA_SIZED)
 def compress(call: Call, ct: Var) -> list[Var]:
     x, condition = call.x, call.need(1)
     axis = call.attrs.get("axis")
@@ -221,7 +222,7 @@ def _kept(condition: Var, size: Var) -> Var:
     return size.emitter.op("Compress", counter(size), condition, axis=0)
 
 
-@TABLE.vjp("Unique")
+@TABLE.vjp("Unique", traits=Trait.DATA_SIZED)
 def unique(call: Call, ct: Var, *_: Cotangent) -> list[Var]:
     """To the first one of equal elements."""
     shapes = [call.y.shape, (None,)]
@@ -242,7 +243,7 @@ def range_(call: Call, ct: Var) -> Sequence[Cotangent]:
     return [ct.sum(), None, step]
 
 
-@TABLE.vjp("OneHot")
+@TABLE.vjp("OneHot", traits=Trait.LOOKS_UP)
 def one_hot(call: Call, ct: Var) -> Sequence[Cotangent]:
     hot = call.op("OneHot", *call.inputs[:2], ct.like([0, 1]), dtype=ct.dtype, known=ct.shape, axis=call.attrs["axis"])
     on = (ct * hot).sum()
@@ -266,7 +267,7 @@ def grid_kind(call: Call) -> Kind:
     return Kind.PRODUCT if call.active[1] else Kind.AVG_POOL
 
 
-@TABLE.vjp("GridSample", kind=grid_kind)
+@TABLE.vjp("GridSample", kind=grid_kind, traits=Trait.READS | Trait.CONTRACTS)
 def grid_sample(call: Call, ct: Var) -> Sequence[Cotangent]:
     """Every output is a sum of weight * element over all combinations of one element read per axis.
 

@@ -12,6 +12,7 @@ import numpy as np
 from onnxplain.graph.emit import Var, broadcast_shape, concat, sum_to
 from onnxplain.graph.ir import Dim, Shape
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
+from onnxplain.ops.traits import Trait
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Vector = Ints | Var  # one number per spatial axis; a Var where it is known at run time only
@@ -31,9 +32,10 @@ def einsum_kind(call: Call) -> Kind:
 
 
 TABLE = OpTable(linear_kind(Kind.DENSE))
+LAYER = Trait.LAYER | Trait.CONTRACTS | Trait.MIXES_CHANNELS | Trait.QUADRATIC
 
 
-@TABLE.vjp("Conv", kind=linear_kind(Kind.CONV))
+@TABLE.vjp("Conv", kind=linear_kind(Kind.CONV), traits=LAYER | Trait.SLIDING | Trait.CHANNELS_FIRST)
 def conv(call: Call, ct: Var) -> list[Cotangent]:
     window = ConvWindow(call)
     return wanted(
@@ -41,7 +43,7 @@ def conv(call: Call, ct: Var) -> list[Cotangent]:
     )
 
 
-@TABLE.vjp("ConvTranspose", kind=linear_kind(Kind.CONV))
+@TABLE.vjp("ConvTranspose", kind=linear_kind(Kind.CONV), traits=LAYER | Trait.CHANNELS_FIRST)
 def conv_transpose(call: Call, ct: Var) -> list[Cotangent]:
     window = ConvWindow(call)
     return wanted(
@@ -49,7 +51,7 @@ def conv_transpose(call: Call, ct: Var) -> list[Cotangent]:
     )
 
 
-@TABLE.vjp("Gemm")
+@TABLE.vjp("Gemm", traits=LAYER)
 def gemm(call: Call, ct: Var) -> list[Cotangent]:
     a, b, *c = operands(call)
     alpha, beta, flip_a, flip_b = (call.attrs[name] for name in ("alpha", "beta", "transA", "transB"))
@@ -69,7 +71,7 @@ def gemm(call: Call, ct: Var) -> list[Cotangent]:
     )
 
 
-@TABLE.vjp("MatMul")
+@TABLE.vjp("MatMul", traits=LAYER)
 def matmul(call: Call, ct: Var) -> list[Cotangent]:
     a, b = operands(call)
     row, column = a.rank == 1, b.rank == 1  # 1-D operands are matrices of one row, of one column
@@ -96,7 +98,7 @@ def matmul(call: Call, ct: Var) -> list[Cotangent]:
     return wanted(call, left_gradient, right_gradient)
 
 
-@TABLE.vjp("Einsum", kind=einsum_kind)
+@TABLE.vjp("Einsum", kind=einsum_kind, traits=Trait.CONTRACTS | Trait.MIXES_CHANNELS | Trait.QUADRATIC)
 def einsum(call: Call, ct: Var) -> list[Cotangent]:
     """Exchange the output and one operand: ``ij,jk->ik`` gives ``ik,jk->ij`` and ``ik,ij->jk``."""
     inputs = operands(call)

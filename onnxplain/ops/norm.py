@@ -11,6 +11,7 @@ from onnxplain.graph.emit import Var, where
 from onnxplain.graph.ir import Node
 from onnxplain.ops.reduce import expand, group_size
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
+from onnxplain.ops.traits import Trait
 
 TABLE = OpTable(Kind.NORMALIZATION)
 FROZEN = "frozen"  # an attribute that LRP gives a node: what it divides by counts as constant
@@ -56,7 +57,7 @@ def fit(call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
     return [None if ct is None or i is None else ct.cast(i.dtype) for ct, i in pairs]
 
 
-@TABLE.vjp("BatchNormalization", kind=Kind.AFFINE)
+@TABLE.vjp("BatchNormalization", kind=Kind.AFFINE, traits=Trait.ALONG_CHANNELS | Trait.CHANNELS_FIRST | Trait.AFFINE)
 def batch_normalization(call: Call, ct: Var, *running: Cotangent) -> Sequence[Cotangent]:
     if call.attrs["training_mode"]:
         raise UnsupportedOperatorError(
@@ -76,7 +77,7 @@ def batch_normalization(call: Call, ct: Var, *running: Cotangent) -> Sequence[Co
     return fit(call, by_x, spread * inverse, total, -total * factor, by_variance)
 
 
-@TABLE.vjp("LayerNormalization", broadcast=True)
+@TABLE.vjp("LayerNormalization", broadcast=True, traits=Trait.STANDARDIZES)
 def layer_normalization(
     call: Call, ct: Cotangent, to_mean: Cotangent = None, to_inverse: Cotangent = None
 ) -> Sequence[Cotangent]:
@@ -102,7 +103,7 @@ def layer_normalization(
     return fit(call, sum(parts[1:], parts[0]), by_scale, ct)
 
 
-@TABLE.vjp("GroupNormalization", "InstanceNormalization")
+@TABLE.vjp("GroupNormalization", "InstanceNormalization", traits=Trait.CHANNELS_FIRST | Trait.STANDARDIZES)
 def channel_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
     """Normalises each group of channels, an instance normalisation each channel, over all positions."""
     x, scale = wide(call.x), wide(call.need(1))
@@ -119,7 +120,7 @@ def channel_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
     return fit(call, by_x, (ct * (centered * inverse).reshape_like(x)).sum(axes), ct.sum(axes))
 
 
-@TABLE.vjp("MeanVarianceNormalization")
+@TABLE.vjp("MeanVarianceNormalization", traits=Trait.STANDARDIZES)
 def mean_variance_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
     x = wide(call.x)
     axes = [a % x.rank for a in call.attrs["axes"]]
@@ -127,7 +128,7 @@ def mean_variance_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
     return fit(call, standardization_vjp(call, wide(ct), centered, inverse, axes))
 
 
-@TABLE.vjp("LRN")
+@TABLE.vjp("LRN", traits=Trait.ALONG_CHANNELS | Trait.CHANNELS_FIRST)
 def local_response_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
     """Differentiate y = x d^-beta, d = bias + alpha/size (sum of x^2 over ``size`` neighbouring channels)."""
     size, beta = call.attrs["size"], call.attrs["beta"]
@@ -155,7 +156,7 @@ def neighbours(x: Var, before: int, size: int) -> Var:
     return sum(parts[1:], parts[0])
 
 
-@TABLE.vjp("LpNormalization")
+@TABLE.vjp("LpNormalization", traits=Trait.ALONG_AXIS)
 def lp_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
     """Remove the part of ct along y = x / norm. A vector of zeros stays one, and gets no gradient."""
     x, y, p, axis = call.x, call.y, call.attrs["p"], call.attrs["axis"]
@@ -167,7 +168,7 @@ def lp_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
     return [ct * where(norm > 0, 1 / norm, 0)]
 
 
-@TABLE.vjp("Softmax", kind=Kind.SOFTMAX)
+@TABLE.vjp("Softmax", kind=Kind.SOFTMAX, traits=Trait.ALONG_AXIS | Trait.NON_NEGATIVE)
 def softmax(call: Call, ct: Var) -> Sequence[Cotangent]:
     y = without_masked_rows(call)
     return [y * (ct - (ct * y).sum([call.attrs["axis"]], keepdims=True))]
@@ -196,6 +197,6 @@ def users_of(call: Call, name: str) -> list[Node]:
     return [node for node in call.emitter.nodes if name in node.inputs]
 
 
-@TABLE.vjp("LogSoftmax", kind=Kind.SOFTMAX)
+@TABLE.vjp("LogSoftmax", kind=Kind.SOFTMAX, traits=Trait.ALONG_AXIS)
 def log_softmax(call: Call, ct: Var) -> Sequence[Cotangent]:
     return [ct - call.op("Exp", call.y) * ct.sum([call.attrs["axis"]], keepdims=True)]

@@ -11,11 +11,12 @@ from onnxplain.graph.emit import Var, concat, where
 from onnxplain.ops.index import add_at, count, zeros
 from onnxplain.ops.reduce import expand, group_size
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
+from onnxplain.ops.traits import Trait
 
 TABLE = OpTable(Kind.AVG_POOL)
 
 
-@TABLE.vjp("MaxPool", kind=Kind.MAX_POOL)
+@TABLE.vjp("MaxPool", kind=Kind.MAX_POOL, traits=Trait.SLIDING | Trait.CHANNELS_FIRST | Trait.KEEPS_NON_NEGATIVE)
 def max_pool(call: Call, ct: Var, *_: Cotangent) -> list[Var]:
     """To the first maximum of each window."""
     x = call.x
@@ -27,7 +28,7 @@ def max_pool(call: Call, ct: Var, *_: Cotangent) -> list[Var]:
     return [flat.reshape_like(x)]
 
 
-@TABLE.vjp("GlobalMaxPool", kind=Kind.MAX_POOL)
+@TABLE.vjp("GlobalMaxPool", kind=Kind.MAX_POOL, traits=Trait.KEEPS_NON_NEGATIVE)
 def global_max_pool(call: Call, ct: Var) -> list[Var]:
     """To the first maximum."""
     known = (*call.x.shape[:2], None) if call.x.shape else None
@@ -42,7 +43,7 @@ def max_unpool(call: Call, ct: Var) -> list[Var]:
     return [call.op("Gather", ct.reshape([-1]), call.need(1), axis=0, known=call.x.shape)]
 
 
-@TABLE.vjp("AveragePool")
+@TABLE.vjp("AveragePool", traits=Trait.SLIDING | Trait.CHANNELS_FIRST | Trait.KEEPS_NON_NEGATIVE)
 def average_pool(call: Call, ct: Var) -> list[Var]:
     windows = PoolingWindows.of(call)
     if not windows.full_count(call):
@@ -50,13 +51,13 @@ def average_pool(call: Call, ct: Var) -> list[Var]:
     return [windows.spread(call, ct, 1 / np.prod(windows.kernel))]
 
 
-@TABLE.vjp("GlobalAveragePool")
+@TABLE.vjp("GlobalAveragePool", traits=Trait.KEEPS_NON_NEGATIVE)
 def global_average_pool(call: Call, ct: Var) -> list[Var]:
     return [expand(ct / group_size(call.x, call.y, list(range(2, call.x.rank))), call.x)]
 
 
 # Norms are no weighted means, so not AVG_POOL: what an element gets depends on all of its window.
-@TABLE.vjp("LpPool", kind=Kind.REDUCTION)
+@TABLE.vjp("LpPool", kind=Kind.REDUCTION, traits=Trait.CHANNELS_FIRST)
 def lp_pool(call: Call, ct: Var) -> list[Var]:
     return [_norm(call, ct, lambda part: PoolingWindows.of(call).spread(call, part, 1.0))]
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from onnxplain.graph.emit import Var, sum_to
 from onnxplain.ops.index import add_at, counter, zeros
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
+from onnxplain.ops.traits import Trait
 
 TABLE = OpTable(Kind.AFFINE)
 ROUNDING = ("Clip", "Sum", "QuantizeLinear", "DequantizeLinear")  # how canonical graphs round to integers
@@ -21,7 +22,7 @@ def quantize_linear(call: Call, ct: Var) -> Sequence[Cotangent]:
     return [ct]
 
 
-@TABLE.vjp("DequantizeLinear")
+@TABLE.vjp("DequantizeLinear", traits=Trait.ON_INTEGERS)
 def dequantize_linear(call: Call, ct: Var) -> Sequence[Cotangent]:
     """Differentiate (x - zero point) scale by scale: one number, one per position along an axis, or one per block."""
     if not call.active[1]:

@@ -15,27 +15,29 @@ from onnxplain.graph.ir import Shape
 from onnxplain.ops.index import zeros
 from onnxplain.ops.linear import identity, unsqueeze
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
+from onnxplain.ops.traits import Trait
 
 TABLE = OpTable(Kind.REDUCTION)
 
 
-@TABLE.vjp("ReduceSum", kind=Kind.AVG_POOL)
+@TABLE.vjp("ReduceSum", kind=Kind.AVG_POOL, traits=Trait.REDUCES | Trait.KEEPS_NON_NEGATIVE)
 def reduce_sum(call: Call, ct: Var) -> list[Var]:
     return [expand(_widen(call, ct), call.x)]
 
 
-@TABLE.vjp("ReduceMean", kind=Kind.AVG_POOL)
+@TABLE.vjp("ReduceMean", kind=Kind.AVG_POOL, traits=Trait.REDUCES | Trait.KEEPS_NON_NEGATIVE)
 def reduce_mean(call: Call, ct: Var) -> list[Var]:
     return [expand(_widen(call, ct) / group_size(call.x, call.y, _axes(call)), call.x)]
 
 
-@TABLE.vjp("ReduceMax", "ReduceMin", kind=Kind.MAX_POOL)
+@TABLE.vjp("ReduceMax", kind=Kind.MAX_POOL, traits=Trait.REDUCES | Trait.KEEPS_NON_NEGATIVE)
+@TABLE.vjp("ReduceMin", kind=Kind.MAX_POOL, traits=Trait.REDUCES | Trait.MINIMUM | Trait.KEEPS_NON_NEGATIVE)
 def reduce_max(call: Call, ct: Var) -> list[Var]:
     chosen = call.x.equal(_widen(call, call.y)).cast(ct.dtype)  # ties share equally
     return [chosen * (_widen(call, ct) / _reduce(call, "ReduceSum", chosen))]
 
 
-@TABLE.vjp("ReduceProd", kind=Kind.PRODUCT)
+@TABLE.vjp("ReduceProd", kind=Kind.PRODUCT, traits=Trait.REDUCES)
 def reduce_prod(call: Call, ct: Var) -> list[Var]:
     x = (
         call.x
@@ -48,28 +50,28 @@ def reduce_prod(call: Call, ct: Var) -> list[Var]:
     return [(_widen(call, ct) * product / nonzero).mask(others_zero.equal(0))]
 
 
-@TABLE.vjp("ReduceL1")
+@TABLE.vjp("ReduceL1", traits=Trait.REDUCES | Trait.NON_NEGATIVE)
 def reduce_l1(call: Call, ct: Var) -> list[Var]:
     return [_widen(call, ct) * call.op("Sign", call.x)]
 
 
-@TABLE.vjp("ReduceL2")
+@TABLE.vjp("ReduceL2", traits=Trait.REDUCES | Trait.QUADRATIC | Trait.NON_NEGATIVE)
 def reduce_l2(call: Call, ct: Var) -> list[Var]:
     y = _widen(call, call.y)
     return [_widen(call, ct) / where(y > 0, y, 1) * call.x]  # 0 where all of x is 0
 
 
-@TABLE.vjp("ReduceSumSquare")
+@TABLE.vjp("ReduceSumSquare", traits=Trait.REDUCES | Trait.QUADRATIC)
 def reduce_sum_square(call: Call, ct: Var) -> list[Var]:
     return [_widen(call, ct * 2) * call.x]
 
 
-@TABLE.vjp("ReduceLogSum")
+@TABLE.vjp("ReduceLogSum", traits=Trait.REDUCES)
 def reduce_log_sum(call: Call, ct: Var) -> list[Var]:
     return [expand(_widen(call, ct * call.op("Exp", -call.y)), call.x)]
 
 
-@TABLE.vjp("ReduceLogSumExp")
+@TABLE.vjp("ReduceLogSumExp", traits=Trait.REDUCES)
 def reduce_log_sum_exp(call: Call, ct: Var) -> list[Var]:
     return [_widen(call, ct) * call.op("Exp", call.x - _widen(call, call.y))]
 

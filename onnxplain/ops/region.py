@@ -15,6 +15,7 @@ from onnxplain.graph.emit import Var, concat, where
 from onnxplain.ops.index import add_at, count, counter, row_index, zeros
 from onnxplain.ops.linear import unsqueeze
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
+from onnxplain.ops.traits import Trait
 
 DOWN, ACROSS = [3, 4], [1, 2]  # the axes that are missing in R P G, in R Q G, to be R P G Q G
 
@@ -29,7 +30,7 @@ def region_kind(call: Call) -> Kind:
 TABLE = OpTable(region_kind)
 
 
-@TABLE.vjp("RoiAlign")
+@TABLE.vjp("RoiAlign", traits=Trait.READS | Trait.CONTRACTS)
 def roi_align(call: Call, ct: Var) -> Sequence[Cotangent]:
     down, across = (
         SampledAxis.of(call, 1, call.attrs["output_height"]),

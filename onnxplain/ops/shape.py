@@ -11,21 +11,24 @@ from onnxplain.errors import UnsupportedOperatorError
 from onnxplain.graph.emit import Var, concat, where
 from onnxplain.ops.index import add_at, pad, positions, unpick, zeros
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
+from onnxplain.ops.traits import Trait
 
 TABLE = OpTable(Kind.MOVEMENT)
+MOVES = Trait.MOVES | Trait.KEEPS_NON_NEGATIVE
 
 
-@TABLE.vjp("Identity")
+@TABLE.vjp("Identity", traits=MOVES | Trait.PASSES)
 def identity(call: Call, ct: Var) -> list[Var]:
     return [ct]
 
 
-@TABLE.vjp("Cast", "CastLike")
+@TABLE.vjp("Cast", traits=Trait.PASSES | Trait.KEEPS_NON_NEGATIVE | Trait.ON_INTEGERS)
+@TABLE.vjp("CastLike", traits=Trait.PASSES | Trait.ON_INTEGERS)
 def cast(call: Call, ct: Var) -> list[Var]:
     return [ct.cast(call.x.dtype)]
 
 
-@TABLE.vjp("Dropout")
+@TABLE.vjp("Dropout", traits=Trait.KEEPS_NON_NEGATIVE)
 def dropout(call: Call, ct: Var, *_: Cotangent) -> list[Var]:
     training = call.input(2)
     if training is not None and (training.value is None or training.value.any()):
@@ -33,23 +36,23 @@ def dropout(call: Call, ct: Var, *_: Cotangent) -> list[Var]:
     return [ct]
 
 
-@TABLE.vjp("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+@TABLE.vjp("Reshape", "Flatten", "Squeeze", "Unsqueeze", traits=MOVES | Trait.RESHAPES)
 def reshape(call: Call, ct: Var) -> list[Var]:
     return [ct.reshape_like(call.x)]
 
 
-@TABLE.vjp("Transpose")
+@TABLE.vjp("Transpose", traits=MOVES)
 def transpose(call: Call, ct: Var) -> list[Var]:
     perm = call.attrs.get("perm") or range(call.x.rank)[::-1]
     return [ct.transpose(np.argsort(perm).tolist())]
 
 
-@TABLE.vjp("Expand", broadcast=True)
+@TABLE.vjp("Expand", broadcast=True, traits=MOVES)
 def expand(call: Call, ct: Var) -> list[Var]:
     return [ct]
 
 
-@TABLE.vjp("Tile")
+@TABLE.vjp("Tile", traits=MOVES)
 def tile(call: Call, ct: Var) -> list[Var]:
     """Reshape to (r0, d0, r1, d1, ...) and sum over the repeats; axes known not to be repeated have no r."""
     repeats = call.need(1)
@@ -71,7 +74,7 @@ def tile(call: Call, ct: Var) -> list[Var]:
     return [ct.reshape(shape, known=known or (None,) * len(sizes)).sum(summed)]
 
 
-@TABLE.vjp("Concat")
+@TABLE.vjp("Concat", traits=Trait.ALONG_AXIS | Trait.KEEPS_NON_NEGATIVE)
 def concat_(call: Call, ct: Var) -> Sequence[Var]:
     parts = [part for part in call.inputs if part is not None]
     axis = call.attrs["axis"]
@@ -81,14 +84,14 @@ def concat_(call: Call, ct: Var) -> Sequence[Var]:
     return call.emitter.ops("Split", ct, sizes, outputs=len(parts), shapes=[part.shape for part in parts], axis=axis)
 
 
-@TABLE.vjp("Split")
+@TABLE.vjp("Split", traits=MOVES | Trait.ALONG_AXIS)
 def split(call: Call, *cts: Cotangent) -> list[Var]:
     pairs = zip((o for o in call.outputs if o is not None), cts, strict=True)  # none of a Split's outputs is optional
     arrived = [zeros(y.sizes(), y.dtype, y.shape) if ct is None else ct for y, ct in pairs]
     return [concat(arrived, axis=call.attrs["axis"])]
 
 
-@TABLE.vjp("Slice")
+@TABLE.vjp("Slice", traits=MOVES)
 def slice_(call: Call, ct: Var) -> list[Var]:
     padded = _padded_slice(call, ct)
     if padded is not None:
@@ -148,7 +151,7 @@ def _spread(ct: Var, strided: dict[int, tuple[int, int]]) -> Var:
     return spread.reshape(concat(sizes), known=(None,) * ct.rank)
 
 
-@TABLE.vjp("Pad")
+@TABLE.vjp("Pad", traits=Trait.KEEPS_NON_NEGATIVE)
 def pad_(call: Call, ct: Var) -> Sequence[Cotangent]:
     x, pads, axes, mode = call.x, call.need(1), call.input(3), call.attrs["mode"]
     if mode == "constant":
@@ -196,7 +199,7 @@ def center_crop_pad(call: Call, ct: Var) -> list[Var]:
     return [call.op("CenterCropPad", ct, sizes, known=call.x.shape, **call.attrs)]
 
 
-@TABLE.vjp("DepthToSpace")
+@TABLE.vjp("DepthToSpace", traits=MOVES | Trait.CHANNELS_FIRST)
 def depth_to_space(call: Call, ct: Var) -> list[Var]:
     block = call.attrs["blocksize"]
     if call.attrs["mode"] == "DCR":
@@ -206,7 +209,7 @@ def depth_to_space(call: Call, ct: Var) -> list[Var]:
     return [ct.reshape(blocks).transpose([0, 1, 3, 5, 2, 4]).reshape_like(x)]
 
 
-@TABLE.vjp("SpaceToDepth")
+@TABLE.vjp("SpaceToDepth", traits=MOVES | Trait.CHANNELS_FIRST)
 def space_to_depth(call: Call, ct: Var) -> list[Var]:
     return [call.op("DepthToSpace", ct, known=call.x.shape, blocksize=call.attrs["blocksize"], mode="DCR")]
 

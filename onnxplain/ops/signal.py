@@ -15,6 +15,7 @@ from onnxplain.errors import UnsupportedOperatorError
 from onnxplain.graph.emit import Var, concat
 from onnxplain.ops.index import add_at, counter, ranked, zeros
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
+from onnxplain.ops.traits import Trait
 
 
 def window_kind(call: Call) -> Kind:
@@ -67,7 +68,7 @@ def _fit(x: Var, sizes: dict[int, Var]) -> Var:
     return x.emitter.op("Pad", x, widths, mode="constant", known=(None,) * x.rank)
 
 
-@TABLE.vjp("STFT", kind=window_kind)
+@TABLE.vjp("STFT", kind=window_kind, traits=Trait.READS | Trait.CONTRACTS)
 def stft(call: Call, ct: Var) -> Sequence[Cotangent]:
     """Undo the transform of each frame by a matrix product, then add up the frames where they came from.
 

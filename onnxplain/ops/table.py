@@ -10,17 +10,20 @@ fills in defaults), shapes may be free: take sizes from ``Var.sizes()``, which i
 from __future__ import annotations
 
 import enum
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from onnxplain.graph.emit import Emitter, Var
 from onnxplain.graph.ir import Node
+from onnxplain.ops.traits import Trait, inferred_traits
 
 
 class Kind(enum.Flag):
     """The role of a node, as rules see it. A Flag, so that ``Kind.CONV | Kind.DENSE`` matches either."""
 
+    NONE = 0  # that of an operator that the reverse walk does not go through
     CONV = enum.auto()  # convolution with weights that do not depend on the explained input
     DENSE = enum.auto()  # matrix product with such weights
     ACTIVATION = enum.auto()  # nonlinear, elementwise, one active input
@@ -113,62 +116,121 @@ class Call:
 
 @dataclass(frozen=True)
 class OpRow:
-    """One operator: its VJP, its kind, and whether its inputs broadcast against each other."""
+    """All that is known of one operator.
+
+    Attributes
+    ----------
+    op
+        Its name, with the domain in front if that is not ONNX's own.
+    vjp
+        Its VJP; `no_vjp` where the reverse walk does not go through it.
+    kind
+        Its role, or a function that tells the role of one node.
+    broadcast
+        Whether the VJP's cotangents may have the shape of the output where an operand was broadcast to it.
+    traits
+        What is true of each node.
+    """
 
     op: str
     vjp: Vjp
     kind: KindOf
     broadcast: bool = False
+    traits: Trait = Trait.NONE
 
     def kind_of(self, call: Call) -> Kind:
         """The kind of one node (it may depend on which inputs are active)."""
         return self.kind(call) if callable(self.kind) else self.kind
 
 
-class OpTable(dict[str, OpRow]):
-    """Operator name -> `OpRow`; refuses duplicates."""
+def no_vjp(call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
+    """Stand for a VJP in the row of an operator that the reverse walk does not go through."""
+    raise AssertionError(f"the reverse walk does not go through {call.node.label}")
 
-    def __init__(self, kind: KindOf) -> None:
+
+class OpTable(dict[str, OpRow]):
+    """Operator name -> `OpRow`; refuses duplicates.
+
+    Parameters
+    ----------
+    kind, traits
+        Of all rows that are registered here; a row may have another kind, and further traits.
+    """
+
+    def __init__(self, kind: KindOf = Kind.NONE, traits: Trait = Trait.NONE) -> None:
         super().__init__()
         self.kind = kind
+        self.traits = traits
 
-    def vjp(self, *ops: str, kind: KindOf | None = None, broadcast: bool = False) -> Callable[[Vjp], Vjp]:
+    def vjp(
+        self, *ops: str, kind: KindOf | None = None, broadcast: bool = False, traits: Trait = Trait.NONE
+    ) -> Callable[[Vjp], Vjp]:
         """Register the decorated function as the VJP of ``ops``."""
 
         def register(function: Vjp) -> Vjp:
             for op in ops:
-                if op in self:
-                    raise KeyError(f"{op} has two rows")
-                self[op] = OpRow(op, function, kind or self.kind, broadcast)
+                all_traits = self.traits | traits | inferred_traits(op)
+                self.add(OpRow(op, function, self.kind if kind is None else kind, broadcast, all_traits))
             return function
 
         return register
 
-    def unary(self, **rows: Callable[..., Var]) -> None:
+    def unary(self, traits: Trait = Trait.NONE, **rows: Callable[..., Var]) -> None:
         """Register elementwise functions of one input: ``Op=lambda ct, x, y: cotangent of x``.
 
         A row may take attributes as keywords: ``Elu=lambda ct, x, y, *, alpha: ...``.
         """
         for op, row in rows.items():
-            self.vjp(op)(_unary(row))
+            self.vjp(op, traits=traits | Trait.ELEMENTWISE)(_unary(row))
+
+    def without_vjp(self, *ops: str, traits: Trait = Trait.NONE) -> None:
+        """Register operators that the reverse walk does not go through."""
+        self.vjp(*ops, traits=traits)(no_vjp)
+
+    def add(self, row: OpRow) -> None:
+        """Add a row.
+
+        Raises
+        ------
+        KeyError
+            The operator has one already.
+        """
+        if row.op in self:
+            raise KeyError(f"{row.op} has two rows")
+        self[row.op] = row
+
+    def has_vjp(self, node: Node) -> bool:
+        """Whether the reverse walk can go through a node."""
+        row = self.get(node.operator)
+        return row is not None and row.vjp is not no_vjp
+
+    def has(self, node: Node, traits: Trait) -> bool:
+        """Whether a node's operator has one of ``traits``."""
+        row = self.get(node.operator)
+        return row is not None and bool(row.traits & traits)
+
+    def having(self, traits: Trait) -> frozenset[str]:
+        """The operators that have one of ``traits``."""
+        return frozenset(op for op, row in self.items() if row.traits & traits)
+
+    def stops_gradients(self, node: Node) -> bool:
+        """Whether a node calculates with floats without passing gradients on; one that asks for sizes does not."""
+        return self.has(node, Trait.ZERO_GRADIENT) and not self.has(node, Trait.SIZES)
 
 
 def _unary(row: Callable[..., Var]) -> Vjp:
-    names = row.__kwdefaults__ or {}
-    code = row.__code__
-    keywords = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    keywords = [p.name for p in inspect.signature(row).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
     def vjp(call: Call, ct: Var) -> Sequence[Cotangent]:
-        return [row(ct, call.x, call.y, **{k: call.attrs.get(k, names.get(k)) for k in keywords})]
+        return [row(ct, call.x, call.y, **{k: call.attrs.get(k) for k in keywords})]
 
     return vjp
 
 
-def merge(*tables: Mapping[str, OpRow]) -> dict[str, OpRow]:
+def merge(*tables: OpTable) -> OpTable:
     """One table out of several; an operator may be in one of them only."""
-    merged: dict[str, OpRow] = {}
+    merged = OpTable()
     for table in tables:
-        if twice := merged.keys() & table.keys():
-            raise KeyError(f"operators with two rows: {sorted(twice)}")
-        merged.update(table)
+        for row in table.values():
+            merged.add(row)
     return merged

@@ -16,11 +16,10 @@ import numpy as np
 from onnxplain.graph.emit import Emitter, Var, concat
 from onnxplain.graph.ir import Graph, Node
 from onnxplain.graph.memory import peak_per_sample, size_per_sample
+from onnxplain.ops import OPS, Trait
 
 # What one segment may hold, as a part of what the whole forward pass computes; the best one is taken.
 _PARTS = (2, 3, 4, 6, 8, 12, 16, 24)
-
-_RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
 
 def recomputed(graph: Graph, seeds: Collection[str], ends: Iterable[str], batch: str) -> Graph:
@@ -177,4 +176,4 @@ def _by_depth(nodes: Iterable[Node]) -> list[Node]:
 def _stays(graph: Graph, node: Node) -> bool:
     """Whether a node is not to run twice, or works on what is no tensor."""
     values = [graph.values.get(name) for name in (*node.reads, *node.outputs)]
-    return bool(node.subgraphs) or node.op in _RANDOM or any(v is not None and v.is_sequence for v in values)
+    return bool(node.subgraphs) or OPS.has(node, Trait.RANDOM) or any(v is not None and v.is_sequence for v in values)

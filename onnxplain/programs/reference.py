@@ -23,13 +23,12 @@ from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.graph.axes import BATCH
 from onnxplain.graph.emit import Emitter, Var, concat, fits
 from onnxplain.graph.ir import Graph, Node, Shape, Value
+from onnxplain.ops import OPS, Trait
 from onnxplain.programs.batch_rows import per_sample, rows_of_samples
 from onnxplain.questions.question import Question, Slice
 from onnxplain.runtime.trial import TrialError, run
 
 Array = np.ndarray[Any, Any]
-
-_COUNTING = {"Compress", "NonMaxSuppression", "NonZero", "StringSplit", "Unique"}  # sizes of outputs depend on values
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,7 @@ class _Copies:
 
         ``names`` is complemented; what is in ``keep`` has a reference of its own.
         """
-        same_sizes = node.op in ("Shape", "Size") and not self.one_row
+        same_sizes = OPS.has(node, Trait.SIZES) and not self.one_row
         wanted = self.needed.difference(keep).intersection(node.outputs)
         if names.keys().isdisjoint(node.reads) or same_sizes or not wanted:
             emitter.nodes.append(node)
@@ -208,7 +207,7 @@ class _Copies:
 
     def copy(self, node: Node, emitter: Emitter, names: dict[str, str]) -> Node:
         """Name a node's copy, and complement ``names``."""
-        if node.op in _COUNTING:
+        if OPS.has(node, Trait.DATA_SIZED):
             raise UnsupportedModelError(
                 f"the sizes of what {node.label} gives depend on what is explained, and may differ at the baseline"
             )

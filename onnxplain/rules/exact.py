@@ -17,14 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxplain.graph.emit import Var, where
-from onnxplain.ops import Call
+from onnxplain.ops import OPS, Call, Trait
 from onnxplain.ops import norm as norms
 from onnxplain.ops.activation import fn
 from onnxplain.ops.table import Cotangent
 from onnxplain.rules.base import Gradient, negative, positive
 from onnxplain.rules.compared import compared, mean, ramp, tanhc
 
-MIN = {"Min", "ReduceMin"}
 MVN_EPSILON = 1e-18  # added to the variance: MeanVarianceNormalization adds 1e-9 to the standard deviation
 
 
@@ -129,7 +128,7 @@ class Extreme:
         """Write ct times the averaged slope for each active input."""
         node, ct = compared(call), cotangents[0]
         assert ct is not None
-        op, down = call.node.op, call.node.op in MIN
+        op, down = call.node.op, OPS.has(call.node, Trait.MINIMUM)
         inputs = [(call.need(i), node.need0(i)) for i in range(len(call.inputs))]
         firsts = inputs[:1]
         for x, x0 in inputs[1:-1]:
@@ -170,7 +169,7 @@ class CrossMax:
         ]
         before = node.with_tensors(node.inputs, node.outputs).bind(full)
         change, (outward, inward) = call.y - before.y, (positive, negative)
-        if call.node.op in MIN:
+        if OPS.has(call.node, Trait.MINIMUM):
             outward, inward = inward, outward
         here, there = Gradient()(call, ct * outward(change)), Gradient()(before, ct * inward(change))
         rows = zip(here, there, Gradient()(call, ct), node.inputs, full, strict=False)

@@ -8,14 +8,7 @@ from __future__ import annotations
 
 from onnxplain.graph.emit import Var
 from onnxplain.graph.ir import Node, is_float
-
-_NEVER = {"Abs", "Exp", "HardSigmoid", "ReduceL1", "ReduceL2", "Relu", "Sigmoid", "Softmax", "Softplus", "Sqrt"}
-# Never negative if no float operand can be negative.
-_KEEPING = frozenset(
-    "Add AveragePool Cast Concat DepthToSpace Div Dropout Expand Flatten Gather GlobalAveragePool GlobalMaxPool "
-    "Identity Max MaxPool Min Mul Pad ReduceMax ReduceMean ReduceMin ReduceSum Reshape Slice SpaceToDepth Split "
-    "Squeeze Sum Tile Transpose Unsqueeze".split()
-)
+from onnxplain.ops import OPS, Trait
 
 
 def is_never_negative(x: Var) -> bool:
@@ -36,9 +29,9 @@ def is_never_negative(x: Var) -> bool:
         if node.op == "Clip":
             low = emitter.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
             return low is not None and bool((low >= 0).all())
-        if node.domain or node.op not in _KEEPING:
-            return node.op in _NEVER and not node.domain
-        return all(holds(i) for i in node.inputs if i and is_float(emitter.var(i).dtype))
+        if OPS.has(node, Trait.KEEPS_NON_NEGATIVE):
+            return all(holds(i) for i in node.inputs if i and is_float(emitter.var(i).dtype))
+        return OPS.has(node, Trait.NON_NEGATIVE)
 
     return holds(x.name)
 

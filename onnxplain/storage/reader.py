@@ -144,6 +144,11 @@ def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         yield from part.node
 
 
+def operator_of(node: onnx.NodeProto) -> str:
+    """Name a node's operator, with its domain in front if that is not ONNX's own; as `Node.operator`."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+
+
 def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """Yield all tensors that a graph holds, in its nodes and in its subgraphs; first its own initializers."""
     for part in graphs_of(graph):

@@ -25,6 +25,7 @@ from onnxplain.errors import ModelError, OnnxplainError, OptionError, ProviderEr
 from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph
 from onnxplain.graph.memory import copied_weights, peak_per_sample
+from onnxplain.ops import OPS, Trait
 from onnxplain.runtime import session as sessions
 from onnxplain.runtime.batching import (
     CPU_SAMPLES,
@@ -87,7 +88,8 @@ def test_weights_are_copied_for_each_node_that_reads_them() -> None:
     x = emitter.input("x", "float32", ("batch", 5))
     w, bias = emitter.const(np.ones((5, 5), np.float32)), emitter.const(np.ones(5, np.float32))
     y = emitter.op("Gemm", emitter.op("MatMul", x, w.transpose([1, 0])), w, bias)  # what is made of weights, too
-    assert copied_weights(emitter.graph([x], {"y": emitter.op("MatMul", y, x) * bias})) == (25 + 25 + 5) * 4
+    graph = emitter.graph([x], {"y": emitter.op("MatMul", y, x) * bias})
+    assert copied_weights(graph, OPS.having(Trait.LAYER)) == (25 + 25 + 5) * 4
 
 
 def test_what_fits() -> None:

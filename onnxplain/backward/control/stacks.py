@@ -11,13 +11,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from onnxplain.graph.emit import BROADCAST, SAME_SHAPE, Emitter, Var, broadcast_shape, renamed
+from onnxplain.graph.emit import Emitter, Var, broadcast_shape, renamed
 from onnxplain.graph.ir import Dim, Graph, Node
-from onnxplain.ops import activation
+from onnxplain.ops import OPS, Trait
 from onnxplain.ops.linear import unsqueeze
-
-_ALONG = {"Concat", "LogSoftmax", "Softmax", "Split"}  # their attribute "axis" counts the axes of what they read
-_ELEMENTWISE = (BROADCAST | SAME_SHAPE | activation.TABLE.keys()) - {*_ALONG, "CumSum", "Trilu"}
 
 Stacked = tuple[Var, bool]  # a value outside of the loop; whether it is a stack, or the same in all trips
 Fitted = tuple[Sequence[Var | None], Mapping[str, Any]]  # inputs and attributes
@@ -119,9 +116,13 @@ class Stacks:
         first, is_stack = present[0]
         if node.op == "Clip" and any(s for _, s in present[1:]):
             return None  # its bounds are numbers
-        if node.op in _ELEMENTWISE:
+        if OPS.has(node, Trait.ELEMENTWISE):
             return [v and _lifted(*v, max(ranks)) for v in inputs], node.attrs
-        if node.op in _ALONG and is_stack and all(s for _, s in present[: None if node.op == "Concat" else 1]):
+        if (
+            OPS.has(node, Trait.ALONG_AXIS)
+            and is_stack
+            and all(s for _, s in present[: None if node.op == "Concat" else 1])
+        ):
             return [v and v[0] for v in inputs], {**node.attrs, "axis": node.attrs["axis"] % ranks[0] + 1}
         if node.op == "Transpose":
             return [first], {"perm": [0, *(1 + p for p in node.attrs["perm"])]}

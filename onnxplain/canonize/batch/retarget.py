@@ -16,10 +16,10 @@ import onnx
 
 from onnxplain.canonize.shapes import INFERENCE_OPSET
 from onnxplain.graph.ir import IR_VERSION, Graph, Node, Value
+from onnxplain.ops import OPS, Trait
 from onnxplain.storage.tensors import LARGE_TENSOR
 from onnxplain.storage.writer import node_proto, opset_of, value_proto
 
-_RECURRENT = {"LSTM", "GRU", "RNN"}
 _TARGETS = {"Expand": 1, "Resize": 3}  # the input that holds the shape of the output, where it is a constant
 
 
@@ -78,7 +78,7 @@ class _Sweep:
         elif node.op in _TARGETS and data is not None and len(node.inputs) > _TARGETS[node.op]:
             added = len(self._old_shape(node.outputs[0])) - len(self._old_shape(node.inputs[0]))
             node = self._retarget(node, _TARGETS[node.op], data.axis + added)
-        elif node.op in _RECURRENT:
+        elif OPS.has(node, Trait.RECURRENT):
             node = self._repeated(node, 1)
         try:
             shapes = self._inferred(node)

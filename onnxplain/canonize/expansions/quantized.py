@@ -18,13 +18,10 @@ from onnxplain.canonize.expansions.positions import Lookup, embedded
 from onnxplain.canonize.expansions.site import Expansion, Result, Site, StaysError
 from onnxplain.graph.emit import Var, concat
 from onnxplain.graph.ir import Node
+from onnxplain.ops import OPS, Trait
 
 _WINDOW = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 _POOL = ("auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides")
-_MOVING = {  # what happens to the integers happens to their twin
-    *("DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth"),
-    *("Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
-}
 
 
 def follow(site: Site) -> None:
@@ -42,7 +39,7 @@ def follow(site: Site) -> None:
         given = (site.input(1), site.input(2))
         bounds = [None if b is None else site.dequantized(b, twin.scale, twin.zero) for b in given]
         twins[node.outputs[0]] = replace(twin, value=site.op("Clip", twin.value, *bounds))
-    elif node.op in _MOVING and node.domain == "":
+    elif node.operator == "MaxPool" or OPS.has(node, Trait.MOVES):  # the largest integer stands for the largest number
         value = replace(twin.value, emitter=site.emitter)
         outputs = node.outputs if node.op == "Split" else node.outputs[:1]
         dtypes = [value.dtype] * len(outputs)

@@ -10,9 +10,9 @@ import numpy as np
 
 from onnxplain.graph.emit import Emitter, Var
 from onnxplain.graph.ir import Node
+from onnxplain.ops import OPS, Trait
 
 _PACKED = {"int4": (-8, 7), "uint4": (0, 15), "int2": (-2, 1), "uint2": (0, 3)}  # numpy does not know their ranges
-_LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sum"}
 
 
 class StaysError(Exception):
@@ -170,7 +170,7 @@ class Site:
         if bounds is None:
             return y
         low, high = bounds
-        if low == 0 and self.producer(y) in _LAYERS:
+        if low == 0 and self.producer(y) in OPS.having(Trait.LAYER) | {"Add", "Sum"}:
             return self.op("Clip", self.op("Relu", y), None, y.like(high))
         return self.op("Clip", y, y.like(low), y.like(high))
 

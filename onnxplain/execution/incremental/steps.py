@@ -10,18 +10,7 @@ import numpy as np
 
 from onnxplain.execution.incremental.regions import Array, Kernel, Reach, Sizes, union
 from onnxplain.graph.ir import Graph, Node
-
-# Each place of the output comes from the same place of the inputs, which broadcast.
-ELEMENTWISE = {
-    *("Abs", "Add", "Cast", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid"),
-    *("HardSwish", "Identity", "LeakyRelu", "Log", "Max", "Min", "Mish", "Mul", "Neg", "PRelu", "Pow", "Reciprocal"),
-    *("Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Tanh"),
-    *("ThresholdedRelu", "Where"),
-}
-# From all channels there: of the first input; of all inputs.
-CHANNELWISE = {"BatchNormalization", "LRN", "LogSoftmax", "Softmax", "Split"}
-JOINED = {"Concat"}
-SLIDING = {"AveragePool", "Conv", "MaxPool"}
+from onnxplain.ops import OPS, Trait
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,20 +64,21 @@ def step_of(graph: Graph, node: Node, patched: Mapping[str, Array], reach: Reach
     sizes = spatial(graph, node.inputs[0], axes)
     if node.domain or not all(o and spatial(graph, o, axes) for o in node.outputs):
         return None
-    if node.op in SLIDING:
+    if OPS.has(node, Trait.SLIDING):
         if sizes is None or not _alone(node, patched) or not graph.value(node.inputs[0]).is_float:
             return None
         return _sliding(graph, node, patched, reach, sizes)
-    if node.op in ELEMENTWISE:
+    if OPS.has(node, Trait.ELEMENTWISE):
         maps = tuple(i for i in node.reads if len(graph.value(i).shape or ()) == axes + 2)
         outputs = spatial(graph, node.outputs[0], axes)
         if outputs is None or not all(_fits(graph, i, outputs, i in patched) for i in node.reads):
             return None
-    elif node.op in JOINED | CHANNELWISE:
+    elif OPS.has(node, Trait.ALONG_AXIS | Trait.ALONG_CHANNELS):
         if node.attrs.get("axis", 1) not in (1, -1 - axes):
             return None
-        maps = node.inputs if node.op in JOINED else node.inputs[:1]
-        if not (node.op in JOINED or _alone(node, patched)):
+        joins = node.op == "Concat"
+        maps = node.inputs if joins else node.inputs[:1]
+        if not (joins or _alone(node, patched)):
             return None
         if sizes is None or not all(spatial(graph, i, axes) == sizes for i in maps):
             return None
