@@ -150,9 +150,10 @@ def _is_class(node: ast.stmt) -> bool:
 
 
 def _is_table(value: ast.expr) -> bool:
-    """Whether a literal maps to something else than strings and numbers."""
-    values = value.values if isinstance(value, ast.Dict) else []
-    return any(isinstance(n, ast.Name | ast.Lambda | ast.Attribute) for v in values for n in ast.walk(v))
+    """Whether a literal maps each of its keys to something other than strings and numbers."""
+    if not isinstance(value, ast.Dict) or None in value.keys:  # None: ``**`` of operators that have one value in common
+        return False
+    return any(isinstance(n, ast.Name | ast.Lambda | ast.Attribute) for v in value.values for n in ast.walk(v))
 
 
 def _words(value: ast.expr) -> set[str]:

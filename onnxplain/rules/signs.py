@@ -19,7 +19,8 @@ def is_never_negative(x: Var) -> bool:
     def holds(name: str) -> bool:
         if name not in known:
             known[name] = False  # until it is known; guards the recursion
-            known[name] = _holds(name, emitter.producer(name))
+            unsigned = emitter.var(name).dtype.kind in "bu"
+            known[name] = unsigned or _holds(name, emitter.producer(name))
         return known[name]
 
     def _holds(name: str, node: Node | None) -> bool:
@@ -30,7 +31,9 @@ def is_never_negative(x: Var) -> bool:
             low = emitter.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
             return low is not None and bool((low >= 0).all())
         if OPS.has(node, Trait.KEEPS_NON_NEGATIVE):
-            return all(holds(i) for i in node.inputs if i and is_float(emitter.var(i).dtype))
+            operands = [i for i in node.inputs if i]
+            floats = [i for i in operands if is_float(emitter.var(i).dtype)]  # integers beside them are indices, sizes
+            return all(holds(i) for i in floats or operands)
         return OPS.has(node, Trait.NON_NEGATIVE)
 
     return holds(x.name)

@@ -21,6 +21,7 @@ NEVER = [
     "y = Clip(x, zero)",
     "a = Relu(x)  b = MaxPool<kernel_shape=[2]>(a)  c = Concat<axis=2>(b, b)  y = Transpose<perm=[0,2,1]>(c)",
     "a = Softmax(x)  y = ReduceMean(a, axis)",
+    "a = Greater(x, zero)  y = Cast<to=1>(a)",
 ]
 PERHAPS = [
     "y = Tanh(x)",
@@ -30,6 +31,7 @@ PERHAPS = [
     "y = Clip(x, minus)",
     "y = Clip(x, , one)",
     "a = Relu(x)  b = Tanh(x)  y = Concat<axis=1>(a, b)",
+    "a = Cast<to=6>(x)  y = Cast<to=1>(a)",
 ]
 NUMBERS = {"one": np.array(1.0), "zero": np.array(0.0), "minus": np.array(-1.0), "axis": np.array([1])}
 
