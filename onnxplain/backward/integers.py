@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxplain.backward.walk import backward
-from onnxplain.graph.emit import Emitter, Var
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph, Node, Value
+from onnxplain.graph.var import Var
 from onnxplain.ops import OPS, Trait
 from onnxplain.ops.index import zeros
 from onnxplain.rules.base import Gradient

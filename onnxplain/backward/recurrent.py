@@ -16,9 +16,10 @@ from functools import partial
 
 import numpy as np
 
-from onnxplain.graph.emit import Emitter, Var, concat, where
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Dim, Graph, Node
 from onnxplain.graph.scan import write_loop
+from onnxplain.graph.var import Var, concat, where
 from onnxplain.ops import Call
 from onnxplain.ops.activation import fn
 from onnxplain.ops.index import positions, zeros

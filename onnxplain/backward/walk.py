@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from onnxplain.backward.control import CONTROL, ControlCall, WalkPlan, active_outputs
 from onnxplain.errors import UnsupportedModelError, UnsupportedOperatorError
-from onnxplain.graph.emit import Emitter, Var, sum_to
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph
+from onnxplain.graph.var import Var, sum_to
 from onnxplain.ops import OPS, Call, Trait
 from onnxplain.ops.parts import Sums
 from onnxplain.rules.base import Rule

@@ -15,8 +15,9 @@ import onnx
 
 from onnxplain.canonize.bodies import tidied
 from onnxplain.canonize.fold import StubbedModel, fold, shaped, unfoldable
-from onnxplain.graph.emit import Emitter, Var, concat
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph, Node, Value
+from onnxplain.graph.var import Var, concat
 from onnxplain.storage.reader import nodes_of
 from onnxplain.storage.tensors import LARGE_TENSOR, is_plain, stub
 from onnxplain.storage.writer import to_proto

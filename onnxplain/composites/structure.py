@@ -15,7 +15,7 @@ from itertools import takewhile
 from math import isclose
 
 from onnxplain.backward.control import ControlCall
-from onnxplain.graph.emit import Var
+from onnxplain.graph.var import Var
 from onnxplain.ops import OPS, Call, Kind, Trait
 from onnxplain.ops.quantize import ROUNDING
 from onnxplain.rules.base import AffineNeighbours

@@ -13,8 +13,9 @@ import numpy as np
 
 from onnxplain.errors import UnsupportedModelError
 from onnxplain.graph.axes import BATCH
-from onnxplain.graph.emit import Emitter, Var, where
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Dim, Graph, Node, Shape
+from onnxplain.graph.var import Var, where
 
 Array = np.ndarray[Any, Any]
 

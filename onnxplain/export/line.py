@@ -11,8 +11,9 @@ import numpy as np
 from onnxplain.distributions.lines import Line, calibrated
 from onnxplain.export.specification import Specification, finished
 from onnxplain.graph.axes import batch_axis
-from onnxplain.graph.emit import Emitter, Var, where
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph
+from onnxplain.graph.var import Var, where
 from onnxplain.ops.index import zeros
 from onnxplain.programs.assembly import gathered
 from onnxplain.programs.inside import Inside, rows_of

@@ -9,8 +9,9 @@ from onnxplain.distributions.distribution import References
 from onnxplain.errors import OptionError
 from onnxplain.export.point import write_point
 from onnxplain.export.specification import Specification, finished
-from onnxplain.graph.emit import Emitter, Var
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph
+from onnxplain.graph.var import Var
 from onnxplain.ops.index import zeros
 
 

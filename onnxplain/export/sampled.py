@@ -16,8 +16,9 @@ from onnxplain.distributions.sampling import InputLines, LineIncrements, Lines, 
 from onnxplain.errors import OptionError
 from onnxplain.export.specification import Specification, finished
 from onnxplain.graph.axes import batch_axis
-from onnxplain.graph.emit import Emitter, Var, concat
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph
+from onnxplain.graph.var import Var, concat
 from onnxplain.ops.index import zeros
 from onnxplain.ops.linear import unsqueeze
 from onnxplain.programs.assembly import gathered

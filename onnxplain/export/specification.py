@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.graph.emit import Var
 from onnxplain.graph.ir import Graph
+from onnxplain.graph.var import Var
 from onnxplain.methods.method import Method
 from onnxplain.programs.inside import Inside
 from onnxplain.programs.program import Program

@@ -8,8 +8,9 @@ from onnxplain.distributions.perturbation import Windows
 from onnxplain.distributions.perturbation.features import share
 from onnxplain.errors import UnsupportedModelError
 from onnxplain.export.specification import Specification, finished
-from onnxplain.graph.emit import Emitter, Var, concat, where
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph, is_float
+from onnxplain.graph.var import Var, concat, where
 from onnxplain.ops.index import zeros
 from onnxplain.programs.inside import Inside, baseline_of
 

@@ -1,1 +1,26 @@
-"""What a graph is, and how code writes one."""
+"""The graph of a model as frozen values, and the emitter that writes more of it."""
+
+from __future__ import annotations
+
+from onnxplain.graph.axes import BATCH, batch_axes, batch_axis
+from onnxplain.graph.emit import Emitter
+from onnxplain.graph.ir import IR_VERSION, OPSET, Dim, Graph, Node, Shape, Value, is_float
+from onnxplain.graph.var import Var, concat, where
+
+__all__ = [
+    "BATCH",
+    "IR_VERSION",
+    "OPSET",
+    "Dim",
+    "Emitter",
+    "Graph",
+    "Node",
+    "Shape",
+    "Value",
+    "Var",
+    "batch_axes",
+    "batch_axis",
+    "concat",
+    "is_float",
+    "where",
+]

@@ -1,336 +1,21 @@
-"""`Var`, a tensor one can calculate with, and `Emitter`, which records the calculation as ONNX nodes.
+"""`Emitter`, which records calculations with `Var` as ONNX nodes.
 
-Everything that generates graph code (gradients, rules, programs) writes ordinary expressions on `Var`; names,
-deduplication of equal nodes and constants, and the lowering of layer operators to ONNX ones happen here.
+Everything that generates graph code (gradients, rules, programs) writes ordinary expressions on `Var`; the emitter
+gives names, and writes equal nodes and equal constants once.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from onnxplain.errors import TensorError
-from onnxplain.graph.inference import RESULTS, UNKNOWN, ShapeRule
+from onnxplain.graph.inference import result_dtype, result_shape
 from onnxplain.graph.ir import Graph, Node, Shape, Value
-
-_ELEMENTS = 'Write ox.op("Gather", tensor, index, axis=1) for an element, and ox.op("Shape", tensor) for sizes.'
-_FUNCTIONS = 'Write ox.op("Exp", tensor) for math.exp or np.exp, ox.op("Max", a, b) for max(a, b), and so on.'
-_UFUNCS: Mapping[np.ufunc, str] = {
-    np.add: "Add",
-    np.subtract: "Sub",
-    np.multiply: "Mul",
-    np.true_divide: "Div",
-    np.power: "Pow",
-    np.greater: "Greater",
-    np.less: "Less",
-    np.greater_equal: "GreaterOrEqual",
-    np.less_equal: "LessOrEqual",
-}
-_SIZE_ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}  # done at once where sizes are known
-
-
-@dataclass(frozen=True, eq=False)
-class Var:
-    """A tensor in the graph that ``emitter`` is writing.
-
-    ``shape`` is what is known when the graph is written (None: not even the rank), ``value`` the array if constant.
-    """
-
-    emitter: Emitter
-    name: str
-    dtype: np.dtype[Any]
-    shape: Shape | None = None
-    value: np.ndarray[Any, Any] | None = None
-
-    def _binary(self, op: str, other: Any, swap: bool = False) -> Var:
-        pair = (other, self) if swap else (self, other)
-        left, right = (a if isinstance(a, Var) else self.like(a) for a in pair)
-        if op in _SIZE_ARITHMETIC and left.dtype == np.int64 and left.value is not None and right.value is not None:
-            return self.emitter.const(_SIZE_ARITHMETIC[op](left.value, right.value))
-        return self.emitter.op(op, left, right)
-
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Var:
-        """Let array + Var be a Var, not an array of Vars."""
-        operator = None if options or method != "__call__" else _UFUNCS.get(ufunc)
-        if operator is None:
-            raise self._misused(f"is given to numpy's {ufunc.__name__}", _FUNCTIONS)
-        left, right = inputs
-        return self._binary(operator, right) if left is self else self._binary(operator, left, swap=True)
-
-    def like(self, value: Any) -> Var:
-        """Constant of this Var's dtype."""
-        return self.emitter.const(np.asarray(value, dtype=self.dtype))
-
-    def __add__(self, other: Any) -> Var:
-        return self._binary("Add", other)
-
-    def __radd__(self, other: Any) -> Var:
-        return self._binary("Add", other, swap=True)
-
-    def __sub__(self, other: Any) -> Var:
-        return self._binary("Sub", other)
-
-    def __rsub__(self, other: Any) -> Var:
-        return self._binary("Sub", other, swap=True)
-
-    def __mul__(self, other: Any) -> Var:
-        return self._binary("Mul", other)
-
-    def __rmul__(self, other: Any) -> Var:
-        return self._binary("Mul", other, swap=True)
-
-    def __truediv__(self, other: Any) -> Var:
-        return self._binary("Div", other)
-
-    def __rtruediv__(self, other: Any) -> Var:
-        return self._binary("Div", other, swap=True)
-
-    def __pow__(self, other: Any) -> Var:
-        return self._binary("Pow", other)
-
-    def __neg__(self) -> Var:
-        return self.emitter.op("Neg", self)
-
-    def __abs__(self) -> Var:
-        return self.emitter.op("Abs", self)
-
-    def __gt__(self, other: Any) -> Var:
-        return self._binary("Greater", other)
-
-    def __lt__(self, other: Any) -> Var:
-        return self._binary("Less", other)
-
-    def __ge__(self, other: Any) -> Var:
-        return self._binary("GreaterOrEqual", other)
-
-    def __le__(self, other: Any) -> Var:
-        return self._binary("LessOrEqual", other)
-
-    def equal(self, other: Any) -> Var:
-        """Elementwise equality; ``==`` is an error, as it might mean that or that two names are of one Var."""
-        return self._binary("Equal", other)
-
-    __hash__ = object.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        raise self._misused("is compared with == or !=", 'Write ox.op("Equal", a, b), and ox.op("Not", ...) around it.')
-
-    def __bool__(self) -> bool:
-        raise self._misused("is used as True or False", 'Write ox.op("Where", condition, a, b) for a choice.')
-
-    def __iter__(self) -> Iterator[Var]:
-        raise self._misused("is used as a list", _ELEMENTS)
-
-    def __len__(self) -> int:
-        raise self._misused("is asked for its length", _ELEMENTS)
-
-    def __contains__(self, item: object) -> bool:
-        raise self._misused("is searched for an element", _ELEMENTS)
-
-    def __getitem__(self, key: object) -> Var:
-        raise self._misused("is indexed", _ELEMENTS)
-
-    def __float__(self) -> float:
-        raise self._misused("is used as a number", _FUNCTIONS)
-
-    def __int__(self) -> int:
-        raise self._misused("is used as a number", _FUNCTIONS)
-
-    def __index__(self) -> int:
-        raise self._misused("is used as a number", _FUNCTIONS)
-
-    def __complex__(self) -> complex:
-        raise self._misused("is used as a number", _FUNCTIONS)
-
-    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray[Any, Any]:
-        raise self._misused("is used as an array", _FUNCTIONS)
-
-    def _misused(self, how: str, hint: str) -> TensorError:
-        return TensorError(f"the tensor {self} {how}, but has no values before the model runs", hint)
-
-    def __and__(self, other: Var) -> Var:
-        return self._binary("And", other)
-
-    def __or__(self, other: Var) -> Var:
-        return self._binary("Or", other)
-
-    def __invert__(self) -> Var:
-        return self.emitter.op("Not", self)
-
-    def cast(self, dtype: Any) -> Var:
-        """The same numbers in another dtype; itself where the dtype is that already."""
-        wanted = np.dtype(dtype)
-        return self if wanted == self.dtype else self.emitter.op("Cast", self, dtype=wanted, to=wanted)
-
-    @property
-    def rank(self) -> int:
-        """Number of axes; asking for it where it is unknown is an error of the caller."""
-        if self.shape is None:
-            raise AssertionError(f"the rank of {self.name} is not known")
-        return len(self.shape)
-
-    @property
-    def static_shape(self) -> tuple[int, ...] | None:
-        """The shape as integers, or None where any dimension is free or unknown."""
-        if self.shape is None or not all(isinstance(d, int) for d in self.shape):
-            return None
-        return tuple(d for d in self.shape if isinstance(d, int))
-
-    def sizes(self, start: int = 0, end: int | None = None) -> Var:
-        """Dimensions ``start:end`` as a 1-D int64 Var: a constant where they are known, else read at run time."""
-        if self.shape is not None and all(isinstance(d, int) for d in self.shape[start:end]):
-            return self.emitter.const(np.array(self.shape[start:end], dtype=np.int64))
-        limits: dict[str, Any] = {"start": start} if end is None else {"start": start, "end": end}
-        known = None if self.shape is None else (len(self.shape[start:end]),)
-        return self.emitter.op("Shape", self, known=known, **limits)
-
-    def size(self, axis: int) -> Var:
-        """One dimension as an int64 Var of shape (1,)."""
-        axis %= self.rank
-        return self.sizes(axis, axis + 1)
-
-    def reshape(self, shape: Var | Sequence[int], known: Shape | None = None) -> Var:
-        """Reshape; ``shape`` may hold -1 and, as in ONNX, 0 for "as before". ``known``: what the caller knows of it."""
-        if not isinstance(shape, Var):
-            before = self.shape or (None,) * len(shape)
-            known = known or tuple(d if d > 0 else None if d else before[axis] for axis, d in enumerate(shape))
-            shape = self.emitter.ints(shape)
-        return self.emitter.op("Reshape", self, shape, known=known, allowzero=0)
-
-    def reshape_like(self, other: Var) -> Var:
-        """Reshape to the shape of ``other``.
-
-        With one size unknown, that is what is left; asking ``other`` for it would keep it in memory until then.
-        """
-        left = [d if isinstance(d, int) else -1 for d in other.shape or ()]
-        if left.count(-1) == 1 and all(left):
-            return self.reshape(left, known=other.shape)
-        sizes = other.sizes()
-        # Where a size is or may be 0, it means just that, not "as before".
-        empty = int(sizes.value is None or not sizes.value.all())
-        return self.emitter.op("Reshape", self, sizes, known=other.shape, allowzero=empty)
-
-    def transpose(self, perm: Sequence[int]) -> Var:
-        """Permute the axes; the identity permutation emits nothing."""
-        if list(perm) == list(range(len(perm))):
-            return self
-        known = None if self.shape is None else tuple(self.shape[p] for p in perm)
-        return self.emitter.op("Transpose", self, known=known, perm=list(perm))
-
-    def sum(self, axes: Sequence[int] | Var | None = None, keepdims: bool = False) -> Var:
-        """ReduceSum over ``axes`` (None: over all)."""
-        if axes is not None and not isinstance(axes, Var) and not axes:
-            return self
-        where = () if axes is None else (axes if isinstance(axes, Var) else self.emitter.ints(axes),)
-        known: Shape | None = None
-        if self.shape is not None and not isinstance(axes, Var):
-            reduced = {a % self.rank for a in (range(self.rank) if axes is None else axes)}
-            dims = [(1 if i in reduced else d) for i, d in enumerate(self.shape) if keepdims or i not in reduced]
-            known = tuple(dims)
-        return self.emitter.op("ReduceSum", self, *where, known=known, keepdims=int(keepdims), noop_with_empty_axes=0)
-
-    def above(self, bound: float | Var = 0.0) -> Var:
-        """1 where the elements are greater than a bound, 0 elsewhere, in their dtype.
-
-        ONNX Runtime takes one pass for a HardSigmoid, and leaves it in the blocked layout of convolutions, where it
-        takes two for Greater and Cast, and rearranges both sides. A factor that is a power of 2 makes the smallest
-        difference from the bound at least 1 and does not round; differences from 0 below 2^-127, denormal, count in
-        part.
-        """
-        return self._beyond(bound, 1.0)
-
-    def below(self, bound: float | Var = 0.0) -> Var:
-        """1 where the elements are less than a bound, 0 elsewhere; see `above`."""
-        return self._beyond(bound, -1.0)
-
-    def _beyond(self, bound: float | Var, sign: float) -> Var:
-        limit = bound if isinstance(bound, Var) else self.like(bound)
-        number = limit.value.item() if limit.value is not None and limit.value.size == 1 else math.nan
-        if self.dtype != np.float32 or not (number == 0 or 1e-20 < abs(number) < 1e30):
-            return (self > limit if sign > 0 else self < limit).cast(self.dtype)
-        steep = sign * 2.0 ** (126 - max(0, math.frexp(number)[1]) if number else 127)  # both numbers are finite
-        return self.emitter.op("HardSigmoid", self, alpha=steep, beta=-steep * number)
-
-    def mask(self, condition: Var) -> Var:
-        """The elements where ``condition`` holds, 0 elsewhere (cheaper than Where on both providers)."""
-        return self * condition.cast(self.dtype)
-
-    def __str__(self) -> str:
-        return str(Value(self.name, self.dtype, self.shape))
-
-
-def where(condition: Var, chosen: Any, other: Any) -> Var:
-    """Elementwise choice; one of the two may be a number."""
-    like = chosen if isinstance(chosen, Var) else other
-    pair = (v if isinstance(v, Var) else like.like(v) for v in (chosen, other))
-    return condition.emitter.op("Where", condition, *pair)
-
-
-def concat(parts: Sequence[Var], axis: int = 0) -> Var:
-    """Concat; constants are joined at once, a single part is returned as it is."""
-    if len(parts) == 1:
-        return parts[0]
-    arrays = [p.value for p in parts if p.value is not None]
-    if len(arrays) == len(parts):
-        return parts[0].emitter.const(np.concatenate(arrays, axis=axis))
-    return parts[0].emitter.op("Concat", *parts, known=_joined([p.shape for p in parts], axis), axis=axis)
-
-
-def _joined(shapes: Sequence[Shape | None], axis: int) -> Shape | None:
-    if shapes[0] is None:
-        return None
-    sizes = [None if s is None else s[axis] for s in shapes]
-    whole = sum(d for d in sizes if isinstance(d, int)) if all(isinstance(d, int) for d in sizes) else None
-    known = list(shapes[0])
-    known[axis] = whole
-    return tuple(known)
-
-
-def broadcast_shape(*shapes: Shape | None) -> Shape | None:
-    """The shape that elementwise operators give operands of these shapes; None where the ranks are unknown."""
-    known = [s for s in shapes if s is not None]
-    if len(known) < len(shapes):
-        return None
-    rank = max((len(s) for s in known), default=0)
-    columns = zip(*((1,) * (rank - len(s)) + tuple(s) for s in known), strict=True)
-    return tuple(_broadcast_dim(set(column)) for column in columns)
-
-
-def _broadcast_dim(dims: set[int | str | None]) -> int | str | None:
-    dims = dims - {1} or {1}
-    if len(dims) == 1:
-        return next(iter(dims))
-    return next((d for d in dims if isinstance(d, int)), None)
-
-
-def fits(shape: Sequence[int], onto: Shape | None) -> bool:
-    """Whether an array of this shape broadcasts to the other one, as far as its sizes are known."""
-    if onto is None:
-        return True
-    pairs = zip(reversed(shape), reversed(onto), strict=False)
-    return len(shape) <= len(onto) and all(a in (1, d) or not isinstance(d, int) for a, d in pairs)
-
-
-def sum_to(ct: Var, shape: Shape | None, x: Var) -> Var:
-    """Undo a broadcast: sum ``ct``, which has this shape, over the axes along which ``x`` was broadcast to it."""
-    assert x.shape is not None
-    assert shape is not None
-    added = len(shape) - len(x.shape)
-    pairs = list(zip(shape[added:], x.shape, strict=True))
-    if all(b == 1 or (a == b and a is not None) for a, b in pairs):
-        kept = [added + i for i, (a, b) in enumerate(pairs) if b == 1 and a != 1]
-        return ct.sum(kept, keepdims=True).sum(range(added))
-    # Some sizes are known at run time only: sum over every axis where x has size 1.
-    emitter = ct.emitter
-    ones = emitter.op("Equal", x.sizes(), emitter.ints([1]))
-    axes = emitter.op("Compress", emitter.ints(range(added, len(shape))), ones, axis=0)
-    summed = emitter.op("ReduceSum", ct, axes, keepdims=1, noop_with_empty_axes=1)
-    return emitter.refine(summed.sum(range(added)), x.shape)
+from onnxplain.graph.var import Var
 
 
 class Emitter:
@@ -464,26 +149,15 @@ class Emitter:
         results = []
         for k in range(outputs):
             name = names[k] if names else self.fresh(op)
-            kind = (dtypes[k] if dtypes else None) or _dtype(op, present)
+            kind = (dtypes[k] if dtypes else None) or result_dtype(op, [v.dtype for v in present])
             shape = shapes[k] if shapes else None
-            shape = _shape(op, present) if shape is None else shape
+            shape = result_shape(op, [v.shape for v in present]) if shape is None else shape
             self.values[name] = Value(name, np.dtype(kind), shape)
             self._taken.add(name)
             results.append(self.var(name))
         self.nodes.append(Node(op, read, tuple(r.name for r in results), attrs, domain=domain))
         self._written[key] = tuple(results)
         return tuple(results)
-
-    def complete(self, node: Node, index: int, known: Shape | None = None) -> Var:
-        """Take an output that ``node``, which is there already, leaves out; of the dtype of its first input."""
-        given = next(filter(None, node.outputs))
-        place = next(i for i, n in enumerate(self.nodes) if given in n.outputs)
-        outputs = list(self.nodes[place].outputs)
-        if not outputs[index]:
-            outputs[index] = self.input(node.op, self.var(node.inputs[0]).dtype, known).name
-            self.nodes[place] = replace(self.nodes[place], outputs=tuple(outputs))
-            self._producers |= dict.fromkeys(outputs, self.nodes[place])
-        return self.var(outputs[index])
 
     def refine(self, var: Var, shape: Shape | None) -> Var:
         """The same Var with what the caller knows of its shape."""
@@ -540,18 +214,6 @@ class Emitter:
             fit = result.name in computed and result.name not in outputs
             outputs[result.name if fit else self.fresh(result.name)] = result
         return self.graph(inputs, outputs, name)
-
-
-def _dtype(op: str, inputs: Sequence[Var]) -> np.dtype[Any]:
-    result = RESULTS.get(op, UNKNOWN)
-    return inputs[result.like].dtype if result.dtype is None else result.dtype
-
-
-def _shape(op: str, inputs: Sequence[Var]) -> Shape | None:
-    rule = RESULTS.get(op, UNKNOWN).shape
-    if rule is ShapeRule.ELEMENTWISE:
-        return broadcast_shape(*(i.shape for i in inputs))
-    return inputs[0].shape if rule is ShapeRule.FIRST and inputs else None
 
 
 def _defined(nodes: Iterable[Node]) -> Iterator[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from onnxplain.graph.ir import Dim, Shape
 
 
 class ShapeRule(enum.Enum):
@@ -58,4 +60,54 @@ RESULTS: Mapping[str, Result] = {
     **dict.fromkeys(("Clip", "CumSum", "LogSoftmax", "Softmax", "Trilu"), Result(ShapeRule.FIRST)),
     **dict.fromkeys(("ArgMax", "ArgMin", "NonZero", "Shape", "Size"), Result(None, _INT64)),
 }
-UNKNOWN = Result(None)  # of an operator that the table does not know
+_UNKNOWN = Result(None)  # of an operator that the table does not name
+
+
+def result_dtype(op: str, dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
+    """The dtype that an operator gives operands of these dtypes; that of the first one where it is not known."""
+    result = RESULTS.get(op, _UNKNOWN)
+    return dtypes[result.like] if result.dtype is None else result.dtype
+
+
+def result_shape(op: str, shapes: Sequence[Shape | None]) -> Shape | None:
+    """The shape that an operator gives operands of these shapes; None where it is not known."""
+    rule = RESULTS.get(op, _UNKNOWN).shape
+    if rule is ShapeRule.ELEMENTWISE:
+        return broadcast_shape(*shapes)
+    return shapes[0] if rule is ShapeRule.FIRST else None
+
+
+def joined_shape(shapes: Sequence[Shape | None], axis: int) -> Shape | None:
+    """The shape of tensors joined along an axis; None where the rank is unknown."""
+    if shapes[0] is None:
+        return None
+    sizes = [None if s is None else s[axis] for s in shapes]
+    whole = sum(d for d in sizes if isinstance(d, int)) if all(isinstance(d, int) for d in sizes) else None
+    known = list(shapes[0])
+    known[axis] = whole
+    return tuple(known)
+
+
+def broadcast_shape(*shapes: Shape | None) -> Shape | None:
+    """The shape that elementwise operators give operands of these shapes; None where the ranks are unknown."""
+    known = [s for s in shapes if s is not None]
+    if len(known) < len(shapes):
+        return None
+    rank = max((len(s) for s in known), default=0)
+    columns = zip(*((1,) * (rank - len(s)) + tuple(s) for s in known), strict=True)
+    return tuple(_broadcast_dim(set(column)) for column in columns)
+
+
+def _broadcast_dim(dims: set[Dim]) -> Dim:
+    dims = dims - {1} or {1}
+    if len(dims) == 1:
+        return next(iter(dims))
+    return next((d for d in dims if isinstance(d, int)), None)
+
+
+def fits(shape: Sequence[int], onto: Shape | None) -> bool:
+    """Whether an array of this shape broadcasts to the other one, as far as its sizes are known."""
+    if onto is None:
+        return True
+    pairs = zip(reversed(shape), reversed(onto), strict=False)
+    return len(shape) <= len(onto) and all(a in (1, d) or not isinstance(d, int) for a, d in pairs)

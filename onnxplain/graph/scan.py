@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxplain.graph.emit import Emitter, Var
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph, Node, Value
+from onnxplain.graph.var import Var
 
 
 def write_loop(node: Node, emitter: Emitter) -> None:

@@ -14,8 +14,9 @@ from onnxplain.backward.walk import backward, plan
 from onnxplain.composites import composite as composites
 from onnxplain.errors import OptionError, UnsupportedModelError, did_you_mean
 from onnxplain.graph.axes import batch_axis
-from onnxplain.graph.emit import Emitter, Var, concat, where
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Dim, Graph, Shape, is_float
+from onnxplain.graph.var import Var, concat, where
 from onnxplain.ops import OPS, Call, Kind, Trait
 from onnxplain.questions.question import Question, Slice, internal, named
 

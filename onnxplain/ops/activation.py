@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.graph.emit import Var, where
+from onnxplain.graph.var import Var, where
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 from onnxplain.ops.traits import Trait
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxplain.graph.emit import Var, concat
 from onnxplain.graph.ir import Node
+from onnxplain.graph.var import Var, concat
 from onnxplain.ops.index import count, counter, grid_sample, ranked
 from onnxplain.ops.linear import unsqueeze
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.graph.emit import Var, concat
 from onnxplain.graph.ir import Shape
+from onnxplain.graph.var import Var, concat
 from onnxplain.ops.elementwise import product_kind, sum_kind
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 from onnxplain.ops.traits import Trait

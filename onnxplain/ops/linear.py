@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.graph.emit import Var, broadcast_shape, concat, sum_to
+from onnxplain.graph.inference import broadcast_shape
 from onnxplain.graph.ir import Dim, Shape
+from onnxplain.graph.var import Var, concat, sum_to
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 from onnxplain.ops.traits import Trait
 

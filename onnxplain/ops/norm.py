@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxplain.errors import UnsupportedOperatorError
-from onnxplain.graph.emit import Var, where
 from onnxplain.graph.ir import Node
+from onnxplain.graph.var import Var, where
 from onnxplain.ops.reduce import expand, group_size
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 from onnxplain.ops.traits import Trait

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxplain.graph.emit import Var, concat
+from onnxplain.graph.var import Var, concat
 from onnxplain.ops.index import pad
 from onnxplain.ops.table import Cotangent
 

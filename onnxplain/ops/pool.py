@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxplain.graph.emit import Var, concat, where
+from onnxplain.graph.var import Var, concat, where
 from onnxplain.ops.index import add_at, count, zeros
 from onnxplain.ops.reduce import expand, group_size
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable

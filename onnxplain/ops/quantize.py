@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxplain.graph.emit import Var, sum_to
+from onnxplain.graph.var import Var, sum_to
 from onnxplain.ops.index import add_at, counter, zeros
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 from onnxplain.ops.traits import Trait

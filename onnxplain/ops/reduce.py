@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxplain.graph.emit import Var, where
 from onnxplain.graph.ir import Shape
+from onnxplain.graph.var import Var, where
 from onnxplain.ops.index import zeros
 from onnxplain.ops.linear import identity, unsqueeze
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxplain.graph.emit import Var, concat, where
+from onnxplain.graph.var import Var, concat, where
 from onnxplain.ops.index import add_at, count, counter, row_index, zeros
 from onnxplain.ops.linear import unsqueeze
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.graph.emit import Var, concat
+from onnxplain.graph.var import Var, concat
 from onnxplain.ops.index import zeros
 from onnxplain.ops.table import Call, Kind, OpTable
 

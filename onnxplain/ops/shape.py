@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxplain.errors import UnsupportedOperatorError
-from onnxplain.graph.emit import Var, concat, where
+from onnxplain.graph.var import Var, concat, where
 from onnxplain.ops.index import add_at, pad, positions, unpick, zeros
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 from onnxplain.ops.traits import Trait

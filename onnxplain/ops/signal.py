@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxplain.errors import UnsupportedOperatorError
-from onnxplain.graph.emit import Var, concat
+from onnxplain.graph.var import Var, concat
 from onnxplain.ops.index import add_at, counter, ranked, zeros
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 from onnxplain.ops.traits import Trait

@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from onnxplain.graph.emit import Emitter, Var
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Node
+from onnxplain.graph.var import Var
 from onnxplain.ops.traits import Trait, inferred_traits
 
 

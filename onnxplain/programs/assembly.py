@@ -15,8 +15,9 @@ from onnxplain.composites.composite import Composite, kind_of
 from onnxplain.distributions import References
 from onnxplain.distributions.baselines import Baseline
 from onnxplain.errors import OptionError, UnsupportedModelError, UnsupportedOperatorError
-from onnxplain.graph.emit import Emitter, Var
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph
+from onnxplain.graph.var import Var
 from onnxplain.methods import table as methods
 from onnxplain.methods.method import Method
 from onnxplain.programs.program import Assignment, Names, Program

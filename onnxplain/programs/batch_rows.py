@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from onnxplain.backward.control import CONTROL
 from onnxplain.graph.axes import BATCH
-from onnxplain.graph.emit import Var, concat
 from onnxplain.graph.ir import Graph, Node, Shape, Value
+from onnxplain.graph.var import Var, concat
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from itertools import accumulate
 
 import numpy as np
 
-from onnxplain.graph.emit import Emitter, Var, concat
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph, Node
 from onnxplain.graph.memory import peak_per_sample, size_per_sample
+from onnxplain.graph.var import Var, concat
 from onnxplain.ops import OPS, Trait
 
 # What one segment may hold, as a part of what the whole forward pass computes; the best one is taken.

@@ -10,8 +10,10 @@ import numpy as np
 
 from onnxplain.distributions.baselines import Baseline, as_baseline
 from onnxplain.errors import OptionError
-from onnxplain.graph.emit import Emitter, Var, fits
+from onnxplain.graph.emit import Emitter
+from onnxplain.graph.inference import fits
 from onnxplain.graph.ir import Graph
+from onnxplain.graph.var import Var
 from onnxplain.programs.program import Program
 from onnxplain.questions import quantities
 from onnxplain.questions.quantities import Selection

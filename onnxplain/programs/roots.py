@@ -8,8 +8,9 @@ import numpy as np
 
 from onnxplain.distributions import Line, Root
 from onnxplain.graph.axes import batch_axis
-from onnxplain.graph.emit import Emitter, Var, where
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph
+from onnxplain.graph.var import Var, where
 from onnxplain.methods.method import Method
 from onnxplain.programs.assembly import BASELINE_SCORE, compile_program, gathered
 from onnxplain.programs.inside import Inside, rows_of

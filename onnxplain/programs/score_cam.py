@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from onnxplain.distributions.perturbation import Windows
 from onnxplain.errors import UnsupportedModelError
-from onnxplain.graph.emit import Emitter, Var, concat, where
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph
+from onnxplain.graph.var import Var, concat, where
 from onnxplain.methods.cams import CHANNELS, Cam, channel_axes, channels_first, resized, spread
 from onnxplain.methods.method import Method
 from onnxplain.programs.assembly import compile_program

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from onnxplain.graph.axes import batch_axis
-from onnxplain.graph.emit import Emitter, Var
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph
+from onnxplain.graph.var import Var
 from onnxplain.ops import Call
 
 Named = Sequence[tuple[str, Var]]

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from onnxplain.graph.emit import where
+from onnxplain.graph.var import where
 from onnxplain.ops import OPS, Call
 from onnxplain.ops.norm import FROZEN, without_masked_rows
 from onnxplain.ops.table import Cotangent

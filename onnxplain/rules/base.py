@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxplain.errors import OptionError
-from onnxplain.graph.emit import Var, concat, fits, where
+from onnxplain.graph.inference import fits
+from onnxplain.graph.var import Var, concat, where
 from onnxplain.ops import OPS, Call, Kind
 from onnxplain.ops.table import Cotangent
 from onnxplain.rules.signs import is_never_negative, rectified

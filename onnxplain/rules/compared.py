@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxplain.graph.emit import Var, where
+from onnxplain.graph.var import Var, where
 from onnxplain.ops import OPS, Call
 from onnxplain.ops.activation import fn
 from onnxplain.ops.table import Cotangent

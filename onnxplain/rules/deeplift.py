@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from onnxplain.graph.emit import Var, sum_to
+from onnxplain.graph.var import Var, sum_to
 from onnxplain.ops import OPS, Call, Kind
 from onnxplain.ops.activation import fn
 from onnxplain.ops.parts import Sums

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxplain.graph.emit import Var, where
+from onnxplain.graph.var import Var, where
 from onnxplain.ops import OPS, Call, Trait
 from onnxplain.ops import norm as norms
 from onnxplain.ops.activation import fn

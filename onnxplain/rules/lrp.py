@@ -27,7 +27,7 @@ from math import isclose
 import numpy as np
 
 from onnxplain.errors import OptionError
-from onnxplain.graph.emit import Var, where
+from onnxplain.graph.var import Var, where
 from onnxplain.ops import Call
 from onnxplain.ops.table import Cotangent
 from onnxplain.rules.base import (

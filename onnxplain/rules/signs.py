@@ -6,8 +6,8 @@ missed case costs speed, never correctness.
 
 from __future__ import annotations
 
-from onnxplain.graph.emit import Var
 from onnxplain.graph.ir import Node, is_float
+from onnxplain.graph.var import Var
 from onnxplain.ops import OPS, Trait
 
 

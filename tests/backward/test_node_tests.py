@@ -9,7 +9,7 @@ import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 
 from onnxplain.errors import OnnxplainError
-from onnxplain.graph.emit import Var
+from onnxplain.graph.var import Var
 from onnxplain.ops import OPS, Call
 from onnxplain.ops.table import Cotangent, Vjp
 from tests.backward.node_tests import BESIDE, FACTORS, RUNTIME, load

@@ -9,8 +9,10 @@ import onnx
 import pytest
 
 from onnxplain.errors import TensorError
-from onnxplain.graph.emit import Emitter, Var, broadcast_shape, concat, fits, sum_to, where
+from onnxplain.graph.emit import Emitter
+from onnxplain.graph.inference import broadcast_shape, fits
 from onnxplain.graph.ir import Graph, Node, Shape, Value
+from onnxplain.graph.var import Var, concat, sum_to, where
 from onnxplain.storage.reader import to_graph
 from onnxplain.storage.writer import to_proto
 from tests.models import model
@@ -115,6 +117,26 @@ def test_tensors_have_no_values_while_a_graph_is_written(misuse: Callable[[Any],
     for x in (Emitter().input("x", np.float32, shape), Emitter().const(np.float32(2))):
         with pytest.raises(TensorError, match=r"has no values before the model runs\n.*ox.op\("):
             misuse(x)
+
+
+@pytest.mark.parametrize("other", [None, "1", [1.0], {}], ids=repr)
+def test_what_is_no_number_is_no_operand(other: Any) -> None:
+    x = Emitter().input("x", np.float32, (2,))
+    for combine in (lambda: x + other, lambda: other * x, lambda: x > other, lambda: x & other):
+        with pytest.raises(TypeError):
+            combine()
+
+
+def test_integers_are_not_combined_with_fractions() -> None:
+    """The fraction would be cut off, as constants have the dtype of the tensor."""
+    n = Emitter().input("n", np.int64, (2,))
+    assert ops((n * 2.0).emitter) == ["Mul"]
+    with pytest.raises(TensorError, match=r"n: int64 \[2\] is combined with 0.5\n.*cast"):
+        n * 0.5
+
+
+def test_repr_tells_dtype_and_shape() -> None:
+    assert repr(Emitter().input("x", np.float32, ("batch", None, 3))) == "<Var x: float32 [batch x ? x 3]>"
 
 
 def test_tensors_are_keys() -> None:

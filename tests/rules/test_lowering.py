@@ -15,7 +15,7 @@ import pytest
 
 import onnxplain
 from onnxplain.composites.composite import COMPOSITES
-from onnxplain.graph.emit import Var
+from onnxplain.graph.var import Var
 from onnxplain.ops.linear import ConvWindow, vector
 from onnxplain.rules import base, lrp
 from onnxplain.rules.base import LinearMap

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onnxplain.errors import OptionError
-from onnxplain.graph.emit import Var
+from onnxplain.graph.var import Var
 from onnxplain.rules.base import LinearMap, Rule
 from onnxplain.rules.lrp import AlphaBeta, Epsilon, Flat, Gamma, Interpolated, RelativeEpsilon, Unbiased, WSquare, ZBox
 from tests.reference import Case, relative_error, rng

@@ -7,7 +7,8 @@ import pytest
 
 import onnxplain
 from onnxplain.canonize import canonize
-from onnxplain.graph.emit import Emitter, Var
+from onnxplain.graph.emit import Emitter
+from onnxplain.graph.var import Var
 from onnxplain.rules import base, lrp
 from onnxplain.rules.signs import is_never_negative, rectified
 from onnxplain.storage.reader import read

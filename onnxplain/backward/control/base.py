@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.graph.emit import Emitter, Var
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph, Node, is_float
+from onnxplain.graph.var import Var
 from onnxplain.ops.index import zeros
 from onnxplain.ops.table import Call, Cotangent
 

@@ -28,8 +28,9 @@ from onnxplain.backward.control.base import (
 )
 from onnxplain.backward.control.stacks import Stacks, factored
 from onnxplain.backward.control.trips import Saved, Trips
-from onnxplain.graph.emit import Emitter, Var, concat
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Dim, Graph, Node, Shape, Value
+from onnxplain.graph.var import Var, concat
 from onnxplain.ops.parts import Sums
 from onnxplain.ops.table import Call, Cotangent
 

@@ -11,8 +11,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from onnxplain.graph.emit import Emitter, Var, broadcast_shape, renamed
+from onnxplain.graph.emit import Emitter, renamed
+from onnxplain.graph.inference import broadcast_shape
 from onnxplain.graph.ir import Dim, Graph, Node
+from onnxplain.graph.var import Var
 from onnxplain.ops import OPS, Trait
 from onnxplain.ops.linear import unsqueeze
 

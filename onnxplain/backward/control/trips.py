@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from onnxplain.graph.emit import Emitter, Var
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Dim, Graph, Node
+from onnxplain.graph.var import Var
 
 
 @dataclass(frozen=True)

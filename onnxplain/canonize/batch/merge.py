@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from onnxplain.graph.axes import BATCH
-from onnxplain.graph.emit import Emitter, Var
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Dim, Graph, Node, Value
+from onnxplain.graph.var import Var
 
 Array = np.ndarray[Any, Any]
 

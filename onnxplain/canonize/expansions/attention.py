@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from onnxplain.canonize.expansions.fused import known_rank
 from onnxplain.canonize.expansions.positions import Rotation, apart, count, length
 from onnxplain.canonize.expansions.site import Expansion, Result, Site, StaysError
-from onnxplain.graph.emit import Var, concat, where
+from onnxplain.graph.var import Var, concat, where
 
 _MASKED = -1e30  # added to scores: no relevance, and no overflow where several masks meet
 

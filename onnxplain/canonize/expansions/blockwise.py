@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain.canonize.expansions.site import Expansion, Site, StaysError
-from onnxplain.graph.emit import Var
+from onnxplain.graph.var import Var
 
 Array = np.ndarray[Any, Any]
 

@@ -17,8 +17,9 @@ from onnx.helper import get_attribute_value, tensor_dtype_to_np_dtype
 from onnxplain.canonize.expansions import attention, blockwise, fused, ml, positions, quantized, recurrent, svm
 from onnxplain.canonize.expansions.site import Expansion, Scope, Site, StaysError
 from onnxplain.canonize.fold import StubbedModel, hide
-from onnxplain.graph.emit import Emitter, Var
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import OPSET, Graph, Node, Value
+from onnxplain.graph.var import Var
 from onnxplain.runtime import ort
 from onnxplain.storage.reader import graphs_of, nodes_of, shape_of
 from onnxplain.storage.tensors import LARGE_TENSOR, is_external, is_plain, stub

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxplain.canonize.expansions.site import Expansion, Result, Site, StaysError
-from onnxplain.graph.emit import Var
+from onnxplain.graph.var import Var
 
 _WINDOW = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 _PARAMETERS = {  # of fused activations, by position

@@ -14,8 +14,8 @@ import numpy as np
 
 from onnxplain.canonize.expansions.fused import known_rank
 from onnxplain.canonize.expansions.site import Expansion, Result, Site, StaysError
-from onnxplain.graph.emit import Var, concat, where
 from onnxplain.graph.ir import Node
+from onnxplain.graph.var import Var, concat, where
 
 DOMAIN = "ai.onnx.ml"
 

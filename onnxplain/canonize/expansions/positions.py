@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxplain.canonize.expansions.fused import known_rank, standardized
 from onnxplain.canonize.expansions.site import Expansion, Result, Site, StaysError
-from onnxplain.graph.emit import Var, concat, where
+from onnxplain.graph.var import Var, concat, where
 
 Lookup = Callable[[Var], Var]  # indices -> rows of a table
 

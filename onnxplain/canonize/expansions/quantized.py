@@ -16,8 +16,8 @@ from onnxplain.canonize.expansions.attention import self_attention
 from onnxplain.canonize.expansions.fused import channels_first, channels_last, known_rank, softmax_from
 from onnxplain.canonize.expansions.positions import Lookup, embedded
 from onnxplain.canonize.expansions.site import Expansion, Result, Site, StaysError
-from onnxplain.graph.emit import Var, concat
 from onnxplain.graph.ir import Node
+from onnxplain.graph.var import Var, concat
 from onnxplain.ops import OPS, Trait
 
 _WINDOW = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.graph.emit import Emitter, Var
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Node
+from onnxplain.graph.var import Var
 from onnxplain.ops import OPS, Trait
 
 _PACKED = {"int4": (-8, 7), "uint4": (0, 15), "int2": (-2, 1), "uint2": (0, 3)}  # numpy does not know their ranges

@@ -8,7 +8,8 @@ import numpy as np
 
 from onnxplain.canonize.expansions.ml import Array, best, both_classes, class_names, features, layer, named, transformed
 from onnxplain.canonize.expansions.site import Expansion, Result, Site
-from onnxplain.graph.emit import Emitter, Var, concat, where
+from onnxplain.graph.emit import Emitter
+from onnxplain.graph.var import Var, concat, where
 
 _SWEEPS = 100  # at most; a few are enough
 

@@ -21,7 +21,7 @@ from onnxplain.distributions.perturbation.features import (
 )
 from onnxplain.distributions.perturbation.perturbation import CopyPlan, Estimate, Perturbation
 from onnxplain.errors import OptionError
-from onnxplain.graph.emit import Var
+from onnxplain.graph.var import Var
 
 Array = np.ndarray[Any, Any]
 KEPT = "copies/kept"  # the features in a copy's set

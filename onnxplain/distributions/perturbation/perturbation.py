@@ -19,7 +19,7 @@ from onnxplain.distributions.baselines import (
 from onnxplain.distributions.distribution import Distribution
 from onnxplain.distributions.masked_copies import Prologue
 from onnxplain.errors import OptionError
-from onnxplain.graph.emit import Var
+from onnxplain.graph.var import Var
 
 Array = np.ndarray[Any, Any]
 

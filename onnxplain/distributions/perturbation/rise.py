@@ -16,8 +16,8 @@ from onnxplain.distributions.perturbation.coalitions import check_options, doubl
 from onnxplain.distributions.perturbation.perturbation import CopyPlan, Estimate, Perturbation
 from onnxplain.errors import OptionError
 from onnxplain.graph.axes import BATCH
-from onnxplain.graph.emit import Var, concat
 from onnxplain.graph.ir import is_float
+from onnxplain.graph.var import Var, concat
 
 Array = np.ndarray[Any, Any]
 BLOCK = 1 << 18  # elements of masks that are made at a time when they are added up

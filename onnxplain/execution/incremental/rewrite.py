@@ -9,8 +9,9 @@ import numpy as np
 from onnxplain.execution.incremental.plan import PatchPlan, chosen
 from onnxplain.execution.incremental.regions import Array, common, lengths, whole
 from onnxplain.execution.incremental.steps import PatchStep, spatial
-from onnxplain.graph.emit import Emitter, Var, concat
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph, Node, Shape
+from onnxplain.graph.var import Var, concat
 
 INDEX, FILL = "window", "fill"
 

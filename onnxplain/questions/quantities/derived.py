@@ -11,8 +11,9 @@ import numpy as np
 
 from onnxplain.canonize.shapes import typed
 from onnxplain.errors import OptionError, TargetError, did_you_mean
-from onnxplain.graph.emit import Emitter, Var
+from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph, Node
+from onnxplain.graph.var import Var
 from onnxplain.ops.quantize import ROUNDING
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from onnxplain.errors import OptionError, TargetError, did_you_mean
-from onnxplain.graph.emit import Var
 from onnxplain.graph.ir import Value
+from onnxplain.graph.var import Var
 from onnxplain.questions.quantities.derived import Derived, Expressed, Greatest, LogProbabilities
 from onnxplain.questions.quantities.indices import Array, Names, Target, resolve
 

@@ -7,9 +7,9 @@ from math import prod
 
 import numpy as np
 
-from onnxplain.graph.emit import Var
-from onnxplain.graph.emit import where as choose
 from onnxplain.graph.ir import Dim, is_float
+from onnxplain.graph.var import Var
+from onnxplain.graph.var import where as choose
 from onnxplain.ops.index import zeros
 
 TARGET = "target"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import onnxplain as ox
-from onnxplain.graph.emit import Var
+from onnxplain.graph.var import Var
 from tests.export.test_explainer import bare
 from tests.models import IMAGES, MLP, SIGMOID, SOFTMAX, Array, Tiny, model
 from tests.reference import relative_error, rng
