@@ -1,10 +1,10 @@
-"""The pipeline: compile an `Explainer` for a model, call it."""
+"""The pipeline: an `Explainer` compiles a model and a method, and is called with batches."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -13,60 +13,45 @@ import numpy as np
 
 from onnxplain import execution, export
 from onnxplain.canonize import Canonical, prepare
-from onnxplain.canonize.cache import key
+from onnxplain.compiler import Compiler
 from onnxplain.errors import OptionError
-from onnxplain.execution import kept
 from onnxplain.execution.requests import Request, Specialization, joined, separated
 from onnxplain.graph.axes import batch_axes
 from onnxplain.methods import table as methods
 from onnxplain.methods.method import Method
 from onnxplain.model import Loadable, load
-from onnxplain.programs.assembly import report
-from onnxplain.programs.compile import compile_method
-from onnxplain.programs.program import Assignment
+from onnxplain.programs.program import Assignment, Program
 from onnxplain.questions import inputs as checks
 from onnxplain.questions import quantities
 from onnxplain.questions.quantities import Quantity, Target
-from onnxplain.questions.question import Question, ask, extended
+from onnxplain.questions.question import Question
 from onnxplain.result import Attribution, Single
 from onnxplain.runtime.batching import DEFAULT_MEMORY, parse_memory
 from onnxplain.runtime.device import Given, Tensor
 from onnxplain.runtime.providers import Provider, ProviderChoice, choose
-from onnxplain.runtime.recent import Recent
 from onnxplain.storage import atomic, shared_weights, writer
 
 Array = np.ndarray[Any, Any]
 Inputs = Any  # an ndarray, what implements DLPack, or a mapping of input name -> such
 
 
-def _asked(sizes: Mapping[str, int] | None = None, target: Target | Quantity = None) -> Specialization:
-    return tuple(sorted((sizes or {}).items())), target.place if isinstance(target, Quantity) else None
-
-
-def _resolved(target: Target | Quantity, canonical: Canonical, question: Question, samples: int) -> export.FixedTarget:
-    value, names = canonical.graph.value(question.explained), canonical.labels.get(question.output, ())
-    if isinstance(target, Quantity):
-        return target.resolve(value, question.axis, samples, names)
-    return quantities.resolve(target, value, question.axis, samples, names)
-
-
-def _fed(request: Request, runner: execution.Runner) -> dict[str, Array]:
-    """All that a runner takes but targets."""
-    weights = {} if request.weights is None else {str(runner.names.weights): request.weights}
-    return {**request.feeds, **weights}
-
-
 @dataclass(frozen=True)
 class PreparedBatch:
-    """A checked batch: what was asked for, the runner that answers it, and what it takes (see `execution.run`).
+    """A checked batch, ready to run.
 
     Attributes
     ----------
+    specialization
+        The specialization that answers it.
+    runner
+        The program and its sessions.
+    feeds, target
+        The inputs and the target, as `onnxplain.execution.run` takes them.
     tensors
-        Inputs besides the feeds: those that lie where the runner calculates, if the method can leave them there.
+        The inputs that stay on the GPU, where the runner calculates; empty if the method needs them on the host.
     """
 
-    asked: Specialization
+    specialization: Specialization
     runner: execution.Runner
     feeds: dict[str, Array]
     target: Array | None
@@ -129,17 +114,18 @@ class Explainer:
         self.memory = parse_memory(memory)
         self.providers: ProviderChoice = choose(providers)
         self.model = load(model)
-        walks = self.method.composite is not None or self.method.cam is not None
-        self._at = at
-        own = None if self.method.cam else at
-        self._extend = partial(extended, output=output, probability=probability, walks=walks)
-        self._ask = partial(ask, output=output, wrt=wrt, at=own, probability=probability, walks=walks)
-        self._question = Recent(self._resolve)
-        self._runner = Recent(self._compile)
-        if not self.model.free_sizes:
-            entry = self._entry(_asked())
-            if entry is None or not entry.exists():  # what is kept has been compiled before
-                self.report()
+        self._compiler = Compiler(
+            self.model,
+            self.method,
+            self.providers,
+            self.memory,
+            output=output,
+            wrt=wrt,
+            at=at,
+            probability=probability,
+        )
+        if not self.model.free_sizes and not self._compiler.is_stored(Specialization()):
+            self.report()  # raises what is wrong with the question
 
     def __call__(
         self,
@@ -208,32 +194,30 @@ class Explainer:
         given, samples, sizes = checks.check_inputs(x, self.model.inputs, self._axes, nan, gpu)
         tensors = {name: tensor for name, tensor in given.items() if isinstance(tensor, Tensor)}
         feeds = {name: array for name, array in given.items() if not isinstance(array, Tensor)}
-        asked = _asked(sizes, target)
-        canonical, question = self._question(asked)
-        found = _resolved(target, canonical, question, samples)
+        specialization = Specialization.of(sizes, target)
+        canonical, question = self._compiler.question(specialization)
+        positions, weights = _resolved(target, canonical, question, samples)
         unread = {name: np.broadcast_to(np.zeros((), t.dtype), t.shape) for name, t in tensors.items()}
         execution.check(self.method, {**feeds, **unread}, question)
-        positions, weights = found if isinstance(found, tuple) else (found, None)
         joinable = not methods.mixes_samples(self.method)
-        return Request(feeds, samples, asked, positions, weights, self._axes, joinable, tensors)
+        return Request(feeds, samples, specialization, positions, weights, self._axes, joinable, tensors)
 
     def answer(
         self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
     ) -> list[Attribution]:
         """Explain checked requests that join each other (`Request.joins`), in one batch."""
         call = self._call(joined(requests))
-        slices = self._question(call.asked)[1].slices
-        answers = separated(self._run(call, progress), requests, slices)
+        answers = separated(self._run(call, progress), requests, call.runner.program.question.slices)
         return [self._result(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
     def _call(self, request: Request) -> PreparedBatch:
-        runner = self._runner(request.asked)
+        runner = self._compiler.runner(request.specialization)
         feeds, tensors = _fed(request, runner), request.tensors
         if not execution.runs_on_device(runner, self.method):
             copies, tensors = {name: tensor.numpy() for name, tensor in tensors.items()}, {}
             checks.check_finite(copies, self.model.inputs, self.model.takes_nan)
             feeds |= copies
-        return PreparedBatch(request.asked, runner, feeds, request.target, tensors)
+        return PreparedBatch(request.specialization, runner, feeds, request.target, tensors)
 
     def _run(
         self, call: PreparedBatch, progress: Callable[[int, int], None] | None, device: bool = False
@@ -247,7 +231,7 @@ class Explainer:
         return execution.run(call.runner, self.method, call.feeds, call.target, progress)
 
     def _result(self, request: Request, answer: execution.Answer) -> Attribution:
-        canonical, question = self._question(request.asked)
+        canonical, question = self._compiler.question(request.specialization)
         found: dict[str, Given] = {**answer.attributions, **answer.kept}
         parts = {name: Single(name, given, answer.errors.get(name)) for name, given in found.items()}
         trace = partial(self._trace, request, answer.target)
@@ -258,13 +242,13 @@ class Explainer:
     @property
     def provider(self) -> str | None:
         """The execution provider that runs it, once it has run; ``providers`` says why."""
-        runner = self._runner.newest()
+        runner = self._compiler.runner.newest()
         return None if runner is None else runner.main.session.provider
 
     @property
     def explained(self) -> tuple[str, ...]:
         """Names of the tensors that get an attribution."""
-        return tuple(part.name for part in self._question(_asked())[1].slices)
+        return tuple(part.name for part in self._compiler.question(Specialization())[1].slices)
 
     def report(self) -> list[Assignment]:
         """Node -> kind -> rule of the reverse walk, in its order; empty for methods without one.
@@ -274,8 +258,17 @@ class Explainer:
         UnsupportedOperatorError, NoRuleError
             All nodes that stand in the way.
         """
-        canonical, question = self._question(_asked())
-        return report(canonical.graph, self.method.composite, question) if self.method.composite else []
+        return self._compiler.report(Specialization())
+
+    def program(self) -> Program:
+        """Compile the program for inputs of any size and one element of the output, as a graph that can be read.
+
+        Raises
+        ------
+        UnsupportedOperatorError, NoRuleError
+            All nodes that stand in the way.
+        """
+        return self._compiler.program(Specialization())
 
     def export(
         self, path: str | os.PathLike[str], target: Target | Quantity = "input", *, share_weights: bool = False
@@ -307,9 +300,10 @@ class Explainer:
         atomic.check_writable(path, {".onnx"})
         source, path = self.model.source, Path(path)
         held = shared_weights.files_of(source.path, source.weights, path) if share_weights else {}
-        canonical, question = self._question(_asked(target=target))
+        canonical, question = self._compiler.question(Specialization.of({}, target))
         asked = isinstance(target, str) and target == "input"
-        fixed = None if asked else _resolved(target, canonical, question, 1)
+        positions, weights = (None, None) if asked else _resolved(target, canonical, question, 1)
+        fixed = positions if positions is None or weights is None else (positions, weights)
         exported = export.explainer_graph(canonical.graph, self.method, question, asked, fixed)
         exported = export.in_types(exported, self.model.inputs, prepare.output_types(source.proto)).scheduled()
         places = shared_weights.places_of(exported.constants, held, path.parent) if share_weights else {}
@@ -319,45 +313,28 @@ class Explainer:
     def _axes(self) -> dict[str, int]:
         return batch_axes(self.model.inputs)
 
-    def _resolve(self, asked: Specialization) -> tuple[Canonical, Question]:
-        sizes, place = asked
-        canonical = self.model.canonical(dict(sizes))
-        graph, quantity = self._extend(canonical.graph, None if place is None else Quantity((), *place))
-        canonical = replace(canonical, graph=graph)
-        question = self._ask(graph, quantity=quantity)
-        if question.nested and methods.moves_slices(self.method):
-            names = ", ".join(part.name for part in question.slices)
-            why = f"{self.method.name} moves what it explains, and of these one depends on another"
-            raise OptionError(f"{why}: {names}", "Name one of them with at=.")
-        cam = self.method.cam
-        return canonical, cam.ask(graph, question, self._at) if cam else question
-
     def _trace(self, request: Request, target: Array) -> list[Assignment]:
-        canonical, question = self._question(request.asked)
-        if self.method.composite is None:
+        """The report of a batch, with the relevance at each node; the model is run once more."""
+        lines = self._compiler.report(request.specialization)
+        if not lines:
             return []
-        lines = report(canonical.graph, self.method.composite, question)
-        runner = self._compile(request.asked, traced=True)
+        runner = self._compiler.traced(request.specialization)
         copies = {name: tensor.numpy() for name, tensor in request.tensors.items()}
         return execution.traced(runner, lines, {**_fed(request, runner), **copies}, target)
 
-    def _compile(self, asked: Specialization, traced: bool = False) -> execution.Runner:
-        canonical, question = self._question(asked)
-        compiled = partial(compile_method, canonical.graph, self.method, question, traced=traced)
-        entry, setting = None if traced else self._entry(asked), self._setting(canonical)
-        return kept.load(entry, compiled, question, setting) if entry else execution.Runner.load(compiled(), setting)
 
-    def _entry(self, asked: Specialization) -> Path | None:
-        """Where the runner is kept, if it is."""
-        canonical, question = self._question(asked)
-        if self.model.cache is None:
-            return None
-        sizes, place = asked
-        depends = key(self.model.source, dict(sizes)), self._extend, place, question, self.method
-        return kept.entry(self.model.cache, self._setting(canonical), *depends)
+def _resolved(
+    target: Target | Quantity, canonical: Canonical, question: Question, samples: int
+) -> tuple[Array | None, Array | None]:
+    """Positions in the explained tensor, or labels, and their weights."""
+    value, names = canonical.graph.value(question.explained), canonical.labels.get(question.output, ())
+    return quantities.resolved(target, value, question.axis, samples, names)
 
-    def _setting(self, canonical: Canonical) -> execution.Setting:
-        return execution.Setting(self.providers, canonical.graph, canonical.fixed_batch, self.memory)
+
+def _fed(request: Request, runner: execution.Runner) -> dict[str, Array]:
+    """All inputs of a runner besides the target."""
+    weights = {} if request.weights is None else {str(runner.names.weights): request.weights}
+    return {**request.feeds, **weights}
 
 
 def explain(

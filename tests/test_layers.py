@@ -33,6 +33,7 @@ LAYERS = [
     "export",
     "model",
     "result",
+    "compiler",
     "api",
     "datasets",
     "concepts",

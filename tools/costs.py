@@ -24,7 +24,6 @@ from rich.table import Table
 
 import onnxplain
 from onnxplain.graph.ir import Graph
-from onnxplain.programs.compile import compile_method
 from onnxplain.storage.writer import save
 
 KINDS = {
@@ -90,23 +89,22 @@ def main() -> None:
         except ValueError:
             options[name] = value
     explainer = onnxplain.Explainer(asked.model, asked.method, **options)
-    call, question = explainer._question(((), None))
-    program = compile_method(call.graph, explainer.method, question)
+    forward, program = explainer.model.canonical().graph, explainer.program()
     random = np.random.default_rng(0)
     x = {
         v.name: random.random([d if isinstance(d, int) else asked.batch for d in v.shape or ()]).astype(v.dtype)
-        for v in call.graph.inputs
+        for v in forward.inputs
     }
     feeds = {v.name: x.get(v.name, np.full(asked.batch, -1)) for v in program.graph.inputs}
     wanted = list(program.names.attributions.values())
     with tempfile.TemporaryDirectory(prefix="onnxplain-profile-") as name:
         folder = Path(name)
-        plain, ours = (session(graph, folder, profiled=False) for graph in (call.graph, program.graph))
+        plain, ours = (session(graph, folder, profiled=False) for graph in (forward, program.graph))
         plain.run(None, x), ours.run(wanted, feeds)
         rounds = [
             (seconds(lambda: plain.run(None, x)), seconds(lambda: ours.run(wanted, feeds))) for _ in range(asked.repeat)
         ]
-        profiles = [nodes(call.graph, folder, None, x), nodes(program.graph, folder, wanted, feeds)]
+        profiles = [nodes(forward, folder, None, x), nodes(program.graph, folder, wanted, feeds)]
     passes = float(np.median([b / a for a, b in rounds]))
     forward = float(np.median([a for a, _ in rounds]))
     whole = sum(s for _, _, s in profiles[0])

@@ -19,7 +19,6 @@ from onnx import helper
 import onnxplain as ox
 from onnxplain.canonize import canonize
 from onnxplain.execution import Runner, Setting
-from onnxplain.programs.compile import compile_method
 from onnxplain.storage.reader import read
 
 METHODS = ("gradient", "lrp", "deeplift")
@@ -83,10 +82,9 @@ def measure(proto: onnx.ModelProto, sessions: bool) -> dict[str, float]:
     model.canonical = lambda sizes=None: canonical  # type: ignore[method-assign]  # measured already
     for method in METHODS:
         explainer = timed(f"{method} checked", partial(ox.Explainer, model, method))
-        graph, (_, question) = canonical.graph, explainer._question(((), None))
-        program = timed(f"{method} compiled", partial(compile_method, graph, explainer.method, question))
+        program = timed(f"{method} compiled", explainer.program)
         if sessions:
-            setting = Setting(explainer.providers, graph, canonical.fixed_batch, explainer.memory)
+            setting = Setting(explainer.providers, canonical.graph, canonical.fixed_batch, explainer.memory)
             timed(f"{method} session", partial(Runner.load, program, setting))
     return seconds
 

@@ -10,11 +10,32 @@ import numpy as np
 
 from onnxplain.canonize.canonical import Sizes
 from onnxplain.execution import Answer
+from onnxplain.questions.quantities import ExplainedTensor, Quantity, Target
 from onnxplain.questions.question import Slice
 from onnxplain.runtime.device import Tensor
 
 Array = np.ndarray[Any, Any]
-Specialization = tuple[Sizes, tuple[Any, ...] | None]  # and the place of a quantity
+
+
+@dataclass(frozen=True)
+class Specialization:
+    """Everything besides the model and the method that a program depends on.
+
+    Attributes
+    ----------
+    sizes
+        Pairs of a free dimension other than the batch, and its size, by name.
+    tensor
+        The tensor whose elements a quantity adds up; None: one element of the explainer's output is explained.
+    """
+
+    sizes: Sizes = ()
+    tensor: ExplainedTensor | None = None
+
+    @classmethod
+    def of(cls, sizes: Mapping[str, int], target: Target | Quantity) -> Specialization:
+        """The specialization for the sizes of an input, and for a target or a quantity."""
+        return cls(tuple(sorted(sizes.items())), target.explained if isinstance(target, Quantity) else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +48,8 @@ class Request:
         Input name -> array, as the model declares it.
     samples
         How many.
-    asked
-        What a program is compiled for.
+    specialization
+        The one that answers it.
     target, weights
         As `quantities.target_inputs` takes them, one row per sample; no target: the labels that the model gives.
     axes
@@ -41,7 +62,7 @@ class Request:
 
     feeds: Mapping[str, Array]
     samples: int
-    asked: Specialization
+    specialization: Specialization
     target: Array | None
     weights: Array | None
     axes: Mapping[str, int]
@@ -60,7 +81,7 @@ class Request:
             and other.joinable
             and not self.tensors
             and not other.tensors
-            and self.asked == other.asked
+            and self.specialization == other.specialization
             and not self.axes.keys().isdisjoint(self.feeds)
             and _row(self.target) == _row(other.target)
             and _row(self.weights) == _row(other.weights)

@@ -12,7 +12,7 @@ from onnxplain.errors import OptionError, UnsupportedModelError, did_you_mean
 from onnxplain.graph.axes import batch_axes, batch_axis
 from onnxplain.graph.ir import Graph, Value
 from onnxplain.questions import quantities
-from onnxplain.questions.quantities import Quantity
+from onnxplain.questions.quantities import ExplainedTensor
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def ask(
     at: str | Sequence[str] | None = None,
     probability: bool = False,
     walks: bool = True,
-    quantity: Quantity | None = None,
+    tensor: ExplainedTensor | None = None,
 ) -> Question:
     """Check names and fill in what was not said.
 
@@ -92,10 +92,11 @@ def ask(
     ----------
     at
         Names of internal tensors, or patterns of them (``*``, ``?``, ``[...]``) that mean those on the way.
-    quantity
-        Names another tensor to explain; what it derives from the model is part of the graph (see `extended`).
     walks
         Whether the method walks back: one of forward passes only takes any type of input and output.
+    tensor
+        The tensor of a quantity, which is a weighted sum; if it is derived from the model, it is part of the graph (see
+        `extended`). None: one element of the output is explained.
 
     Raises
     ------
@@ -104,12 +105,13 @@ def ask(
     UnsupportedModelError
         Nothing in the model that could be explained.
     """
-    if quantity is not None and quantity.tensor is not None:
-        explained = _tensor(graph, quantity.tensor)
-        output = quantity.output or explained
+    chosen = tensor or ExplainedTensor()
+    if chosen.tensor is not None:
+        explained = _tensor(graph, chosen.tensor)
+        output = chosen.output or explained
     else:
-        output = _output(graph, quantity.output if quantity and quantity.output else output, walks)
-        probability = quantity.probability if quantity and quantity.probability is not None else probability
+        output = _output(graph, chosen.output or output, walks)
+        probability = probability if chosen.probability is None else chosen.probability
         explained = quantities.explained_value(graph, output, probability)
     if at is not None and wrt is not None:
         raise OptionError("give at= (an internal tensor) or wrt= (inputs), not both")
@@ -118,25 +120,25 @@ def ask(
     )
     slices = list(dict.fromkeys(slices))
     nested = any(graph.reachable_from([one.name]) & {other.name for other in slices} - {one.name} for one in slices)
-    axis = None if quantity is not None and quantity.whole else batch_axis(graph, explained)
-    return Question(output, explained, axis, tuple(slices), quantity is not None, nested)
+    axis = None if chosen.whole else batch_axis(graph, explained)
+    return Question(output, explained, axis, tuple(slices), tensor is not None, nested)
 
 
 def extended(
-    graph: Graph, quantity: Quantity | None, output: str | None, probability: bool, walks: bool
-) -> tuple[Graph, Quantity | None]:
-    """The graph with what a quantity derives from the model, and the quantity that names it; both as before if nothing.
+    graph: Graph, tensor: ExplainedTensor | None, output: str | None, probability: bool, walks: bool
+) -> tuple[Graph, ExplainedTensor | None]:
+    """Add the explained tensor to the graph if it is derived from the model, and name it; else return both as they are.
 
     Raises
     ------
     OptionError
         No such output or tensor, or an expression that is no valid ONNX.
     """
-    if quantity is None or quantity.derived is None:
-        return graph, quantity
-    output = _output(graph, quantity.output or output, walks)
-    graph, tensor = quantity.derived.added(graph, output, probability)
-    return graph, replace(quantity, tensor=tensor, output=output, derived=None)
+    if tensor is None or tensor.derived is None:
+        return graph, tensor
+    output = _output(graph, tensor.output or output, walks)
+    graph, name = tensor.derived.added(graph, output, probability)
+    return graph, replace(tensor, tensor=name, output=output, derived=None)
 
 
 def named(graph: Graph, at: str | Sequence[str], explained: str) -> list[str]:

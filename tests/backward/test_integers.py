@@ -14,7 +14,7 @@ from onnxplain.graph.emit import Emitter
 from onnxplain.questions.question import ask
 from tests.export.test_explainer import bare
 from tests.models import TOKENS, Array, model, weights
-from tests.programs.test_program import graph_of
+from tests.programs.test_assembly import graph_of
 from tests.reference import relative_error, rng, run_ort
 
 IDS = rng(1).integers(0, 7, size=(3, 4))

@@ -15,7 +15,6 @@ from onnxplain.graph.ir import Graph
 from onnxplain.graph.memory import peak_per_sample
 from onnxplain.methods.table import make
 from onnxplain.programs.checkpointing import _Walk, recomputed
-from onnxplain.programs.compile import compile_method
 from onnxplain.runtime.providers import choose
 from onnxplain.runtime.session import Session
 from tests.methods.test_table import OPTIONS
@@ -75,9 +74,7 @@ WALKS = [method for method in OPTIONS if make(method, OPTIONS[method]).composite
 
 def program(tiny: Tiny, method: str = "gradient", **options: object) -> tuple[Graph, _Walk, list[str]]:
     """The graph of a program, taken apart, and what its forward pass is for."""
-    explainer = ox.Explainer(tiny.proto(), method, **options)
-    canonical, question = explainer._question(((), None))
-    made = compile_method(canonical.graph, explainer.method, question)
+    made = ox.Explainer(tiny.proto(), method, **options).program()
     ends = [name for name in (made.names.score, made.names.resolved, made.names.baseline_score) if name]
     return made.graph, _Walk(made.graph, [made.names.target], ends, "batch"), ends
 

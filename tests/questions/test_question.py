@@ -12,7 +12,7 @@ from onnxplain.graph.axes import batch_axes, rows
 from onnxplain.graph.ir import Graph, Shape, Value
 from onnxplain.questions.question import Question, Slice, ask
 from tests.models import MLP, SIGMOID, SOFTMAX, TOKENS, TWO_INPUTS, weights
-from tests.programs.test_program import graph_of, several
+from tests.programs.test_assembly import graph_of, several
 
 
 def test_defaults() -> None:

@@ -9,7 +9,6 @@ import pytest
 
 import onnxplain as ox
 from onnxplain.canonize import canonize
-from onnxplain.programs.compile import compile_method
 from onnxplain.storage.reader import read
 from tools.scaling import chain
 
@@ -18,9 +17,7 @@ def calls(nodes: int, method: str) -> int:
     data = chain(nodes).SerializeToString()
     with cProfile.Profile() as profile:
         canonize(read(data))
-        explainer = ox.Explainer(data, method)
-        canonical, question = explainer._question(((), None))
-        compile_method(canonical.graph, explainer.method, question)
+        ox.Explainer(data, method).program()
     return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]  # the stubs lack it
 
 

@@ -1,17 +1,19 @@
 """What is explained: one element of the output per sample, a weighted sum of some, or whether its labels stay."""
 
 from onnxplain.questions.quantities.derived import explained_value, op
-from onnxplain.questions.quantities.indices import Target, resolve, unravel
+from onnxplain.questions.quantities.indices import Target, unravel
 from onnxplain.questions.quantities.objects import (
     Channel,
     Class,
     Difference,
+    ExplainedTensor,
     Expression,
     LogProbability,
     Neuron,
     Output,
     Probability,
     Quantity,
+    resolved,
 )
 from onnxplain.questions.quantities.selection import PREDICTED, TARGET, Selection, select, target_inputs
 
@@ -21,6 +23,7 @@ __all__ = [
     "Channel",
     "Class",
     "Difference",
+    "ExplainedTensor",
     "Expression",
     "LogProbability",
     "Neuron",
@@ -31,7 +34,7 @@ __all__ = [
     "Target",
     "explained_value",
     "op",
-    "resolve",
+    "resolved",
     "select",
     "target_inputs",
     "unravel",

@@ -19,6 +19,31 @@ from onnxplain.questions.quantities.indices import Array, Names, Target, resolve
 Element = Target | tuple[int | slice | EllipsisType, ...]  # a target, or an index that may stand for several elements
 
 
+@dataclass(frozen=True)
+class ExplainedTensor:
+    """The tensor whose elements a quantity adds up; programs are compiled once for each.
+
+    Attributes
+    ----------
+    tensor
+        Name of an internal tensor; None: the model's output.
+    output
+        Name of the output; None: the explainer's.
+    whole
+        Whether indices cover all axes of the tensor, so that all of it belongs to one sample.
+    probability
+        Whether a final Softmax or Sigmoid is included; None: as the explainer says.
+    derived
+        Calculates the tensor from others of the model; None: the model calculates it.
+    """
+
+    tensor: str | None = None
+    output: str | None = None
+    whole: bool = False
+    probability: bool | None = None
+    derived: Derived | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Quantity:
     """A weighted sum of elements of one tensor; made by `Class` and the like, and by ``+``, ``-`` and ``*`` on these.
@@ -28,29 +53,17 @@ class Quantity:
     terms
         Pairs of a weight (a number, or one per sample) and an element (a target, see `Explainer.__call__`; in place of
         an index, a slice stands for several elements along that axis, and ... for all axes that are left).
-    tensor
-        The tensor, if it is an internal one.
-    output
-        The model's output; None: the explainer's.
-    whole
-        Whether the indices cover all axes of the tensor, so that it belongs to one sample as a whole.
-    probability
-        Whether a final Softmax or Sigmoid is included; None: as the explainer says.
-    derived
-        What is calculated from the model's tensors first: the elements are those of what comes out.
+    explained
+        The tensor whose elements these are.
     """
 
     terms: tuple[tuple[Any, Any], ...]
-    tensor: str | None = None
-    output: str | None = None
-    whole: bool = False
-    probability: bool | None = None
-    derived: Derived | None = None
+    explained: ExplainedTensor = ExplainedTensor()
 
     def __add__(self, other: Quantity) -> Quantity:
         if not isinstance(other, Quantity):
             return NotImplemented
-        if self.place != other.place:
+        if self.explained != other.explained:
             hint = "ox.Expression(lambda a, b: ..., 'one', 'other') adds up elements of several."
             raise OptionError("a sum of quantities takes elements of one and the same tensor", hint)
         return replace(self, terms=(*self.terms, *other.terms))
@@ -70,11 +83,6 @@ class Quantity:
     def __sub__(self, other: Quantity) -> Quantity:
         return self + -other if isinstance(other, Quantity) else NotImplemented
 
-    @property
-    def place(self) -> tuple[Any, ...]:
-        """Everything but the terms."""
-        return self.tensor, self.output, self.whole, self.probability, self.derived
-
     def resolve(self, value: Value, axis: int | None, samples: int, names: Names = ()) -> tuple[Array, Array]:
         """Positions in the flattened tensor and their weights, both of shape (samples, K).
 
@@ -93,6 +101,29 @@ class Quantity:
             positions.append(found)
             weights.append(np.broadcast_to(np.asarray(weight, value.dtype).reshape(-1, 1), found.shape))
         return np.concatenate(positions, axis=1), np.concatenate(weights, axis=1)
+
+
+def resolved(
+    target: Target | Quantity, value: Value, axis: int | None, samples: int, names: Names = ()
+) -> tuple[Array | None, Array | None]:
+    """Positions in the flattened tensor and their weights, of a target or of a quantity.
+
+    Returns
+    -------
+    positions
+        As `Quantity.resolve` returns them for a quantity; as `onnxplain.questions.quantities.indices.resolve` does for
+        a target, which may also be labels, or None for the labels that the model gives.
+    weights
+        None for a target.
+
+    Raises
+    ------
+    TargetError, OptionError
+        There is no such element, or the number of targets or weights is wrong.
+    """
+    if isinstance(target, Quantity):
+        return target.resolve(value, axis, samples, names)
+    return resolve(target, value, axis, samples, names), None
 
 
 def _positions(element: Any, value: Value, axis: int | None, samples: int, names: Names) -> Array:
@@ -129,7 +160,7 @@ def Difference(one: Element, other: Element) -> Quantity:
 
 def Probability(target: Target = None) -> Quantity:
     """The probability of a class: with the final Softmax or Sigmoid."""
-    return Quantity(((1.0, target),), probability=True)
+    return Quantity(((1.0, target),), ExplainedTensor(probability=True))
 
 
 def LogProbability(target: Target = None) -> Quantity:
@@ -138,7 +169,7 @@ def LogProbability(target: Target = None) -> Quantity:
     Calculated from the values before the final Softmax or Sigmoid. Where the model has neither, but scores of shape
     (N, classes), the probabilities are those of a Softmax.
     """
-    return Quantity(((1.0, target),), derived=LogProbabilities())
+    return Quantity(((1.0, target),), ExplainedTensor(derived=LogProbabilities()))
 
 
 def Expression(function: Callable[..., Var], *tensors: str, index: Target = None) -> Quantity:
@@ -161,23 +192,23 @@ def Expression(function: Callable[..., Var], *tensors: str, index: Target = None
         Which element of what the function returns: see `Explainer.__call__`. A tensor of shape (N,) has only one;
         None: the greatest.
     """
-    return Quantity(((1.0, index),), derived=Expressed(function, tensors))
+    return Quantity(((1.0, index),), ExplainedTensor(derived=Expressed(function, tensors)))
 
 
 def Output(name: str, index: int | tuple[int, ...]) -> Quantity:
     """One element of a whole output, for outputs that are no row per sample; samples go one by one."""
-    return Quantity(((1.0, index),), output=name, whole=True)
+    return Quantity(((1.0, index),), ExplainedTensor(output=name, whole=True))
 
 
 def Neuron(tensor: str, index: Element) -> Quantity:
     """One element of an internal tensor, by its index without the batch axis; or several, by an index with slices."""
-    return Quantity(((1.0, index),), tensor=tensor)
+    return Quantity(((1.0, index),), ExplainedTensor(tensor))
 
 
 def Channel(tensor: str, channel: int, reduce: str = "sum") -> Quantity:
     """A channel (axis 1) of an internal tensor of pictures, volumes or signals: its sum, or its max."""
     if reduce == "max":
-        return Quantity(((1.0, 0),), derived=Greatest(tensor, channel))
+        return Quantity(((1.0, 0),), ExplainedTensor(derived=Greatest(tensor, channel)))
     if reduce != "sum":
         raise OptionError(f"there is no reduction {reduce!r}", did_you_mean(str(reduce), ["sum", "max"]))
-    return Quantity(((1.0, (channel, ...)),), tensor=tensor)
+    return Quantity(((1.0, (channel, ...)),), ExplainedTensor(tensor))

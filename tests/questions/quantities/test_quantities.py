@@ -8,7 +8,8 @@ import pytest
 from onnxplain.errors import TargetError
 from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Shape, Value
-from onnxplain.questions.quantities import PREDICTED, explained_value, resolve, select, target_inputs, unravel
+from onnxplain.questions.quantities import PREDICTED, explained_value, select, target_inputs, unravel
+from onnxplain.questions.quantities.indices import resolve
 from onnxplain.storage.reader import to_graph
 from tests.models import Array, model
 from tests.reference import rng, run_ort
