@@ -1,15 +1,18 @@
-"""Explanations for any deployed ONNX model, without its source, on ONNX Runtime.
+"""Explain any deployed ONNX model: which parts of an input contributed to its prediction, and with which sign.
 
 >>> import onnxplain as ox
 >>> result = ox.explain("model.onnx", x, "integrated_gradients", target=281)  # doctest: +SKIP
 >>> result.save("cat.png", image=photo)  # doctest: +SKIP
 """
 
+from typing import TYPE_CHECKING, Any
+
+from onnxplain import rules
 from onnxplain.api import (
     Explainer,
     explain,
 )
-from onnxplain.composites.composite import (
+from onnxplain.composites import (
     COMPOSITES,
     Composite,
     Row,
@@ -33,7 +36,8 @@ from onnxplain.errors import (
     UnsupportedModelError,
     UnsupportedOperatorError,
 )
-from onnxplain.methods.table import METHODS
+from onnxplain.imaging.preprocessing import Preprocessing, find_note
+from onnxplain.methods import METHODS
 from onnxplain.model import (
     Model,
     load,
@@ -53,6 +57,9 @@ from onnxplain.questions.quantities import (
 )
 from onnxplain.result import Attribution
 from onnxplain.serving import Batcher
+
+if TYPE_CHECKING:
+    from onnxplain.imaging.images import preprocess, read_image
 
 __version__ = "0.1.0"
 
@@ -80,6 +87,7 @@ __all__ = [
     "OptionError",
     "Output",
     "OutputError",
+    "Preprocessing",
     "Probability",
     "ProviderError",
     "Quantity",
@@ -90,7 +98,25 @@ __all__ = [
     "UnsupportedModelError",
     "UnsupportedOperatorError",
     "explain",
+    "find_note",
     "influence",
     "load",
     "op",
+    "preprocess",
+    "read_image",
+    "rules",
 ]
+
+_PHOTOS = ("preprocess", "read_image")  # they need OpenCV, which takes 0.1 s to import, so they are imported when used
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PHOTOS:
+        from onnxplain.imaging import images
+
+        return getattr(images, name)
+    raise AttributeError(f"module 'onnxplain' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PHOTOS})

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain import execution, export
+from onnxplain import execution, export, methods
 from onnxplain.canonize import Canonical, prepare
 from onnxplain.compiler import Compiler
 from onnxplain.errors import OptionError
 from onnxplain.execution.requests import Request, Specialization, joined, separated
 from onnxplain.graph.axes import batch_axes
-from onnxplain.methods import table as methods
 from onnxplain.methods.method import Method
 from onnxplain.model import Loadable, load
 from onnxplain.programs.program import Assignment, Program

@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 
 import onnxplain as ox
-from onnxplain.composites.composite import COMPOSITES
+from onnxplain.composites import COMPOSITES
 from onnxplain.imaging.images import find_note, preprocess, read_image
 
 MODELS = Path(__file__).parent.parent / "models"

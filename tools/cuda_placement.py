@@ -41,7 +41,7 @@ from rich.console import Console
 from rich.table import Table
 
 import onnxplain as ox
-from onnxplain.composites.composite import COMPOSITES
+from onnxplain.composites import COMPOSITES
 from onnxplain.graph.ir import Graph, Value
 from onnxplain.storage import writer
 

@@ -13,12 +13,11 @@ import click
 import numpy as np
 
 import onnxplain as ox
+from onnxplain.arguments import one_of
 from onnxplain.cli import drawing, inputs, options, show
 from onnxplain.cli.influence import influence
-from onnxplain.composites.composite import COMPOSITES, LRP_RULES
+from onnxplain.composites import COMPOSITES, LRP_RULES
 from onnxplain.errors import OnnxplainError, OptionError
-from onnxplain.methods import table as methods
-from onnxplain.methods.method import Method
 from onnxplain.storage import atomic, shared_weights
 
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
@@ -263,23 +262,30 @@ def _in_the_way(model: ox.Model, method: str, asked: Mapping[str, Any]) -> str:
     return ""
 
 
-@main.command("methods", short_help="List the methods and their options.")
+@main.command("methods", short_help="List the methods, or describe one and its options.")
+@click.argument("name", required=False)
 @options.as_json
-def list_methods(as_json: bool) -> None:
-    """List the methods with their options and defaults, and the rules and composites of lrp."""
-    table = {name: {"summary": methods.summary(name), "options": _defaults(f)} for name, f in ox.METHODS.items()}
+def methods(name: str | None, as_json: bool) -> None:
+    """List the methods with their options and defaults; with NAME, describe that method.
+
+    The description has the formula, what the attributions sum to, the cost in passes through the model, when to use the
+    method, its papers, and each option with its unit, its default, its meaning and its valid values.
+    """
     parts = {
         "rules": {name: _defaults(f) for name, f in LRP_RULES.items()},
         "composites": {name: _defaults(f) for name, f in COMPOSITES.items()},
     }
-    show.methods(table, parts, as_json)
+    if name is None:
+        show.methods(ox.METHODS, parts, as_json)
+    else:
+        one_of(ox.METHODS).check("method", name)
+        show.method(ox.METHODS[name], parts if name == "lrp" else {}, as_json)
 
 
 def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    """Parameters and their defaults; None for those without one."""
-    parameters = list(signatures.signature(function).parameters.values())
-    defaults = {p.name: None if p.default is p.empty else p.default for p in parameters}
-    return {name: default.name if isinstance(default, Method) else default for name, default in defaults.items()}
+    """Parameters of a rule or a composite and their defaults; None for those without one."""
+    parameters = signatures.signature(function).parameters.values()
+    return {p.name: None if p.default is p.empty else p.default for p in parameters}
 
 
 main.add_command(influence)

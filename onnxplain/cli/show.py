@@ -21,6 +21,7 @@ from onnxplain.cli.inputs import PreparedInput
 from onnxplain.concepts import Carried
 from onnxplain.graph.ir import Value
 from onnxplain.imaging.preprocessing import Note, Preprocessing
+from onnxplain.methods.spec import MethodSpec, Option
 from onnxplain.programs.program import Assignment
 
 PIPE_WIDTH = 160  # a pipe has no width; lines should not be cut for one
@@ -256,15 +257,48 @@ def model(
     _print(("methods", "work", "what is in the way"), rows)
 
 
-def methods(
-    table: Mapping[str, Mapping[str, Any]], parts: Mapping[str, Mapping[str, Mapping[str, Any]]], as_json: bool
-) -> None:
-    """Print the methods with their options, and the parts of lrp with theirs."""
+Parts = Mapping[str, Mapping[str, Mapping[str, Any]]]  # "rules" or "composites" -> name -> parameter -> default
+
+
+def methods(table: Mapping[str, MethodSpec], parts: Parts, as_json: bool) -> None:
+    """Print the methods with their options, and the rules and composites of lrp with theirs."""
+    defaults = {name: {option.name: option.default for option in spec.options} for name, spec in table.items()}
     if as_json:
-        _dump({"methods": table, "lrp": parts})
+        listed = {name: {"summary": spec.summary, "options": defaults[name]} for name, spec in table.items()}
+        _dump({"methods": listed, "lrp": parts})
         return
-    rows = [(name, entry["summary"], _options(entry["options"])) for name, entry in table.items()]
+    rows = [(name, spec.summary, _options(defaults[name])) for name, spec in table.items()]
     _print(("method", "what it computes", "options"), rows, show_lines=True)
+    _print_parts(parts)
+    click.echo("'onnxplain methods NAME' describes a method, its cost and its options.")
+
+
+def method(spec: MethodSpec, parts: Parts, as_json: bool) -> None:
+    """Print all that is known about one method."""
+    if as_json:
+        _dump(spec.described | ({"lrp": parts} if parts else {}))
+        return
+    lines = [
+        ("formula", spec.formula),
+        ("sum", spec.promise or "nothing is promised"),
+        ("cost", str(spec.cost)),
+        ("use", spec.use),
+        ("avoid", spec.avoid),
+        *(("paper", str(paper)) for paper in spec.papers),
+    ]
+    _print((spec.name, spec.summary), lines, show_lines=True)
+    if spec.options:
+        rows = [(o.name, str(o.default), o.unit, _explained_option(o)) for o in spec.options]
+        _print(("option", "default", "unit", "meaning"), rows, show_lines=True)
+    _print_parts(parts)
+
+
+def _explained_option(option: Option) -> str:
+    source = f" Source: {option.source}." if option.source else ""
+    return f"{option.meaning} Valid: {option.valid}.{source}"
+
+
+def _print_parts(parts: Parts) -> None:
     for what, known in parts.items():
         _print((f"lrp {what}", "options"), [(name, _options(defaults)) for name, defaults in known.items()])
 

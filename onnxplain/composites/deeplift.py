@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from onnxplain.arguments import one_of
 from onnxplain.composites.composite import EVERYTHING, Composite, Row
 from onnxplain.composites.structure import LINEAR, kind_of
-from onnxplain.errors import OptionError, did_you_mean
 from onnxplain.ops import OPS, Call, Kind, Trait
 from onnxplain.rules.base import Gradient, Rule
 from onnxplain.rules.compared import Between
@@ -52,7 +52,7 @@ class DeepLift(Composite):
         return [Between(rule, self.names) for rule in bound]
 
 
-def composite(rule: str) -> DeepLift:
+def deep_lift(rule: str) -> DeepLift:
     """The composite of one of `DEEPLIFT_RULES`.
 
     Raises
@@ -60,8 +60,7 @@ def composite(rule: str) -> DeepLift:
     OptionError
         There is no such rule.
     """
-    if not isinstance(rule, str) or rule not in DEEPLIFT_RULES:
-        raise OptionError(f"deeplift has no rule {rule!r}", did_you_mean(str(rule), DEEPLIFT_RULES))
+    one_of(DEEPLIFT_RULES).check("rule", rule)
     linear = Row(LINEAR | Kind.SUM, Linear())
     if isinstance(DEEPLIFT_RULES[rule], Gradient):
         return DeepLift((linear, Row(EVERYTHING, Gradient())), rule)

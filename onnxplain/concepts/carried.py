@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from onnxplain.api import Explainer, PreparedBatch
-from onnxplain.arguments import is_count
+from onnxplain.arguments import or_none, whole_number
 from onnxplain.datasets import Data, Moments, Progress, for_each_chunk, with_error
 from onnxplain.distributions.baselines import Baseline, baseline_like, check_baseline
 from onnxplain.distributions.perturbation.coalitions import Coalitions, Game
 from onnxplain.distributions.perturbation.features import Partition
-from onnxplain.errors import OptionError
 from onnxplain.execution.masked import MaskedCopies
 
 Array = np.ndarray[Any, Any]
@@ -112,10 +111,8 @@ def carried(
 
 def _check(ks: Sequence[int], baseline: Baseline, control: int | None) -> None:
     for k in ks:
-        if not is_count(k, 1):
-            raise OptionError(f"ks are whole numbers of at least 1, not {k!r}")
-    if control is not None and not is_count(control, 0):
-        raise OptionError(f"control is a seed, a whole number of at least 0, not {control!r}")
+        whole_number(1).check("each of ks", k)
+    or_none(whole_number(0)).check("control", control)
     check_baseline(baseline)
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from onnxplain.api import Explainer
-from onnxplain.arguments import is_count
+from onnxplain.arguments import one_of, whole_number
 from onnxplain.concepts.carried import Carried, carried
 from onnxplain.datasets import Data, Progress, with_error
 from onnxplain.distributions.baselines import Baseline
-from onnxplain.errors import OptionError, did_you_mean
+from onnxplain.errors import OptionError
 from onnxplain.questions.quantities import Neuron, Quantity
 
 Array = np.ndarray[Any, Any]
@@ -125,7 +125,7 @@ class Influence:
         OptionError
             k is not a positive whole number, or the sign is unknown.
         """
-        _check_count(k)
+        whole_number(1).check("k", k)
         return [self._unit(int(position)) for position in self._order(sign)[:k]]
 
     def agreement(self, other: Influence, k: int = 10, sign: str = "both") -> Agreement:
@@ -143,7 +143,7 @@ class Influence:
         OptionError
             The units of ``other`` have another shape.
         """
-        _check_count(k)
+        whole_number(1).check("k", k)
         if other.units.shape != self.units.shape:
             raise OptionError(f"units of shape {self.units.shape} do not compare with those of {other.units.shape}")
         one, two = (set(influence._order(sign)[:k].tolist()) for influence in (self, other))
@@ -209,8 +209,7 @@ class Influence:
 
     def _order(self, sign: str) -> Array:
         """Return the positions of the units in the flattened ``units``, the strongest first."""
-        if sign not in SIGNS:
-            raise OptionError(f"there is no sign {sign!r}", did_you_mean(str(sign), SIGNS))
+        one_of(SIGNS).check("sign", sign)
         strength = SIGNS[sign](self.units.ravel())
         order = np.argsort(-strength, kind="stable")
         return order if sign == "both" else order[strength[order] > 0]
@@ -230,11 +229,6 @@ class Influence:
     def __str__(self) -> str:
         title = f"{self.method} at {self.at}: mean of {self.samples} samples, the strongest of {self.units.size} units"
         return "\n".join([title, *(f"  {unit}" for unit in self.top())])
-
-
-def _check_count(k: int) -> None:
-    if not is_count(k, 1):
-        raise OptionError(f"k must be a whole number of at least 1, not {k!r}")
 
 
 def _ranks(values: Array) -> Array:

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from onnxplain.arguments import Valid
 from onnxplain.distributions import fills
 from onnxplain.errors import OptionError, did_you_mean
 
 Array = np.ndarray[Any, Any]
 
-Baseline = float | str | Array
+
+def check_baseline(baseline: Any) -> None:
+    """Raise OptionError unless it is a finite number, a text, or an array of these."""
+    array = np.asarray(baseline)
+    if array.dtype.kind not in "iufU":
+        raise OptionError(f"a baseline must be a number or an array of numbers (or of texts), not {baseline!r}")
+    if array.dtype.kind != "U" and not np.isfinite(array).all():
+        raise OptionError("the baseline holds NaN or infinity")
+
+
+VALID_BASELINE = Valid(
+    f"a finite number, an array of such numbers (or of texts), or one of {', '.join(fills.NAMES)}",
+    "float, str or ndarray",
+    lambda _, value: check_baseline(value),
+)
+Baseline = Annotated[float | str | Array, VALID_BASELINE]
 """A number, a text, an array of either, or one of `onnxplain.distributions.fills.NAMES`."""
 
 
@@ -72,15 +88,6 @@ def baseline_like(baseline: Baseline, x: Array, name: str, axis: int = 0) -> Arr
     except ValueError:
         why = f"does not fit the input '{name}' of shape {x.shape}"
         raise OptionError(f"a baseline of shape {array.shape} {why}") from None
-
-
-def check_baseline(baseline: Any) -> None:
-    """Raise OptionError unless it is a finite number, a text, or an array of these."""
-    array = np.asarray(baseline)
-    if array.dtype.kind not in "iufU":
-        raise OptionError(f"a baseline must be a number or an array of numbers (or of texts), not {baseline!r}")
-    if array.dtype.kind != "U" and not np.isfinite(array).all():
-        raise OptionError("the baseline holds NaN or infinity")
 
 
 def check_fits(baseline: Baseline, x: Array, name: str, axis: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from onnxplain.arguments import check_fields
 from onnxplain.distributions.baselines import Baseline, baseline_like, check_baseline, check_fits, check_named
 from onnxplain.errors import OptionError
 
@@ -109,7 +110,7 @@ class References(Distribution):
     baselines: Array | None = None
 
     def __post_init__(self) -> None:
-        check_baseline(self.baseline)
+        check_fields(self)
         if self.baselines is not None:
             check_baseline(self.baselines)
             if np.ndim(self.baselines) == 0 or len(self.baselines) == 0:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from onnxplain.arguments import is_count
-from onnxplain.distributions.baselines import Baseline, check_baseline, check_fits, check_internal_baseline
+from onnxplain.arguments import Count, Positive, check_fields, one_of, whole_number
+from onnxplain.distributions.baselines import Baseline, check_fits, check_internal_baseline
 from onnxplain.distributions.distribution import Distribution
-from onnxplain.errors import OptionError, did_you_mean
+from onnxplain.errors import OptionError
 
 Array = np.ndarray[Any, Any]
 
@@ -22,8 +22,6 @@ Quadrature = Literal["gauss_legendre", "midpoint", "trapezoid", "left", "right"]
 
 Search = Literal["segment", "gradient"]
 """In which direction a root is searched: straight to the baseline, or down the gradient at the input."""
-
-SEARCHES: tuple[Search, ...] = get_args(Search)
 
 
 def _gauss_legendre(n: int) -> tuple[Array, Array]:
@@ -49,11 +47,8 @@ QUADRATURES: dict[Quadrature, Callable[[int], tuple[Array, Array]]] = {
 
 def check_quadrature(quadrature: Any, steps: Any) -> None:
     """Raise OptionError unless there is such a quadrature with that many points."""
-    if quadrature not in QUADRATURES:
-        raise OptionError(f"there is no quadrature {quadrature!r}", did_you_mean(str(quadrature), QUADRATURES))
-    least = 2 if quadrature == "trapezoid" else 1
-    if not is_count(steps, least):
-        raise OptionError(f"steps must be a whole number of at least {least}, not {steps!r}")
+    one_of(QUADRATURES).check("quadrature", quadrature)
+    whole_number(2 if quadrature == "trapezoid" else 1).check("steps", steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,19 +71,15 @@ class Line(Distribution):
         or until `MAX_STEPS`. None: never double.
     """
 
-    steps: int = 64
+    steps: Count = 64
     baseline: Baseline = 0.0
     quadrature: Quadrature = "gauss_legendre"
     calibrate: bool = False
-    tolerance: float | None = None
+    tolerance: Positive | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_quadrature(self.quadrature, self.steps)
-        if self.tolerance is not None:
-            number = isinstance(self.tolerance, int | float | np.number) and not isinstance(self.tolerance, bool)
-            if not number or not self.tolerance > 0:
-                raise OptionError(f"tolerance must be a number above 0, not {self.tolerance!r}")
-        check_baseline(self.baseline)
 
     def nodes(self) -> tuple[Array, Array]:
         """Positions between 0 (baseline) and 1 (input), and weights; float64, shape (steps,) each."""
@@ -150,15 +141,10 @@ class Root(Distribution):
     runs_on_device: ClassVar[bool] = True
     search: Search
     baseline: Baseline = 0.0
-    steps: int = 20
+    steps: Count = 20
 
     def __post_init__(self) -> None:
-        if self.search not in SEARCHES:
-            known = did_you_mean(str(self.search), ["zero", *SEARCHES])
-            raise OptionError(f"there is no root {self.search!r}", known)
-        if not is_count(self.steps, 1):
-            raise OptionError(f"steps must be a whole number of at least 1, not {self.steps!r}")
-        check_baseline(self.baseline)
+        check_fields(self)
 
     def check(self, name: str, x: Array, axis: int) -> None:
         """Raise OptionError if the baseline does not fit the explained input ``name``."""

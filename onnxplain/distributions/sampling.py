@@ -9,22 +9,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from onnxplain.arguments import is_count
+from onnxplain.arguments import Count, NotNegative, Seed, check_fields
 from onnxplain.distributions.baselines import baseline_like, check_internal_baseline
 from onnxplain.distributions.distribution import Distribution, References
 from onnxplain.distributions.lines import QUADRATURES, Quadrature, check_quadrature
-from onnxplain.errors import OptionError, did_you_mean
+from onnxplain.errors import OptionError
 
 Array = np.ndarray[Any, Any]
 
 Shape = Literal["gaussian", "uniform"]
 """Probability distribution of noise."""
-
-SHAPES: tuple[Shape, ...] = get_args(Shape)
 
 Moment = Literal["mean", "square", "variance"]
 """Statistic of the attributions at sampled points: their mean, the mean of their squares, or their variance."""
@@ -70,28 +68,20 @@ class Noise(Sampled):
         Whether ``noise`` is a share of the sample's range, max - min over each explained input (Smilkov et al. 2017);
         otherwise it is in units of the input.
     shape
-        One of `SHAPES`.
+        Probability distribution of the noise.
     seed
         Seed of the NumPy generator.
     """
 
     moves_inputs: ClassVar[bool] = True
-    samples: int = 32
-    noise: float = 0.15
+    samples: Count = 32
+    noise: NotNegative = 0.15
     relative: bool = True
     shape: Shape = "gaussian"
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        _check_count("samples", self.samples)
-        _check_seed(self.seed)
-        number = isinstance(self.noise, int | float | np.number) and not isinstance(self.noise, bool)
-        if not number or not np.isfinite(self.noise) or self.noise < 0:
-            raise OptionError(f"noise must be a finite number of at least 0, not {self.noise!r}")
-        if not isinstance(self.relative, bool):
-            raise OptionError(f"relative must be True or False, not {self.relative!r}")
-        if self.shape not in SHAPES:
-            raise OptionError(f"there is no shape {self.shape!r}", did_you_mean(str(self.shape), SHAPES))
+        check_fields(self)
 
     @property
     def random(self) -> bool:
@@ -145,16 +135,14 @@ class Lines(Sampled):
     """
 
     references: References = field(default_factory=References)
-    steps: int = 64
+    steps: Count = 64
     quadrature: Quadrature = "gauss_legendre"
-    samples: int | None = None
-    seed: int = 0
+    samples: Count | None = None
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_quadrature(self.quadrature, self.steps)
-        if self.samples is not None:
-            _check_count("samples", self.samples)
-        _check_seed(self.seed)
 
     @property
     def random(self) -> bool:
@@ -250,13 +238,3 @@ class AveragedOver:
 
     points: Sampled
     moment: Moment = "mean"
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not is_count(value, 1):
-        raise OptionError(f"{name} must be a whole number of at least 1, not {value!r}")
-
-
-def _check_seed(value: Any) -> None:
-    if not is_count(value, 0):
-        raise OptionError(f"seed must be a whole number of at least 0, not {value!r}")

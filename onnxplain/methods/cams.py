@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
+from typing import Literal
 
+from onnxplain import composites
+from onnxplain.arguments import check_fields
 from onnxplain.backward.walk import backward, plan
-from onnxplain.composites import composite as composites
-from onnxplain.errors import OptionError, UnsupportedModelError, did_you_mean
+from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.graph.axes import batch_axis
 from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Dim, Graph, Shape, is_float
@@ -20,7 +22,10 @@ from onnxplain.graph.var import Var, concat, where
 from onnxplain.ops import OPS, Call, Kind, Trait
 from onnxplain.questions.question import Question, Slice, internal, named
 
-UPSAMPLINGS: Mapping[str, Mapping[str, str]] = {
+Upsampling = Literal["linear", "nearest", "none"]
+Masks = Literal["channels", "places"]
+
+UPSAMPLINGS: Mapping[Upsampling, Mapping[str, str]] = {
     "linear": {"mode": "linear", "coordinate_transformation_mode": "half_pixel"},
     "nearest": {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
     "none": {},
@@ -28,7 +33,6 @@ UPSAMPLINGS: Mapping[str, Mapping[str, str]] = {
 _LINEAR = Kind.AFFINE | Kind.CONV | Kind.DENSE | Kind.MOVEMENT
 
 Weigh = Callable[[Var, Var], Var]  # (G, A) -> the map
-CHANNELS, PLACES = "channels", "places"
 
 
 @dataclass(frozen=True)
@@ -54,16 +58,13 @@ class Cam:
 
     weigh: Weigh | None
     relu: bool
-    upsample: str
+    upsample: Upsampling
     pooled: bool = False
     guided: bool = False
-    masks: str | None = None
+    masks: Masks | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.upsample, str) or self.upsample not in UPSAMPLINGS:
-            raise OptionError(
-                f"there is no upsampling {self.upsample!r}", did_you_mean(str(self.upsample), UPSAMPLINGS)
-            )
+        check_fields(self)
 
     def ask(self, graph: Graph, question: Question, at: str | Sequence[str] | None) -> Question:
         """The question with a slice that names an input and stands for the layer: the one named, or the last one."""
@@ -271,7 +272,7 @@ def channels_first(graph: Graph, v: Var, layer: str, x: Var) -> Var:
     return v.transpose([0, axis, *(a for a in range(1, v.rank) if a != axis)])
 
 
-def resized(graph: Graph, drawn: Var, part: Slice, upsample: str) -> Var:
+def resized(graph: Graph, drawn: Var, part: Slice, upsample: Upsampling) -> Var:
     """A map of the size of the input that a slice names."""
     emitter, dtype = drawn.emitter, drawn.dtype
     x, axes = emitter.var(part.name), _places(graph, part.tensors[0], part.name, needed=True)

@@ -1,105 +1,149 @@
-"""Methods that read the gradient, or a modified one, at one point or along a line."""
+"""Methods that read the gradient at one point: the input, or a root of the score near it."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 
-from onnxplain.arguments import check_flag
-from onnxplain.composites import composite as composites
-from onnxplain.distributions import Distribution, Line, LineIncrements, Lines, Quadrature, References, Root, Search
-from onnxplain.distributions.baselines import Baseline
-from onnxplain.errors import OptionError, did_you_mean
-from onnxplain.methods import readouts
+from onnxplain import composites
+from onnxplain.arguments import Count, Valid, one_of
+from onnxplain.distributions import Distribution, Line, Root, Search, baselines
+from onnxplain.methods import options, readouts
 from onnxplain.methods.method import Method
+from onnxplain.methods.papers import MONTAVON_2017, MONTAVON_2018, SHRIKUMAR_2016, SIMONYAN_2014
+from onnxplain.methods.spec import Cost, Doc, documented
 
-Array = np.ndarray[Any, Any]
+ONE_PASS = Cost("1", "1")
 
 
+@documented(
+    "gradients",
+    formula="g = df(x) / dx",
+    latex=r"\phi_i = \frac{\partial f(x)}{\partial x_i}",
+    cost=ONE_PASS,
+    use="To see how the score reacts to small changes of the input: fast, defined for every differentiable model, and"
+    " the yardstick for all other methods.",
+    avoid="To say how much of the score an element makes up: where a function saturates, its derivative is 0 however"
+    " much the element matters; gradients of deep networks with ReLUs look noisy.",
+    papers=(SIMONYAN_2014,),
+)
 def gradient() -> Method:
-    """Derivative of the score by each input element (Simonyan et al. 2014; signed)."""
+    """Derivative of the score by each input element, with its sign."""
     return Method("gradient", composites.gradient())
 
 
+@documented(
+    "gradients",
+    formula="x * g, g = df(x) / dx",
+    latex=r"\phi_i = x_i \, \frac{\partial f(x)}{\partial x_i}",
+    cost=ONE_PASS,
+    use="As a first, cheap estimate of contributions. For networks of ReLUs and max pooling without biases the"
+    " attributions sum to the score, and equal those of LRP-0.",
+    avoid="Where an input of 0 carries information (it always gets 0), or where the network has biases or saturates:"
+    " integrated_gradients and deeplift account for these.",
+    papers=(SHRIKUMAR_2016,),
+)
 def gradient_x_input() -> Method:
-    """Derivative times input (Shrikumar et al. 2016)."""
+    """Derivative of the score by each input element, times the element."""
     return Method("gradient_x_input", composites.gradient(), readout=readouts.times_input)
 
 
-def sensitivity(norm: str = "square") -> Method:
-    """Squared derivative (Montavon et al. 2018); norm=absolute gives its absolute value (captum's Saliency)."""
-    norms = {"square": readouts.squared, "absolute": readouts.absolute}
-    if norm not in norms:
-        raise OptionError(f"there is no norm {norm!r}", did_you_mean(str(norm), norms))
-    return Method("sensitivity", composites.gradient(), readout=norms[norm])
+Norm = Literal["square", "absolute"]
 
 
-def integrated_gradients(
-    steps: int = 64,
-    baseline: Baseline = 0.0,
-    quadrature: Quadrature = "gauss_legendre",
-    calibrate: bool = False,
-    tolerance: float | None = None,
+@documented(
+    "gradients",
+    formula="g^2, or |g|; g = df(x) / dx",
+    latex=r"\phi_i = \left(\frac{\partial f(x)}{\partial x_i}\right)^2",
+    cost=ONE_PASS,
+    use="To see where the score is sensitive, whatever the direction; the usual saliency map.",
+    avoid="Where the sign matters: it is lost.",
+    papers=(MONTAVON_2018, SIMONYAN_2014),
+)
+def sensitivity(
+    norm: Annotated[
+        Norm,
+        Doc(
+            "What removes the sign: the square, or the absolute value.",
+            source=f"square: {MONTAVON_2018.citation}; absolute: {SIMONYAN_2014.citation}, captum's Saliency",
+        ),
+    ] = "square",
 ) -> Method:
-    """Mean gradient on a line, times the way (Sundararajan et al. 2017); tolerance adds steps, calibrate: exact sum."""
-    check_flag("calibrate", calibrate)
-    line = Line(steps, baseline, quadrature, calibrate, tolerance)
-    return Method("integrated_gradients", composites.gradient(), line, readouts.times_delta, promise="completeness")
+    """Squared derivative of the score by each input element, or its absolute value."""
+    readout = {"square": readouts.squared, "absolute": readouts.absolute}[norm]
+    return Method("sensitivity", composites.gradient(), readout=readout)
 
 
-def expected_gradients(
-    baselines: Any = 0.0, samples: int | None = None, seed: int = 0, steps: int | None = None
-) -> Method:
-    """Integrated gradients, mean over baselines: at random points (Erion et al. 2021), or steps= on each line."""
-    if samples is not None and steps is not None:
-        raise OptionError("expected_gradients takes samples (random points) or steps (on the line to each baseline)")
-    references = References(baselines) if np.ndim(baselines) == 0 else References(baselines=baselines)
-    if steps is None:
-        lines = Lines(references, samples=64 if samples is None else samples, seed=seed)
-    else:
-        lines = Lines(references, steps, seed=seed)
-    return Method("expected_gradients", composites.gradient(), lines, readouts.times_delta, promise="completeness")
+Array = np.ndarray[Any, Any]
+RootName = Literal["zero", Search]
 
 
-def conductance(steps: int = 64, baseline: Baseline = 0.0, quadrature: Quadrature = "gauss_legendre") -> Method:
-    """Flow of integrated gradients through an internal tensor, at= (Dhamdhere et al. 2019)."""
-    lines = LineIncrements(References(baseline), steps, quadrature)
-    return Method("conductance", composites.gradient(), lines, promise="completeness")
+def _check_root(name: str, value: Any) -> None:
+    if isinstance(value, str):
+        one_of(get_args(RootName)).check(name, value)
+    baselines.check_baseline(value)
 
 
+ROOT = Valid(
+    f"one of {', '.join(get_args(RootName))}; or a finite number or an array of such numbers",
+    f"{{{', '.join(map(repr, get_args(RootName)))}}}, float or ndarray",
+    _check_root,
+)
+
+
+@documented(
+    "gradients",
+    formula="(x - r) * df(r) / dr, r: the root; for root='zero' the limit x * df(x) / dx",
+    latex=r"\phi_i = (x_i - r_i) \, \frac{\partial f(r)}{\partial r_i}",
+    promise="f(x) - f(r) to first order, r: the root, where f(r) is 0 if one is found; f(x) for root='zero'",
+    cost=Cost(
+        "1",
+        "1",
+        "root='zero'; a point as root takes 3 forward passes; a search takes steps + 2, and for"
+        " root='gradient' one more backward pass",
+    ),
+    use="To decompose the score by its own Taylor expansion, with the residual as a measure of how linear the model is"
+    " between the root and the input; for small or shallow networks.",
+    avoid="For deep networks, whose first-order expansion holds in a tiny neighbourhood only: deep_taylor and lrp"
+    " decompose layer by layer.",
+    papers=(MONTAVON_2017, MONTAVON_2018),
+)
 def taylor(
-    root: Literal["zero"] | Search | float | Array = "zero",
-    baseline: Baseline = 0.0,
-    steps: int = 20,
+    root: Annotated[
+        RootName | float | Array,
+        ROOT,
+        Doc(
+            "Where the score is expanded: 'zero', the limit of points that go to the input along x itself, for"
+            " functions with f(t x) = t f(x); 'segment', the point nearest to the input on the straight line to the"
+            " baseline at which the score is 0; 'gradient', the same down the gradient; or a point, as a number or an"
+            " array.",
+            options.INPUT_UNITS,
+            MONTAVON_2017.citation,
+        ),
+    ] = "zero",
+    baseline: Annotated[
+        baselines.Baseline,
+        Doc(
+            "End of the line that root='segment' searches: a number or an array.",
+            options.INPUT_UNITS,
+            MONTAVON_2017.citation,
+        ),
+    ] = 0.0,
+    steps: Annotated[
+        Count,
+        Doc(
+            "Forward passes of the search for the root; each halves the interval in which it lies.",
+            "forward passes",
+        ),
+    ] = 20,
 ) -> Method:
-    """First-order Taylor terms at a root: zero (the limit), segment, gradient, or a point (Montavon et al. 2017)."""
+    """First-order Taylor terms of the score at a nearby root, a point where the score is 0."""
     gradient = composites.gradient()
-    if isinstance(root, str) and root == "zero":
+    if not isinstance(root, str):
+        where: Distribution = Line(1, root, "left")
+    elif root == "zero":
         return Method("taylor", gradient, readout=readouts.times_input, promise="conservation")
-    if isinstance(root, str):
-        where: Distribution = Root(root, baseline, steps)
     else:
-        where = Line(1, root, "left")
+        where = Root(root, baseline, steps)
     return Method("taylor", gradient, where, readouts.times_delta, promise="completeness")
-
-
-def guided_backprop(clip: bool = False) -> Method:
-    """Gradient that keeps only positive parts at every Relu (Springenberg et al. 2015); clip=true: at ReLU6, too."""
-    check_flag("clip", clip)
-    return Method("guided_backprop", composites.guided_backprop(clip))
-
-
-def deconvnet(clip: bool = False, values: bool = False) -> Method:
-    """Positive parts of what arrives at every Relu (Zeiler and Fergus 2014); values=true: starts from activations."""
-    check_flag("clip", clip)
-    check_flag("values", values)
-    return Method("deconvnet", composites.deconvnet(clip), value_seed=values)
-
-
-def rect_grad(percentile: float = 98.0, clip: bool = False) -> Method:
-    """Gradient that passes a Relu only where it matters most there: above a percentile (Kim et al. 2019)."""
-    check_flag("clip", clip)
-    if isinstance(percentile, bool) or not isinstance(percentile, int | float) or not 0 <= percentile <= 100:
-        raise OptionError(f"percentile must be a number from 0 to 100, not {percentile!r}")
-    return Method("rect_grad", composites.rect_grad(float(percentile), clip))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from onnxplain.composites.composite import Composite
+from onnxplain.composites import Composite
 from onnxplain.distributions import AveragedOver, Distribution, Moment, Point
 from onnxplain.methods import cams, readouts
+
+Promise = Literal["completeness", "conservation"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,7 @@ class Method:
     distribution: Distribution = field(default_factory=Point)
     readout: Callable[[Any, Any, Any], Any] = readouts.plain
     value_seed: bool = False
-    promise: str | None = None
+    promise: Promise | None = None
     cam: cams.Cam | None = None
     moment: Moment = "mean"
     around: AveragedOver | None = None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from inspect import signature
+from collections.abc import Mapping
 from typing import Any
 
-from onnxplain.errors import OptionError, did_you_mean
+from onnxplain.arguments import one_of
+from onnxplain.errors import OptionError
 from onnxplain.methods.activation_maps import (
     cam,
     grad_cam,
@@ -18,19 +18,9 @@ from onnxplain.methods.activation_maps import (
     score_cam,
 )
 from onnxplain.methods.averages import internal_influence, smoothgrad, smoothgrad_squared, vargrad
-from onnxplain.methods.gradients import (
-    conductance,
-    deconvnet,
-    expected_gradients,
-    gradient,
-    gradient_x_input,
-    guided_backprop,
-    integrated_gradients,
-    rect_grad,
-    sensitivity,
-    taylor,
-)
+from onnxplain.methods.gradients import gradient, gradient_x_input, sensitivity, taylor
 from onnxplain.methods.method import Method
+from onnxplain.methods.paths import conductance, expected_gradients, integrated_gradients
 from onnxplain.methods.perturbations import (
     feature_ablation,
     feature_permutation,
@@ -40,11 +30,13 @@ from onnxplain.methods.perturbations import (
     rise,
     shapley_sampling,
 )
+from onnxplain.methods.rectifiers import deconvnet, guided_backprop, rect_grad
 from onnxplain.methods.relevance import deep_taylor, deeplift, lrp
+from onnxplain.methods.spec import MethodSpec, Option, unknown_option
 
-METHODS: dict[str, Callable[..., Method]] = {
-    f.__name__: f
-    for f in (
+METHODS: Mapping[str, MethodSpec] = {
+    spec.name: spec
+    for spec in (
         gradient,
         gradient_x_input,
         sensitivity,
@@ -82,62 +74,58 @@ METHODS: dict[str, Callable[..., Method]] = {
 
 
 def make(name: str, options: Mapping[str, Any]) -> Method:
-    """The method ``name`` with ``options``; those of a method that another one averages may stand beside its name.
+    """Build the method ``name`` with ``options``.
+
+    The options of a method that another one averages (``base``) may stand beside that one's own.
 
     Raises
     ------
     OptionError
-        Unknown method or option, or a bad value; the valid ones are named.
+        There is no such method or option, or a value is not valid; the valid ones are named.
     """
-    if not isinstance(name, str) or name not in METHODS:
-        raise OptionError(f"there is no method {name!r}", did_you_mean(str(name), METHODS))
-    known = _options(name, options)
+    one_of(METHODS).check("method", name)
+    spec, known = METHODS[name], options_of(name, options)
     for option in options:
-        if option not in known:
-            raise OptionError(f"method '{name}' has no option '{option}'", did_you_mean(option, known))
-    own = signature(METHODS[name]).parameters
+        if option not in {one.name for one in known}:
+            raise unknown_option(name, option, known)
+    own = {option.name for option in spec.options}
     values = {option: value for option, value in options.items() if option in own}
     if "base" in own:
         further = {option: value for option, value in options.items() if option not in own}
         values["base"] = _base(options.get("base", "gradient"), further)
     try:
-        return METHODS[name](**values)
+        return spec(**values)
     except (TypeError, ValueError) as error:
         if isinstance(error, OptionError):
             raise
         raise OptionError(f"a bad option for method '{name}': {error}") from None
 
 
-def _options(name: str, given: Mapping[str, Any]) -> list[str]:
-    """Options of a method, with those of the method that it averages."""
-    own = list(signature(METHODS[name]).parameters)
-    base = given.get("base", "gradient")
-    return own + _options(base, {}) if "base" in own and isinstance(base, str) and base in METHODS else own
+def options_of(name: str, values: Mapping[str, Any]) -> tuple[Option, ...]:
+    """Options of a method, and of the method that it averages, which ``values`` may name."""
+    own, base = METHODS[name].options, values.get("base", "gradient")
+    averages = any(option.name == "base" for option in own)
+    return own + options_of(base, {}) if averages and isinstance(base, str) and base in METHODS else own
 
 
-def _base(base: str | Mapping[str, Any], options: Mapping[str, Any]) -> Method:
-    """The method that another one averages."""
-    told = {"method": base} if isinstance(base, str) else base
-    if not isinstance(told, Mapping) or "method" not in told:
-        raise OptionError(f"base is the name of a method, or {{'method': name, option: value, ...}}, not {base!r}")
-    return make(told["method"], {**{k: v for k, v in told.items() if k != "method"}, **options})
-
-
-def summary(name: str) -> str:
-    """One line about a method."""
-    return (METHODS[name].__doc__ or "").strip().splitlines()[0]
+def _base(base: Any, options: Mapping[str, Any]) -> Any:
+    """The method that another one averages; what describes none is left for the option's own check to refuse."""
+    described = {"method": base} if isinstance(base, str) else base
+    if not isinstance(described, Mapping) or "method" not in described:
+        return base
+    return make(described["method"], {**{k: v for k, v in described.items() if k != "method"}, **options})
 
 
 def moves_slices(method: Method) -> bool:
-    """Whether it looks at points where the explained tensors themselves are others."""
+    """Whether a method reads gradients at other values of the explained tensors themselves."""
     return method.distribution.moves_explained
 
 
 def mixes_samples(method: Method) -> bool:
-    """Whether what it finds about a sample depends on the others of its batch."""
+    """Whether the attribution of a sample depends on the other samples of its batch."""
     return method.distribution.mixes_samples
 
 
 def forward_only() -> list[str]:
-    """Methods that need no gradients and no feature maps, and so work on every model that runs."""
-    return [name for name in METHODS if METHODS[name]().composite is None and METHODS[name]().cam is None]
+    """Names of the methods that need neither gradients nor feature maps, and so work on every model that runs."""
+    return [name for name, spec in METHODS.items() if spec().composite is None and spec().cam is None]

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxplain import methods
 from onnxplain.backward.control import ControlCall
 from onnxplain.backward.integers import returned
 from onnxplain.backward.recurrent import written_out
 from onnxplain.backward.walk import Step, plan, walked
-from onnxplain.composites.composite import Composite, kind_of
+from onnxplain.composites import Composite, kind_of
 from onnxplain.distributions import References
 from onnxplain.distributions.baselines import Baseline
 from onnxplain.errors import OptionError, UnsupportedModelError, UnsupportedOperatorError
 from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph
 from onnxplain.graph.var import Var
-from onnxplain.methods import table as methods
 from onnxplain.methods.method import Method
 from onnxplain.programs.program import Assignment, Names, Program
 from onnxplain.programs.reference import Pair, constant_at, is_shared, paired

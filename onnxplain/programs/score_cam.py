@@ -9,7 +9,7 @@ from onnxplain.errors import UnsupportedModelError
 from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph
 from onnxplain.graph.var import Var, concat, where
-from onnxplain.methods.cams import CHANNELS, Cam, channel_axes, channels_first, resized, spread
+from onnxplain.methods.cams import Cam, channel_axes, channels_first, resized, spread
 from onnxplain.methods.method import Method
 from onnxplain.programs.assembly import compile_program
 from onnxplain.programs.inside import Inside
@@ -20,7 +20,7 @@ from onnxplain.questions.question import Question, Slice
 def compile_masked(graph: Graph, method: Method, cam: Cam, question: Question, model_outputs: bool) -> Program:
     """Write the program: the masks are those of `onnxplain.cams.Cam.masks`, in a loop."""
     (part,) = question.slices
-    masked = part.name if cam.masks == CHANNELS else part.tensors[0]
+    masked = part.name if cam.masks == "channels" else part.tensors[0]
     points = replace(question, slices=(Slice(masked, (masked,)),))
     inner = compile_program(graph, replace(method, cam=None, distribution=Windows()), points)
     inside = Inside.of(graph, inner)
@@ -31,7 +31,7 @@ def compile_masked(graph: Graph, method: Method, cam: Cam, question: Question, m
         score=emitter.fresh(inner.names.score),
         resolved=emitter.fresh(inner.names.resolved),
     )
-    drawn = (_by_channels if cam.masks == CHANNELS else _by_places)(graph, inside, part)
+    drawn = (_by_channels if cam.masks == "channels" else _by_places)(graph, inside, part)
     outputs = {
         names.attributions[part.name]: cam.enlarged(graph, drawn, part),
         names.score: selection.score,

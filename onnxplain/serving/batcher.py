@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from onnxplain.api import Explainer, Inputs
-from onnxplain.arguments import is_count
-from onnxplain.errors import BusyError, OnnxplainError, OptionError
+from onnxplain.arguments import number, whole_number
+from onnxplain.errors import BusyError, OnnxplainError
 from onnxplain.execution.requests import Request
 from onnxplain.questions.quantities import Quantity, Target
 from onnxplain.result import Attribution
@@ -75,11 +75,9 @@ class Batcher:
     def __init__(
         self, explainer: Explainer, *, max_batch: int = 8, max_wait: float = 0.002, max_queue: int = 128
     ) -> None:
-        for name, value in (("max_batch", max_batch), ("max_queue", max_queue)):
-            if not is_count(value, 1):
-                raise OptionError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if isinstance(max_wait, bool) or not isinstance(max_wait, int | float) or not 0 <= max_wait < float("inf"):
-            raise OptionError(f"max_wait must be a finite number of seconds of at least 0, not {max_wait!r}")
+        whole_number(1).check("max_batch", max_batch)
+        whole_number(1).check("max_queue", max_queue)
+        number(least=0).check("max_wait", max_wait)
         self.explainer = explainer
         self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait, max_queue
         self._waiting: deque[_Waiting] = deque()

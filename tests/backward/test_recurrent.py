@@ -13,7 +13,8 @@ from onnxplain.backward.control import as_scans
 from onnxplain.backward.recurrent import written_out
 from onnxplain.backward.walk import backward
 from onnxplain.canonize import canonize
-from onnxplain.composites.composite import Composite, epsilon_plus, everywhere
+from onnxplain.composites import Composite, everywhere
+from onnxplain.composites.lrp import epsilon_plus
 from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph
 from onnxplain.storage.reader import read, to_graph

@@ -19,9 +19,9 @@ import onnxruntime
 import pytest
 
 import onnxplain as ox
+from onnxplain import methods
 from onnxplain.cli import inputs, main, options
 from onnxplain.imaging.images import Preprocessing, find_note, preprocess, preset, read_image
-from onnxplain.methods import table as methods
 from tests.cli.command import CAT, DIGIT, DIGITS, LITE, PHOTO, ROOT, SMALL, STEPS, TWO, digits, refuse, run, saved
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import onnxplain
-from onnxplain.composites.composite import (
+from onnxplain.composites import (
     COMPOSITES,
     EVERYTHING,
     LRP_RULES,

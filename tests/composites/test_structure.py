@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 import onnxplain
 from onnxplain.backward.walk import backward
 from onnxplain.canonize import canonize
-from onnxplain.composites.composite import COMPOSITES, LRP_RULES, everywhere
+from onnxplain.composites import COMPOSITES, LRP_RULES, everywhere
 from onnxplain.graph.emit import Emitter
 from onnxplain.ops import Kind
 from onnxplain.rules.attention import Signal, Uniform

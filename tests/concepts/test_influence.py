@@ -365,12 +365,12 @@ def test_bad_options_of_units_are_refused():
             found.top(bad)
         with pytest.raises(ox.OptionError, match="k must be a whole number"):
             found.agreement(found, bad)
-        with pytest.raises(ox.OptionError, match="ks are whole numbers"):
+        with pytest.raises(ox.OptionError, match="each of ks must be a whole number"):
             found.carried(x, ks=(1, bad))
     for call in (found.top, lambda **o: found.carried(x, **o), lambda **o: found.agreement(found, **o)):
         with pytest.raises(ox.OptionError, match="no sign 'up'"):
             call(sign="up")
-    with pytest.raises(ox.OptionError, match="control is a seed"):
+    with pytest.raises(ox.OptionError, match="control must be a whole number"):
         found.carried(x, control=-1)
     for bad, match in (
         ("mean", "no baseline 'mean'"),

@@ -404,16 +404,16 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("smoothgrad", {"base": "lpr"}, "no method 'lpr'"),
     ("smoothgrad", {"epsilon": 0.1}, "no option 'epsilon'"),
     ("smoothgrad", {"base": "lrp", "epsilonn": 0.1}, "no option 'epsilonn'"),
-    ("smoothgrad", {"base": ["lrp"]}, "base is the name of a method, or"),
-    ("smoothgrad", {"base": {"samples": 3}}, "base is the name of a method, or"),
+    ("smoothgrad", {"base": ["lrp"]}, "base must be the name of a method, or"),
+    ("smoothgrad", {"base": {"samples": 3}}, "base must be the name of a method, or"),
     ("smoothgrad", {"base": {"method": "rise", "masks": 3}}, "'rise' has no option 'masks'"),
     ("expected_gradients", {"baselines": np.zeros((0, 6))}, "at least one"),
     ("expected_gradients", {"baselines": [np.nan]}, "NaN"),
     ("expected_gradients", {"samples": 3, "steps": 3}, "samples .* or steps"),
     ("internal_influence", {"steps": 0}, "steps must be a whole number"),
     ("conductance", {"quadrature": "simpson"}, "no quadrature 'simpson'"),
-    ("integrated_gradients", {"tolerance": 0}, "tolerance must be a number above 0"),
-    ("integrated_gradients", {"tolerance": float("nan")}, "tolerance must be a number above 0"),
+    ("integrated_gradients", {"tolerance": 0}, "tolerance must be a finite number above 0"),
+    ("integrated_gradients", {"tolerance": float("nan")}, "tolerance must be a finite number above 0"),
 ]
 
 

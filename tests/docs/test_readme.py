@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import shlex
@@ -14,7 +13,6 @@ from click.testing import CliRunner
 import onnxplain as ox
 from onnxplain.cli import main
 from onnxplain.imaging.preprocessing import Preprocessing
-from onnxplain.methods import table as methods
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -31,12 +29,9 @@ def commands():
 def method_table():
     rows = ["| method | what it computes | options | sums to |", "|---|---|---|---|"]
     sums = {"completeness": "f(x) - f(baseline)", "conservation": "f(x)", None: ""}
-    for name, function in ox.METHODS.items():
-        parameters = list(inspect.signature(function).parameters.values())
-        defaults = [getattr(p.default, "name", p.default) for p in parameters]  # a method's name
-        options = [p.name + ("" if d is None else f"={d}") for p, d in zip(parameters, defaults, strict=True)]
-        listed = ", ".join(f"`{option}`" for option in options)
-        rows.append(f"| `{name}` | {methods.summary(name)} | {listed} | {sums[function().promise]} |")
+    for name, spec in ox.METHODS.items():
+        listed = ", ".join(f"`{o.name}`" if o.default is None else f"`{o.name}={o.default}`" for o in spec.options)
+        rows.append(f"| `{name}` | {spec.summary} | {listed} | {sums[spec().promise]} |")
     return "\n".join(rows)
 
 

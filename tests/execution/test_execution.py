@@ -20,7 +20,7 @@ from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.execution import Runner, Setting
 from onnxplain.execution import runner as runners
 from onnxplain.graph.memory import peak_per_sample
-from onnxplain.methods.table import make
+from onnxplain.methods import make
 from onnxplain.programs.program import Names, Program
 from onnxplain.questions.question import Question, Slice
 from onnxplain.runtime.batching import MEMORY_SAFETY_FACTOR

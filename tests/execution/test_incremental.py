@@ -405,7 +405,7 @@ def _evaluated(tiny: Tiny, name: str, given: Any) -> Array:
 
 @pytest.mark.parametrize("reach", [0, 1.5, "0.4", True, float("nan")])
 def test_reach_is_checked(reach: Any) -> None:
-    with pytest.raises(OptionError, match="reach must be a number above 0 and up to 1"):
+    with pytest.raises(OptionError, match="reach must be a finite number above 0 and at most 1"):
         ox.Explainer(IMAGES.proto(), "occlusion", reach=reach)
 
 

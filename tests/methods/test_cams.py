@@ -316,7 +316,7 @@ def test_models_without_feature_maps_are_refused(method: str) -> None:
         ox.Explainer(MLP.proto(), method, at="h")
     with pytest.raises(ox.OnnxplainError, match=r"no floating-point tensor 'r22'\nDid you mean 'r2'"):
         ox.Explainer(IMAGES.proto(), method, at="r22")
-    with pytest.raises(ox.OptionError, match="there is no upsampling 'cubic'"):
+    with pytest.raises(ox.OptionError, match="there is no upsample 'cubic'"):
         ox.Explainer(IMAGES.proto(), method, upsample="cubic")
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import onnxplain
-from onnxplain.composites.composite import Composite, Row
+from onnxplain.composites import Composite, Row
 from onnxplain.ops import Kind
 from onnxplain.rules.base import Gradient, Rule
 from onnxplain.rules.lrp import AlphaBeta, Epsilon, Gamma, Norm, Pass

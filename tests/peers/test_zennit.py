@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import onnxplain
-from onnxplain.composites.composite import LRP_RULES, Composite, Row, beta_smooth, everywhere
+from onnxplain.composites import LRP_RULES, Composite, Row, beta_smooth, everywhere
 from onnxplain.ops import Kind
 from onnxplain.rules.lrp import AlphaBeta, Epsilon, LinearRule, Unbiased, WSquare
 from tests.peers.nets import MobileNet, Peer, ResNet, StackSum, Tokens, Vgg, calibrated, check, exported

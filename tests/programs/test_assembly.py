@@ -5,10 +5,10 @@ import onnx
 import pytest
 
 from onnxplain.canonize import canonize
-from onnxplain.composites.composite import Composite, Row
+from onnxplain.composites import Composite, Row
 from onnxplain.errors import NoRuleError, UnsupportedModelError, UnsupportedOperatorError
 from onnxplain.graph.ir import Graph
-from onnxplain.methods.table import make
+from onnxplain.methods import make
 from onnxplain.ops import OPS, Kind
 from onnxplain.programs.assembly import compile_program, report
 from onnxplain.questions.question import ask

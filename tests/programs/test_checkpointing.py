@@ -13,7 +13,7 @@ import pytest
 import onnxplain as ox
 from onnxplain.graph.ir import Graph
 from onnxplain.graph.memory import peak_per_sample
-from onnxplain.methods.table import make
+from onnxplain.methods import make
 from onnxplain.programs.checkpointing import _Walk, recomputed
 from onnxplain.runtime.providers import choose
 from onnxplain.runtime.session import Session

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import onnxplain as ox
 from onnxplain.backward.recurrent import written_out
 from onnxplain.canonize import canonize
-from onnxplain.composites.deeplift import DEEPLIFT_RULES
+from onnxplain.composites import DEEPLIFT_RULES
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.programs.reference import paired
 from onnxplain.questions.question import ask

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onnxplain.backward.walk import backward, plan
-from onnxplain.composites.deeplift import composite
+from onnxplain.composites import deep_lift
 from onnxplain.graph.emit import Emitter
 from onnxplain.rules.compared import Between
 from onnxplain.rules.exact import Averaged, CrossMax, Extreme, LogMean, Midpoint, Quotient, Standardized, WhereRule
@@ -37,7 +37,7 @@ def multipliers(case: Case, before: Sequence[Array], r: Array, free: bool, rule:
     (y0,) = emitter.inline(graph, there, ["y0"])
     names = {**{n: v.name for n, v in there.items()}, "y0": y0.name}
     seed = emitter.input("r", "float32", graph.value("y0").shape)
-    chosen = composite("rescale").against(names).assign if rule is None else lambda calls: [Between(rule, names)]
+    chosen = deep_lift("rescale").against(names).assign if rule is None else lambda calls: [Between(rule, names)]
     results = backward(graph, emitter, {"y0": seed}, list(feeds), chosen)
     outputs = {f"m_{name}": var for name, var in results.items() if var is not None}
     graph = emitter.graph([*(emitter.var(n) for n in feeds), *there.values(), seed], outputs)
@@ -147,7 +147,7 @@ def test_nothing_between_the_points_gives_the_gradient(case: Case, rule: type | 
 def test_composites_choose_these_rules(case: Case, rule: type | None) -> None:
     proto, feeds = single_node(case, False)
     graph = to_graph(proto)
-    (chosen,) = composite("rescale").assign(plan(graph, Emitter(graph), ["y0"], list(feeds)))
+    (chosen,) = deep_lift("rescale").assign(plan(graph, Emitter(graph), ["y0"], list(feeds)))
     if rule is not None:
         assert type(chosen) is rule
 

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 
 import onnxplain
-from onnxplain.composites.composite import COMPOSITES
+from onnxplain.composites import COMPOSITES
 from onnxplain.graph.var import Var
 from onnxplain.ops.linear import ConvWindow, vector
 from onnxplain.rules import base, lrp

@@ -11,7 +11,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from onnxplain.backward.recurrent import written_out
 from onnxplain.backward.walk import backward
-from onnxplain.composites.composite import COMPOSITES
+from onnxplain.composites import COMPOSITES
 from onnxplain.errors import ModelError, UnsupportedModelError, UnsupportedOperatorError
 from onnxplain.graph.emit import Emitter
 from tests.backward.node_tests import NodeTest, load

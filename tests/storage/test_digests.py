@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 import onnxplain as ox
-from onnxplain.methods import readouts
-from onnxplain.methods.table import make
+from onnxplain.methods import make, readouts
 from onnxplain.rules.lrp import Epsilon
 from onnxplain.storage.digests import NoDigestError, digest
 
@@ -92,7 +91,7 @@ def test_equal_values_have_equal_digests() -> None:
 
 def test_another_process_finds_the_same() -> None:
     code = (
-        "from onnxplain.storage.digests import digest; from onnxplain.methods.table import make, METHODS\n"
+        "from onnxplain.storage.digests import digest; from onnxplain.methods import make, METHODS\n"
         "print(digest([make(name, {}) for name in METHODS], {'a': 1.5}))"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

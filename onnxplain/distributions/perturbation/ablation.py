@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from onnxplain.arguments import Count, Seed, check_fields
 from onnxplain.distributions.baselines import Baseline
-from onnxplain.distributions.perturbation.coalitions import Coalitional, Coalitions, Game, Sets, check_options
+from onnxplain.distributions.perturbation.coalitions import Coalitional, Coalitions, Game, Sets
 from onnxplain.distributions.perturbation.features import Features, check_features_fit, partition
 from onnxplain.distributions.perturbation.perturbation import CopyPlan
 from onnxplain.distributions.perturbation.standard_errors import mean_error
@@ -26,7 +27,7 @@ class Ablation(Coalitional):
     baseline: Baseline = 0.0
 
     def __post_init__(self) -> None:
-        check_options(self.features, self.baseline)
+        check_fields(self)
 
     def game(self, features: int) -> Game:
         """All features but one."""
@@ -46,11 +47,11 @@ class Permutation(Sets):
 
     mixes_samples: ClassVar[bool] = True
     features: Features = None
-    samples: int = 10
-    seed: int = 0
+    samples: Count = 10
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        check_options(self.features, 0.0, self.samples, self.seed)
+        check_fields(self)
         if isinstance(self.features, str) and self.features == "slic":
             raise OptionError("superpixels of one sample mean nothing in another", "Take features='grid'.")
 

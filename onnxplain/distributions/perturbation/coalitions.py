@@ -9,18 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.arguments import is_count
-from onnxplain.distributions.baselines import Baseline, check_baseline
 from onnxplain.distributions.masked_copies import Prologue, chosen, compact, looked_up
 from onnxplain.distributions.perturbation.features import (
     Features,
     Partition,
-    check_features,
     check_features_fit,
     partition,
 )
 from onnxplain.distributions.perturbation.perturbation import CopyPlan, Estimate, Perturbation
-from onnxplain.errors import OptionError
 from onnxplain.graph.var import Var
 
 Array = np.ndarray[Any, Any]
@@ -136,16 +132,3 @@ def doubling(most: int, tolerance: float | None) -> tuple[int, ...]:
     """Counts at which a sample may be done: `FIRST`, twice that, ... and ``most``; without a tolerance, only that."""
     counts = [] if tolerance is None else [FIRST << k for k in range(max(0, most.bit_length()))]
     return (*(count for count in counts if count < most), most)
-
-
-def check_options(features: Any, baseline: Baseline, samples: Any = 1, seed: Any = 0, tolerance: Any = None) -> None:
-    """Raise OptionError for a bad value of an option that several methods have."""
-    check_features(features)
-    check_baseline(baseline)
-    if not is_count(samples, 1):
-        raise OptionError(f"samples must be a whole number of at least 1, not {samples!r}")
-    if not is_count(seed, 0):
-        raise OptionError(f"seed must be a whole number of at least 0, not {seed!r}")
-    number = isinstance(tolerance, int | float | np.number) and not isinstance(tolerance, bool)
-    if tolerance is not None and not (number and tolerance > 0):
-        raise OptionError(f"tolerance must be a number above 0, not {tolerance!r}")

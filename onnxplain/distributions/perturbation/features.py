@@ -5,19 +5,20 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 
+from onnxplain.arguments import Valid, one_of
 from onnxplain.distributions.fills import spatial
 from onnxplain.distributions.masked_copies import compact
-from onnxplain.errors import OptionError, did_you_mean
+from onnxplain.errors import OptionError
 
 Array = np.ndarray[Any, Any]
-NAMED = ("grid", "slic")
+Numbering = Literal["grid", "slic"]
+"""Names of the ways to number the features of a sample."""
+
 SEGMENTS = 50  # superpixels of slic
-# One array; one of NAMED; None: the method's default.
-Features = Array | str | None
 
 
 def library(name: str, what: str) -> Any:
@@ -31,12 +32,20 @@ def library(name: str, what: str) -> Any:
 
 
 def check_features(features: Any) -> None:
-    """Raise OptionError unless it can be what `Features` says."""
+    """Raise OptionError unless it is an array of whole numbers, one of `Numbering`, or None."""
     if isinstance(features, str):
-        if features not in NAMED:
-            raise OptionError(f"there are no features {features!r}", did_you_mean(features, NAMED))
+        one_of(get_args(Numbering)).check("feature numbering", features)
     elif features is not None and np.asarray(features).dtype.kind not in "iu":
-        raise OptionError(f"features are an array of whole numbers, 'grid' or 'slic', not {features!r}")
+        raise OptionError(f"features must be {VALID_FEATURES.words}, not {features!r}")
+
+
+VALID_FEATURES = Valid(
+    "an array of whole numbers, 'grid' or 'slic', or None",
+    "ndarray or {'grid', 'slic'} or None",
+    lambda _, value: check_features(value),
+)
+Features = Annotated[Array | str | None, VALID_FEATURES]
+"""Number of the feature of each element, or the name of a numbering; None: the method's default."""
 
 
 def check_features_fit(features: Features, shape: tuple[int, ...]) -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from onnxplain.arguments import Count, NotNegative, Positive, Seed, check_fields
 from onnxplain.distributions.baselines import Baseline
-from onnxplain.distributions.perturbation.coalitions import Coalitional, Game, check_options, doubling
+from onnxplain.distributions.perturbation.coalitions import Coalitional, Game, doubling
 from onnxplain.distributions.perturbation.features import Features, is_picture, library
 from onnxplain.distributions.perturbation.standard_errors import regression_errors
-from onnxplain.errors import OptionError, did_you_mean
+from onnxplain.errors import OptionError
 
 Array = np.ndarray[Any, Any]
-SURROGATES = {"ridge": ("Ridge", 1.0), "lasso": ("Lasso", 0.01)}  # and the strength that nobody gives
+Surrogate = Literal["ridge", "lasso"]
+
+# Class of scikit-learn, and its regularisation where the option alpha is None.
+SURROGATES: dict[Surrogate, tuple[str, float]] = {"ridge": ("Ridge", 1.0), "lasso": ("Lasso", 0.01)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,24 +46,16 @@ class Lime(Coalitional):
     """
 
     features: Features = None
-    samples: int = 1000
-    kernel_width: float = 0.25
-    surrogate: str = "ridge"
-    alpha: float | None = None
+    samples: Count = 1000
+    kernel_width: Positive = 0.25
+    surrogate: Surrogate = "ridge"
+    alpha: NotNegative | None = None
     baseline: Baseline = 0.0
-    seed: int = 0
-    tolerance: float | None = None
+    seed: Seed = 0
+    tolerance: Positive | None = None
 
     def __post_init__(self) -> None:
-        check_options(self.features, self.baseline, self.samples, self.seed, self.tolerance)
-        if self.surrogate not in SURROGATES:
-            raise OptionError(
-                f"there is no surrogate {self.surrogate!r}", did_you_mean(str(self.surrogate), SURROGATES)
-            )
-        for name, value, least in (("kernel_width", self.kernel_width, "above"), ("alpha", self.alpha, "at least")):
-            number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
-            if value is not None and not (number and (value > 0 or (value == 0 and least == "at least"))):
-                raise OptionError(f"{name} must be a number {least} 0, not {value!r}")
+        check_fields(self)
         if self.tolerance is not None and self.surrogate != "ridge":
             raise OptionError(f"nobody knows the standard errors of a {self.surrogate}: there is no tolerance for them")
 

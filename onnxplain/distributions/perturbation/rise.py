@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.arguments import is_count
+from onnxplain.arguments import Count, Positive, Seed, Share, check_fields
 from onnxplain.distributions.baselines import Baseline
 from onnxplain.distributions.fills import spatial
 from onnxplain.distributions.masked_copies import Prologue, chosen
-from onnxplain.distributions.perturbation.coalitions import check_options, doubling
+from onnxplain.distributions.perturbation.coalitions import doubling
 from onnxplain.distributions.perturbation.perturbation import CopyPlan, Estimate, Perturbation
-from onnxplain.errors import OptionError
 from onnxplain.graph.axes import BATCH
 from onnxplain.graph.ir import is_float
 from onnxplain.graph.var import Var, concat
@@ -104,22 +103,16 @@ class Rise(Perturbation):
         the score. The paper does not.
     """
 
-    cells: int = 7
-    keep: float = 0.5
-    samples: int = 1000
+    cells: Count = 7
+    keep: Share = 0.5
+    samples: Count = 1000
     baseline: Baseline = 0.0
     center: bool = False
-    seed: int = 0
-    tolerance: float | None = None
+    seed: Seed = 0
+    tolerance: Positive | None = None
 
     def __post_init__(self) -> None:
-        check_options(None, self.baseline, self.samples, self.seed, self.tolerance)
-        if not is_count(self.cells, 1):
-            raise OptionError(f"cells must be a whole number of at least 1, not {self.cells!r}")
-        if isinstance(self.keep, bool) or not isinstance(self.keep, int | float) or not 0 < self.keep <= 1:
-            raise OptionError(f"keep must be a probability above 0, not {self.keep!r}")
-        if not isinstance(self.center, bool):
-            raise OptionError(f"center must be True or False, not {self.center!r}")
+        check_fields(self)
 
     def masks(self, x: Array, place: int) -> Masks:
         """The masks for samples like ``x``, the explained tensor number ``place``."""

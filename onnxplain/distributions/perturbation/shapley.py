@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from onnxplain.arguments import Count, Positive, Seed, check_fields
 from onnxplain.distributions.baselines import Baseline
-from onnxplain.distributions.perturbation.coalitions import Coalitional, Game, check_options, doubling
+from onnxplain.distributions.perturbation.coalitions import Coalitional, Game, doubling
 from onnxplain.distributions.perturbation.features import Features
 from onnxplain.distributions.perturbation.standard_errors import mean_error, regression_errors
 
@@ -26,13 +27,13 @@ class ShapleySampling(Coalitional):
     """
 
     features: Features = None
-    samples: int = 25
+    samples: Count = 25
     baseline: Baseline = 0.0
-    seed: int = 0
-    tolerance: float | None = None
+    seed: Seed = 0
+    tolerance: Positive | None = None
 
     def __post_init__(self) -> None:
-        check_options(self.features, self.baseline, self.samples, self.seed, self.tolerance)
+        check_fields(self)
 
     def game(self, features: int) -> Game:
         """No feature at all, and then, order by order, the first one, the first two ..."""
@@ -72,13 +73,13 @@ class KernelShap(Coalitional):
     """
 
     features: Features = None
-    samples: int = 1000
+    samples: Count = 1000
     baseline: Baseline = 0.0
-    seed: int = 0
-    tolerance: float | None = None
+    seed: Seed = 0
+    tolerance: Positive | None = None
 
     def __post_init__(self) -> None:
-        check_options(self.features, self.baseline, self.samples, self.seed, self.tolerance)
+        check_fields(self)
 
     def game(self, features: int) -> Game:
         """No feature at all, and then the sets, each followed by its complement."""

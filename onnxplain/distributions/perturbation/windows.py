@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from onnxplain.arguments import is_count
-from onnxplain.distributions.baselines import Baseline, check_baseline
+from onnxplain.arguments import Share, Valid, check_fields, whole_number
+from onnxplain.distributions.baselines import Baseline
 from onnxplain.distributions.fills import spatial
 from onnxplain.distributions.perturbation.coalitions import Coalitions, Game, Sets
 from onnxplain.distributions.perturbation.features import Partition, share
@@ -19,6 +19,18 @@ from onnxplain.distributions.perturbation.perturbation import CopyPlan
 from onnxplain.errors import OptionError
 
 Array = np.ndarray[Any, Any]
+
+
+def _check_sizes(name: str, value: Any) -> None:
+    sizes = value if isinstance(value, tuple) else (value,)
+    if not sizes or not all(VALID_SIZE.holds(size) for size in sizes):
+        raise OptionError(f"{name} must be {VALID_SIZES.words}, not {value!r}")
+
+
+VALID_SIZE = whole_number(1)
+VALID_SIZES = Valid(f"{VALID_SIZE.words}, or a tuple of them", "int or tuple of int", _check_sizes)
+Sizes = Annotated[int | tuple[int, ...], VALID_SIZES]
+"""One size for all spatial axes, or one for each of the trailing axes; in elements of the input."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,25 +54,19 @@ class Windows(Sets):
         where `onnxplain.incremental` does not serve, such as on a GPU.
     """
 
-    window: int | tuple[int, ...] | None = None
-    stride: int | tuple[int, ...] | None = None
+    window: Sizes | None = None
+    stride: Sizes | None = None
     baseline: Baseline = 0.0
-    reach: float | None = None
+    reach: Share | None = None
 
     def __post_init__(self) -> None:
-        if self.window is not None:
-            _check_sizes("window", self.window)
+        check_fields(self)
         if self.stride is not None:
-            _check_sizes("stride", self.stride)
             if isinstance(self.window, tuple):
                 self.per_axis(len(self.window))
             if self.window is not None and any(s > w for s, w in np.broadcast(self.stride, self.window)):
                 why = "some elements would never be covered"
                 raise OptionError(f"stride {self.stride} is larger than window {self.window}: {why}")
-        number = isinstance(self.reach, int | float | np.number) and not isinstance(self.reach, bool)
-        if self.reach is not None and not (number and 0 < self.reach <= 1):
-            raise OptionError(f"reach must be a number above 0 and up to 1, not {self.reach!r}")
-        check_baseline(self.baseline)
 
     def axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The axes that windows span: those after batch and channels; the features of a table."""
@@ -196,9 +202,3 @@ class _Cells:
         for table in self.covers:
             found = np.moveaxis(found, 0, -1) @ table.astype(np.float64)
         return np.asarray(found.reshape(-1))
-
-
-def _check_sizes(name: str, value: Any) -> None:
-    sizes = value if isinstance(value, tuple) else (value,)
-    if not sizes or not all(is_count(size, 1) for size in sizes):
-        raise OptionError(f"{name} must be a whole number of at least 1, or a tuple of them, not {value!r}")

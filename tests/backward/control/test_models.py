@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import onnxplain as ox
-from onnxplain.composites.composite import COMPOSITES, Composite, Row
+from onnxplain.composites import COMPOSITES, Composite, Row
 from onnxplain.errors import NoRuleError, UnsupportedOperatorError
 from onnxplain.ops import OPS, Kind
 from onnxplain.rules.lrp import Epsilon

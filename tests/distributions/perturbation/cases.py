@@ -14,7 +14,7 @@ from onnxplain.distributions.masked_copies import with_copies
 from onnxplain.distributions.perturbation import Permutation, Perturbation, Rise
 from onnxplain.execution.masked import MaskedCopies
 from onnxplain.graph.emit import Emitter
-from onnxplain.methods.table import forward_only
+from onnxplain.methods import forward_only
 from onnxplain.runtime.providers import CPU, choose
 from onnxplain.runtime.session import Session
 from tests.models import MLP, Array, Tiny

@@ -11,7 +11,7 @@ import onnxplain as ox
 from onnxplain.distributions.baselines import baseline_like
 from onnxplain.distributions.fills import inpainted
 from onnxplain.distributions.perturbation import Perturbation
-from onnxplain.methods.table import make
+from onnxplain.methods import make
 from onnxplain.runtime.session import Session
 from tests.distributions.perturbation.cases import by_hand, made, rise_mask
 from tests.models import IMAGES, MLP, TWO_INPUTS, Array, model

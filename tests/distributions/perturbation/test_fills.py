@@ -14,7 +14,7 @@ import pytest
 import onnxplain as ox
 from onnxplain.distributions.fills import blurred, inpainted
 from onnxplain.errors import OptionError
-from onnxplain.methods.table import forward_only
+from onnxplain.methods import forward_only
 from tests.canonize.expansions.test_ml import COLUMNS, Case
 from tests.distributions.perturbation.cases import made, rise_mask
 from tests.models import IMAGES, MLP, SIGNAL, TOKENS, TWO_INPUTS, VOLUME, Array, Tiny

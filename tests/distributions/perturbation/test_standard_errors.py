@@ -11,7 +11,7 @@ import onnxplain as ox
 from onnxplain import execution
 from onnxplain.distributions.perturbation import Estimate, KernelShap
 from onnxplain.distributions.perturbation.standard_errors import mean_error, regression_errors
-from onnxplain.methods.table import forward_only, make
+from onnxplain.methods import forward_only, make
 from tests.distributions.perturbation.cases import by_hand
 from tests.execution.test_execution import FEEDS, TARGET, runner
 from tests.models import IMAGES, MLP, SIGNAL, TOKENS, TWO_INPUTS, Array, Tiny

@@ -111,7 +111,7 @@ def test_all_inputs_count() -> None:
 @pytest.mark.parametrize("tolerance", [0, -1, True, "x", np.nan])
 def test_bad_tolerances(tolerance: Any) -> None:
     for method in TOLERANT:
-        with pytest.raises(OptionError, match="tolerance must be a number above 0"):
+        with pytest.raises(OptionError, match="tolerance must be a finite number above 0"):
             ox.Explainer(MLP.proto(), method, tolerance=tolerance)
     with pytest.raises(OptionError, match="standard errors of a lasso"):
         ox.Explainer(MLP.proto(), "lime", surrogate="lasso", tolerance=0.1)
