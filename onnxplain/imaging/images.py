@@ -1,4 +1,4 @@
-"""Photos in: read a file, resize it, make a model input of it."""
+"""Photos to model inputs: read an image file, resize it, scale its pixels."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ Filter = Callable[[Floats], Floats]
 
 
 def read_image(path: str | os.PathLike[str]) -> Image:
-    """Read a photo as RGB, upright.
+    """Read an image file as upright RGB with 8 bits per channel.
 
-    The orientation that the camera noted (EXIF) is applied, 16 bits become 8, grey becomes RGB, and what is
-    transparent is laid over white.
+    The EXIF orientation is applied, 16-bit channels are reduced to 8 bits, greyscale becomes RGB, and transparent
+    pixels are blended with white.
 
     Returns
     -------
@@ -44,27 +44,33 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     Raises
     ------
     InputError
-        There is no such file, or it is no image that OpenCV can read.
+        The file does not exist, or OpenCV cannot read it as an image.
     """
     data = np.frombuffer(_read(path), np.uint8)
     jpeg = data[:2].tobytes() == b"\xff\xd8"
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
-        # A second look for transparency, which the first drops. JPEG, the format of photos, has none.
+        # IMREAD_COLOR drops transparency, so decode again; but not JPEG, which has none.
         whole = None if jpeg else cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     except cv2.error:  # an empty file, or more pixels than OpenCV reads
         image = None
     if image is None:
         raise InputError(f"'{path}' is not an image that can be read", "PNG, JPEG, WebP, TIFF and BMP can.")
     if whole is not None and whole.ndim == 3 and whole.shape[2] == 4:
-        pixels = whole / (257 if whole.dtype == np.uint16 else 1)
+        pixels = whole / (257 if whole.dtype == np.uint16 else 1)  # 65535 / 257 = 255
         alpha = pixels[:, :, 3:] / 255
         image = np.rint(pixels[:, :, :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
     return np.ascontiguousarray(image[:, :, ::-1], np.uint8)
 
 
 def read_labels(path: str | os.PathLike[str]) -> list[str]:
-    """Read the names of a model's classes: line i of a text file, counted from zero, names class i."""
+    """Read a model's class names from a UTF-8 text file: line i, counted from zero, names class i.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or is not UTF-8.
+    """
     try:
         return [line.strip() for line in _read(path).decode("utf-8-sig").rstrip().splitlines()]
     except UnicodeDecodeError:
@@ -72,20 +78,28 @@ def read_labels(path: str | os.PathLike[str]) -> list[str]:
 
 
 def preprocess(image: Image, preprocessing: Preprocessing, shape: Shape) -> npt.NDArray[Any]:
-    """Make a photo a model input: ``(pixel * scale - mean) / std`` of the pixels of `view`.
+    """Turn a photo into a model input: ``(pixel * scale - mean) / std`` of the pixels of `view`.
 
     Parameters
     ----------
     image : ndarray of uint8, shape (H, W, 3)
-        RGB.
+        The photo, RGB.
     preprocessing
-        What is None in it is taken from the shape.
+        Its fields that are None are derived from ``shape``.
     shape
-        Of the model's input, see `Preprocessing.for_shape`.
+        Shape of the model's input (see `Preprocessing.for_shape`).
 
     Returns
     -------
     ndarray of shape (1, C, H, W) or (1, H, W, C)
+        Of ``preprocessing.dtype``.
+
+    Raises
+    ------
+    InputError
+        The image is not uint8 of shape (H, W, 3).
+    OptionError
+        The preprocessing does not fit the shape.
     """
     how = preprocessing.for_shape(shape)
     pixels = view(image, how, shape)
@@ -99,9 +113,24 @@ def preprocess(image: Image, preprocessing: Preprocessing, shape: Shape) -> npt.
 
 
 def view(image: Image, preprocessing: Preprocessing, shape: Shape) -> Image:
-    """Return the photo as the model sees it, as RGB: resized, cut out or padded, grey if the model's input is grey.
+    """Return the photo as the model sees it, before scaling: resized, cropped or padded, grey for a grey input.
 
-    Attributions of the model's input lie exactly on this image.
+    Attributions of the model's input align with this image pixel by pixel.
+
+    Parameters
+    ----------
+    image, preprocessing, shape
+        As in `preprocess`.
+
+    Returns
+    -------
+    ndarray of uint8, shape (H, W, 3)
+        RGB, in the size of the model's input.
+
+    Raises
+    ------
+    InputError, OptionError
+        As in `preprocess`.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise InputError(f"a photo must be uint8 of shape (H, W, 3), not {image.dtype} of shape {image.shape}")
@@ -125,7 +154,7 @@ def _fitted(image: Image, size: tuple[int, int], how: Preprocessing) -> Image:
         seen[top : top + inner[0], left : left + inner[1]] = _resized(image, inner, how)
         return seen
     factor = max(round(height / how.crop) / sides[0], round(width / how.crop) / sides[1])
-    # As torchvision truncates; rounded first, because 256 must not become 255 when a product ends in .999999.
+    # Truncated like torchvision's Resize; rounded to 6 digits first, so that 255.9999999 counts as 256.
     outer = int(round(sides[0] * factor, 6)), int(round(sides[1] * factor, 6))
     top, left = round((outer[0] - height) / 2), round((outer[1] - width) / 2)
     return _resized(image, outer, how)[top : top + height, left : left + width]
@@ -142,7 +171,10 @@ def _resized(image: Image, size: tuple[int, int], how: Preprocessing) -> Image:
 
 
 def _filtered(image: Image, count: int, radius: int, weight: Filter) -> Image:
-    """Resample axis 0 to `count` rows with a filter that widens as the image shrinks, rounded as in Pillow."""
+    """Resample axis 0 to ``count`` rows, with a filter that widens as the image shrinks and with Pillow's rounding.
+
+    ``weight`` is the filter's kernel, which is zero beyond ``radius`` (both in pixels, of the output when shrinking).
+    """
     scale = len(image) / count
     width = max(scale, 1.0)
     out = np.empty((count, *image.shape[1:]), np.uint8)
@@ -161,12 +193,12 @@ def _triangle(x: Floats) -> Floats:
 
 
 def _keys(x: Floats) -> Floats:
-    """Keys' cubic with a = -1/2."""
+    """Cubic convolution kernel of Keys (1981) with a = -1/2, as in Pillow."""
     x = np.minimum(np.abs(x), 2)
     return np.asarray(np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2))
 
 
-_FILTERS: Mapping[str, tuple[int, Filter]] = {"linear": (1, _triangle), "cubic": (2, _keys)}
+_FILTERS: Mapping[str, tuple[int, Filter]] = {"linear": (1, _triangle), "cubic": (2, _keys)}  # radius, kernel
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:

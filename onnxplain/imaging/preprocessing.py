@@ -1,8 +1,9 @@
-"""How a photo becomes a model input, as a value, and the note that says it.
+"""`Preprocessing`, the steps from a photo to a model input, and the note that stores them with a model.
 
-A model file does not say how its photos are to be prepared. A preprocessing note does: a JSON object, in a file
-``model.preprocessing.json`` next to ``model.onnx`` or in the model's metadata under ``onnxplain.preprocessing``, with
-fields of `Preprocessing`, and optionally ``"preset"`` (the fields to start from) and ``"labels"`` (a file name)::
+An ONNX file does not record how its photos must be prepared. A preprocessing note does. It is a JSON object in a file
+``model.preprocessing.json`` next to ``model.onnx``, or in the model's metadata under ``onnxplain.preprocessing``. Its
+keys are fields of `Preprocessing`, and optionally ``"preset"`` (a preset to start from) and ``"labels"`` (the name of
+a file with one class name per line)::
 
     {"preset": "imagenet", "size": [224, 224], "labels": "imagenet.txt"}
 """
@@ -65,34 +66,41 @@ _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a photo becomes a model input: ``(pixel * scale - mean) / std`` with pixels in 0..255.
+    """The steps from a photo to a model input: resize, then ``(pixel * scale - mean) / std`` with pixels in 0..255.
 
-    What is None is taken from the shape of the model's input.
+    Fields that are None are derived from the shape of the model's input (`for_shape`).
 
     Parameters
     ----------
     size
-        Height and width.
+        Height and width of the model's input, in pixels.
     layout
         "NCHW" or "NHWC".
     color
-        "RGB", "BGR" or "GRAY"; None is GRAY for a model with one channel, else RGB.
+        "RGB", "BGR" or "GRAY". None: GRAY for an input with one channel, else RGB.
     scale, mean, std
-        Numbers; mean and std may be tuples, one number per channel in the order of `color`.
+        Numbers; mean and std are in units of ``pixel * scale``, and may be tuples with one number per channel, in the
+        order of ``color``.
     resize
-        "stretch" to the size; "crop": resize so that the size is the fraction `crop` of the photo's shorter side, and
-        cut the centre out (torchvision's Resize and CenterCrop); "pad": resize to fit in and fill up around it.
+        "stretch": resize to ``size`` without keeping the aspect ratio. "crop": resize until ``size`` is the share
+        ``crop`` of the photo, and cut out the centre (torchvision's Resize and CenterCrop). "pad": resize until the
+        whole photo fits into ``size``, and fill the border.
     crop
-        The fraction for "crop", in (0, 1].
+        Share of the resized photo's shorter side that is kept, in (0, 1]; for "crop".
     fill
-        The pixel value around a padded photo.
+        Pixel value of the border, 0..255; for "pad". The default, 114, is that of the YOLO detectors.
     interpolation
         "linear", "cubic" or "area".
     antialias
-        True: "linear" and "cubic" widen their filter when they shrink a photo, as in Pillow and torchvision. False:
-        they do not, as in OpenCV and TensorFlow.
+        True: "linear" and "cubic" widen their filter when shrinking a photo, as Pillow and torchvision do. False: they
+        do not, as in OpenCV and TensorFlow.
     dtype
-        The input's element type; values are rounded and clipped for "uint8".
+        Element type of the input. For "uint8", values are rounded and clipped to 0..255.
+
+    Raises
+    ------
+    OptionError
+        A field has an invalid value.
     """
 
     size: tuple[int, int] | None = None
@@ -120,12 +128,12 @@ class Preprocessing:
 
     @classmethod
     def from_note(cls, note: Mapping[str, Any]) -> Preprocessing:
-        """Make a preprocessing of a note's fields; ``"labels"`` is checked but not kept.
+        """Create a preprocessing from a note's fields; ``"labels"`` is checked but not stored.
 
         Raises
         ------
         OptionError
-            An unknown key, or a bad value; the message names the key.
+            A key is unknown or its value invalid; the message names the key.
         """
         if not isinstance(note, Mapping):
             raise OptionError(f"a preprocessing note must be a JSON object, not {note!r}")
@@ -144,20 +152,22 @@ class Preprocessing:
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
     def for_shape(self, shape: Shape) -> Preprocessing:
-        """Fill in from the shape of a model's input what is None.
+        """Return a copy whose None fields are filled in from the shape of a model's input.
 
         Parameters
         ----------
         shape
-            Four axes; free ones are names or None. The channel axis is the one that can be: 1 or 3, or free.
+            Sizes of the four axes; free axes are names or None. If ``layout`` is None, it is the layout whose channel
+            axis has size 1 or 3 (or else is free); NCHW if both fit.
 
         Raises
         ------
         OptionError
-            The shape is no photo's, contradicts this preprocessing, or leaves the size open as this does.
+            The shape is not that of photos, contradicts this preprocessing, or leaves the size open while ``size`` is
+            None.
         """
         if len(shape) != 4:
-            raise OptionError(f"a model that takes photos has an input with four axes, not {_text(shape)}")
+            raise OptionError(f"a model that takes photos must have an input with four axes, not {_text(shape)}")
         layout = self.layout or ("NHWC" if _channel_rank(shape[3]) > _channel_rank(shape[1]) else "NCHW")
         axes = dict(zip(layout, shape, strict=True))
         channels = axes["C"] if isinstance(axes["C"], int) else None
@@ -169,8 +179,8 @@ class Preprocessing:
             if isinstance(value, tuple) and len(value) != _CHANNELS[color]:
                 raise OptionError(f"preprocessing: {key} is {value}, but {color} has {_CHANNELS[color]} channels")
         height, width = (
-            axis if isinstance(axis, int) else own
-            for axis, own in zip((axes["H"], axes["W"]), self.size or (None, None), strict=True)
+            axis if isinstance(axis, int) else field
+            for axis, field in zip((axes["H"], axes["W"]), self.size or (None, None), strict=True)
         )
         if height is None or width is None:
             raise OptionError(
@@ -198,7 +208,13 @@ PRESETS: Mapping[str, Preprocessing] = {
 
 
 def preset(name: str) -> Preprocessing:
-    """Return the preprocessing of that name in `PRESETS`."""
+    """Return the preprocessing of this name in `PRESETS`.
+
+    Raises
+    ------
+    OptionError
+        The name is unknown; the message lists the known ones.
+    """
     if not isinstance(name, str) or name not in PRESETS:
         raise OptionError(f"unknown preprocessing preset {name!r}", did_you_mean(str(name), PRESETS))
     return PRESETS[name]
@@ -206,16 +222,16 @@ def preset(name: str) -> Preprocessing:
 
 @dataclass(frozen=True)
 class Note:
-    """A preprocessing note that was found.
+    """A preprocessing note as read from a file or from a model's metadata.
 
     Attributes
     ----------
     preprocessing
-        What it says.
+        The preprocessing that it describes.
     labels
-        The file with the classes' names, if it names one; relative names are relative to the model's folder.
+        Path of the file with the class names, or None. Relative names are resolved against the model's folder.
     source
-        Where it was found, to be shown.
+        Origin of the note, for display: the file, or the metadata.
     """
 
     preprocessing: Preprocessing
@@ -224,14 +240,19 @@ class Note:
 
 
 def find_note(model: str | os.PathLike[str] | None, metadata: Mapping[str, str]) -> Note | None:
-    """Find a model's preprocessing note: the file next to the model, else the entry in its metadata, else None.
+    """Find a model's preprocessing note: in the file next to the model, else in its metadata, else None.
 
     Parameters
     ----------
     model
-        The model's file, if it has one.
+        Path of the model, or None for a model in memory.
     metadata
         The model's metadata.
+
+    Raises
+    ------
+    OptionError
+        The note cannot be read, or a value in it is invalid; the message names its origin.
     """
     folder, text, source = Path(), metadata.get(METADATA_KEY), f"the model's metadata ({METADATA_KEY})"
     try:
@@ -252,6 +273,7 @@ def find_note(model: str | os.PathLike[str] | None, metadata: Mapping[str, str])
 
 
 def _channel_rank(axis: int | str | None) -> int:
+    """Rate an axis as the channel axis: 2 for size 1 or 3, 1 for a free size, 0 for another size."""
     return int(axis in (1, 3)) + int(axis in (1, 3) or not isinstance(axis, int))
 
 

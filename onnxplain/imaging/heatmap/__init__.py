@@ -1,9 +1,10 @@
-"""Attributions as pictures and pages: pool, smooth and scale an array, colour it, lay it over a photo, write a file.
+"""Attributions as pictures and HTML pages.
 
-``values -> heatmap (H, W) in [-1, 1] -> render or overlay (uint8 RGB) -> save``; `picture` does the middle in one call.
-`waveform`, `projections`, `montage`, `ranking` and `html` draw signals, points, volumes, tables and text.
+For images: ``values -> heatmap -> render or overlay -> save``. `heatmap` pools, smooths and scales an attribution to an
+array (H, W) in [-1, 1]; `render` and `overlay` colour it, as uint8 RGB; `picture` does both in one call. `waveform`,
+`projections`, `montage`, `ranking` and `html` draw signals, point sets, volumes, tables and text.
 
-Only `onnxplain.imaging` and `onnxplain.distributions.fills` import OpenCV, once a picture is wanted.
+Only `onnxplain.imaging` and `onnxplain.distributions.fills` import OpenCV, and only when a picture is drawn.
 """
 
 from onnxplain.imaging.heatmap.boxes import with_boxes

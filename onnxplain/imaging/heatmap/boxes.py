@@ -1,4 +1,4 @@
-"""Detectors' boxes on a photo."""
+"""Bounding boxes of detectors, drawn onto a photo."""
 
 from __future__ import annotations
 
@@ -12,44 +12,54 @@ from onnxplain.errors import OptionError
 from onnxplain.imaging.heatmap import letters
 from onnxplain.imaging.heatmap.letters import Image
 
-FRAME, EDGE = (255, 235, 0), (0, 0, 0)  # yellow between black lines: neither a heatmap's red nor its blue
-PART = 250  # a line is that part of the photo's longer side
+FRAME, EDGE = (255, 235, 0), (0, 0, 0)  # RGB: yellow with black edges stands out from a heatmap's red and blue
+LINES_PER_SIDE = 250  # the photo's longer side divided by a line's width
+FONT_PER_LINE, SMALLEST_FONT = 0.2, 0.4  # OpenCV font scale per pixel of line width, and its minimum (9-pixel letters)
+LABEL_PADDING = 3  # pixels between a label's text and the ends of its background
+LIMIT = 2**15  # pixels; coordinates are clipped to this magnitude, as OpenCV uses 32-bit fixed point
 
 
 def with_boxes(image: Image, boxes: Iterable[Sequence[Any]]) -> Image:
-    """Draw boxes and their labels onto a copy of an RGB image.
+    """Draw boxes and their labels onto a copy of an image.
 
     Parameters
     ----------
     image : ndarray of uint8, shape (H, W, 3)
         RGB.
     boxes
-        (x0, y0, x1, y1) or (x0, y0, x1, y1, label) each, in the image's pixels: left, top, right, bottom. What lies
-        outside of the image is not seen. Labels are spelt in ASCII.
+        (x0, y0, x1, y1) or (x0, y0, x1, y1, label) each: left, top, right and bottom in the image's pixels. Parts
+        outside the image are clipped. Labels are drawn in ASCII.
+
+    Returns
+    -------
+    ndarray of uint8, shape (H, W, 3)
 
     Raises
     ------
     OptionError
-        A box that is none: another length, no finite numbers, or the right side not right of the left one.
+        A box is invalid: it has another length, a number that is not finite, or its right or bottom side is not beyond
+        its left or top side.
     """
     drawn = np.ascontiguousarray(image).copy()
-    line = max(2, round(max(image.shape[:2]) / PART))
-    size = max(0.4, line * 0.2)
-    places = [_place(box) for box in boxes]
-    for corners, _ in places:
+    line = max(2, round(max(image.shape[:2]) / LINES_PER_SIDE))
+    size = max(SMALLEST_FONT, line * FONT_PER_LINE)
+    parsed = [_parsed(box) for box in boxes]
+    for corners, _ in parsed:
         cv2.rectangle(drawn, corners[:2], corners[2:], EDGE, line + 2, cv2.LINE_AA)
         cv2.rectangle(drawn, corners[:2], corners[2:], FRAME, line, cv2.LINE_AA)
-    for (left, top, right, bottom), text in places:  # labels last: no frame crosses them
-        seen = left < image.shape[1] and top < image.shape[0] and right > 0 and bottom > 0
-        if text and seen:
+    for (left, top, right, bottom), text in parsed:  # labels last: no frame crosses them
+        in_image = left < image.shape[1] and top < image.shape[0] and right > 0 and bottom > 0
+        if text and in_image:
             width, height = letters.extent(text, size)
-            left, base = int(np.clip(left, 0, max(0, image.shape[1] - width - 6))), max(top, height + 7)
-            drawn[base - height - 7 : base, left : left + width + 6] = FRAME
-            letters.write(drawn, text, left + 3, base - 4, size)
+            width, height = width + 2 * LABEL_PADDING, height + 2 * LABEL_PADDING + 1
+            left, base = int(np.clip(left, 0, max(0, image.shape[1] - width))), max(top, height)
+            drawn[base - height : base, left : left + width] = FRAME
+            letters.write(drawn, text, left + LABEL_PADDING, base - LABEL_PADDING - 1, size)
     return drawn
 
 
-def _place(box: Sequence[Any]) -> tuple[tuple[int, int, int, int], str]:
+def _parsed(box: Sequence[Any]) -> tuple[tuple[int, int, int, int], str]:
+    """Check a box; return its corners in whole pixels, and its label in ASCII."""
     try:
         x0, y0, x1, y1, *label = box
         corners = np.array([x0, y0, x1, y1], np.float64)
@@ -57,6 +67,6 @@ def _place(box: Sequence[Any]) -> tuple[tuple[int, int, int, int], str]:
         corners, label = np.zeros(4), []
     if len(label) > 1 or not np.isfinite(corners).all() or not (corners[:2] < corners[2:]).all():
         hint = "A box is (x0, y0, x1, y1, label): left, top, right, bottom in the photo's pixels."
-        raise OptionError(f"{tuple(np.ravel(np.asarray(box, object)))!r} is no box", hint)
-    x0, y0, x1, y1 = np.rint(np.clip(corners, -(2**15), 2**15)).astype(int).tolist()  # OpenCV counts in 32 bits
+        raise OptionError(f"{tuple(np.ravel(np.asarray(box, object)))!r} is not a box", hint)
+    x0, y0, x1, y1 = np.rint(np.clip(corners, -LIMIT, LIMIT)).astype(int).tolist()
     return (x0, y0, x1, y1), letters.plain(str(*label))

@@ -1,4 +1,4 @@
-"""Colour tables: rows of RGB colours, sequential (from zero up) or diverging (zero in the middle)."""
+"""Colour tables: rows of RGB colours, sequential (zero in the first row) or diverging (zero in the middle row)."""
 
 from __future__ import annotations
 
@@ -14,35 +14,49 @@ from onnxplain.errors import OptionError, did_you_mean
 
 Table = npt.NDArray[np.uint8]
 
-# Evenly spaced anchors from -1 to 1, white in the middle: white is zero. All but the first are the eleven classes of
-# ColorBrewer (Brewer, 2003) with white for their light grey.
+# Evenly spaced RGB anchors for -1 to 1; the middle one, zero, is white. All tables but the first are the eleven-class
+# schemes of ColorBrewer (Brewer, 2003) with white in place of their light grey.
 _DIVERGING = {
     "blue_white_red": "0032b4 4b86fa a5c3fc ffffff f7a5aa f05055 c00018",
     "rdbu": "053061 2166ac 4393c3 92c5de d1e5f0 ffffff fddbc7 f4a582 d6604d b2182b 67001f",
     "puor": "2d004b 542788 8073ac b2abd2 d8daeb ffffff fee0b6 fdb863 e08214 b35806 7f3b08",
     "brbg": "003c30 01665e 35978f 80cdc1 c7eae5 ffffff f6e8c3 dfc27d bf812d 8c510a 543005",
 }
-_SEQUENTIAL = ("inferno", "magma", "plasma", "viridis", "cividis", "turbo", "jet", "hot")  # OpenCV's
+_SEQUENTIAL = ("inferno", "magma", "plasma", "viridis", "cividis", "turbo", "jet", "hot")  # names of OpenCV's tables
 COLORS = ("auto", *_DIVERGING, *_SEQUENTIAL)
+CHART_STRENGTH = 2 / 3  # value whose colour a chart's bars have: clearly coloured, and lighter than the strongest
 
 
 @dataclass(frozen=True)
 class Palette:
-    """A colour table, and the row that zero has in it."""
+    """A colour table.
+
+    Attributes
+    ----------
+    table
+        RGB colours, uint8 of shape (rows, 3).
+    zero
+        The row of value 0; value 1 has the last row.
+    """
 
     table: Table
     zero: int
 
     def paint(self, values: npt.NDArray[Any]) -> Table:
-        """Colour values: 0 with row `zero`, 1 with the last one; what lies outside the table is clipped."""
-        places = np.clip(values, -1, 1, dtype=np.float64) * (len(self.table) - 1 - self.zero) + self.zero
-        rows: npt.NDArray[np.intp] = np.maximum(places + 0.5, 0).astype(np.intp)
+        """Return the colours of values in [-1, 1], with a last axis for RGB; values outside the table are clipped."""
+        positions = np.clip(values, -1, 1, dtype=np.float64) * (len(self.table) - 1 - self.zero) + self.zero
+        rows: npt.NDArray[np.intp] = np.maximum(positions + 0.5, 0).astype(np.intp)
         return self.table.take(rows, axis=0)
 
-    def for_photos(self) -> Palette:
-        """Take the white out, where zero is white: a colour laid over white at its own strength is the old colour.
+    def of_sign(self, sign: int) -> Table:
+        """Return the colour, of shape (3,), that stands for positive (1) or negative (-1) values in charts."""
+        return np.asarray(self.table[self.zero + sign * int(self.zero * CHART_STRENGTH)], np.uint8)
 
-        On a photo, white would be a veil over all that is weak; without it the photo stands where the white was.
+    def for_photos(self) -> Palette:
+        """Return the palette to lay over a photo with opacity equal to the value: without white, if zero is white.
+
+        The new colour over white, at the opacity of its value, gives the old colour. Over a photo, the photo then shows
+        where the old palette is white; with the white, weak values would veil it.
         """
         white = self.table[self.zero].astype(np.float64)
         if not (white == 255).all():
@@ -54,15 +68,20 @@ class Palette:
 
 
 def palette(colors: str, signed: bool) -> Palette:
-    """Choose the colours of a heatmap.
+    """Return the palette of a heatmap.
 
     Parameters
     ----------
     colors
-        A name in `COLORS`; "auto" is "blue_white_red" for signed maps and "inferno" for the others.
+        A name in `COLORS`; "auto" is "blue_white_red" for signed maps and "inferno" for others.
     signed
-        Whether the map has negative values. Then zero is in the middle of every table, else it is the first row of
-        the sequential ones.
+        Whether the map has negative values. Zero is then the middle row of any table; otherwise it is the first row of
+        sequential tables.
+
+    Raises
+    ------
+    OptionError
+        The name is unknown.
     """
     if colors not in COLORS:
         raise OptionError(f"unknown colors {colors!r}", did_you_mean(str(colors), COLORS))

@@ -1,4 +1,4 @@
-"""Heatmaps become RGB images: alone, over a photo, or as bars."""
+"""Heatmaps to RGB images: alone, over a photo, or as bars."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from onnxplain.imaging.heatmap.reduce import heatmap as heatmap_of
 Image = npt.NDArray[np.uint8]
 Heatmap = npt.NDArray[np.float32]
 
-GREYING = 2.0  # how much faster than the heatmap gains opacity a photo loses its own colour
-BAND = 1 << 14  # pixels of a photo at a time: fresh memory for all of it would take longer than the arithmetic
-VISIBLE = 1 / 256  # half a colour step of a diverging table: a smaller magnitude looks like zero
-PHOTO_BLUR = 0.01  # of the shorter side of an attribution
-COARSE = 4  # enlarged that much, linear interpolation shows its creases
-CANVAS = 448  # pixels: smaller heatmaps are drawn as tiles until the longer side has about this length
-STRIP = 64  # pixels: the least height or width of a drawn heatmap
+GREYING = 2.0  # share of a photo's colour that turns grey, per unit of the heatmap's opacity (full grey at 0.5)
+BAND = 1 << 14  # pixels blended at a time: allocating fresh memory for a whole photo takes longer than the arithmetic
+VISIBLE = 1 / 256  # magnitude; half a row of a diverging table, below which a value has the colour of zero
+PHOTO_BLUR = 0.01  # standard deviation, as a share of the attribution's shorter side
+COARSE = 4  # enlargement factor from which linear interpolation shows visible creases
+CANVAS = 448  # pixels: smaller heatmaps are enlarged until the longer side has about this length
+STRIP = 64  # pixels: minimum height and width of a drawn heatmap
 CHART = (960, 320)  # pixels: width and height of a bar chart
+CHART_MARGIN = 16  # pixels
+GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of R, G and B in a pixel's luma (ITU-R BT.601)
 
 
 def render(heatmap: npt.ArrayLike, *, colors: str = "auto") -> Image:
@@ -34,13 +36,24 @@ def render(heatmap: npt.ArrayLike, *, colors: str = "auto") -> Image:
     Parameters
     ----------
     heatmap : ndarray of shape (H, W)
-        Values in [-1, 1], others are clipped.
+        Values in [-1, 1]; others are clipped.
     colors
-        A name in `COLORS`; "auto" is blue-white-red if any value is visibly negative, else inferno.
+        A name in `COLORS`; "auto" is blue-white-red if a value is visibly negative (below -1/256), else inferno.
+
+    Returns
+    -------
+    ndarray of uint8, shape (H, W, 3)
+        RGB.
+
+    Raises
+    ------
+    InputError
+        The heatmap is empty, not 2-D, or not finite.
+    OptionError
+        The name of the colours is unknown.
     """
     values = _checked(heatmap)
-    chosen = palette(colors, _signed(values))
-    return chosen.paint(values)
+    return palette(colors, _signed(values)).paint(values)
 
 
 def overlay(
@@ -48,35 +61,48 @@ def overlay(
 ) -> Image:
     """Lay a heatmap over a photo, in the photo's size.
 
-    The heatmap is shrunk by averages or enlarged linearly; enlarged four times or more, as activation maps are, it is
-    also blurred by a third of its pixels' size. None of these makes a value or a sign that its neighbours do not have.
+    The heatmap is shrunk by area averaging or enlarged by linear interpolation. If it is enlarged four times or more,
+    as class activation maps usually are, it is also blurred by a third of the size of its pixels. None of this creates
+    values or signs outside the range of neighbouring values.
 
     Parameters
     ----------
     heatmap : ndarray of shape (H, W)
-        Values in [-1, 1], others are clipped.
+        Values in [-1, 1]; others are clipped.
     image : ndarray of uint8, shape (height, width, 3)
-        RGB.
+        The photo, RGB.
     colors
-        As for `render`.
+        As in `render`.
     opacity
-        How much the strongest value hides the photo, in [0, 1].
+        Opacity of values of magnitude 1, from 0 (invisible) to 1 (hides the photo).
     fade
-        True: opacity is proportional to a value's magnitude, so the photo is untouched where the heatmap is zero. So
-        that hues are the heatmap's only, tables with a white zero lose their white, and the photo turns grey where the
-        heatmap is strong. False: the same opacity everywhere.
+        True: opacity is proportional to a value's magnitude, so the photo is unchanged where the heatmap is zero. All
+        hues then belong to the heatmap: the photo turns grey where the heatmap is strong, and tables with a white zero
+        are used without their white. False: the same opacity everywhere.
+
+    Returns
+    -------
+    ndarray of uint8, shape (height, width, 3)
+        RGB.
+
+    Raises
+    ------
+    InputError
+        The heatmap is empty, not 2-D or not finite, or the photo is not uint8 of shape (H, W, 3).
+    OptionError
+        The opacity or the name of the colours is invalid.
     """
     values = _checked(heatmap)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise InputError(f"the photo must be uint8 of shape (H, W, 3), not {image.dtype} of shape {image.shape}")
     if not 0 <= opacity <= 1:
         raise OptionError(f"opacity must be in [0, 1], not {opacity!r}")
-    chosen = palette(colors, _signed(values))
+    table = palette(colors, _signed(values))
     if fade:
-        chosen = chosen.for_photos()
+        table = table.for_photos()
     values, step = _resized(values, image.shape[:2]), max(1, BAND // image.shape[1])
     bands = [slice(top, top + step) for top in range(0, len(image), step)]
-    return np.concatenate([_blend(values[band], image[band], chosen, opacity, fade) for band in bands])
+    return np.concatenate([_blend(values[band], image[band], table, opacity, fade) for band in bands])
 
 
 def picture(
@@ -91,24 +117,33 @@ def picture(
     opacity: float = 0.85,
     boxes: Iterable[Sequence[Any]] = (),
 ) -> Image:
-    """Draw any attribution in a size that can be seen: over a photo, as tiles, or a vector as bars.
+    """Draw an attribution at a visible size: over a photo, alone as enlarged pixels, or a vector as bars.
 
     Parameters
     ----------
     values, layout, pooling, percentile
-        As for `heatmap`.
+        As in `heatmap`.
     image, colors, opacity
-        As for `overlay`; without a photo the heatmap is drawn alone.
+        As in `overlay`; without a photo, the heatmap is drawn alone.
     smooth
-        As for `heatmap`. None: nothing is smoothed, except over a photo, where single pixels could not be seen; there
-        the standard deviation is 1 % of the attribution's shorter side. Blurring adds up what neighbours say, so
-        opposite signs side by side cancel.
+        As in `heatmap`. None: over a photo, where single pixels would be invisible, 1 % of the attribution's shorter
+        side; without a photo, no smoothing. Smoothing averages neighbours, so adjacent opposite signs cancel.
     boxes
-        (x0, y0, x1, y1, label) each, in the photo's pixels: frames over all (see `with_boxes`).
+        Boxes to draw on top: (x0, y0, x1, y1, label) each, in the photo's pixels (see `with_boxes`).
+
+    Returns
+    -------
+    ndarray of uint8, shape (height, width, 3)
+        RGB.
+
+    Raises
+    ------
+    InputError, OptionError
+        As in `heatmap`, `overlay` and `with_boxes`; or there are boxes and no photo.
     """
     boxes = list(boxes)
     if boxes and image is None:
-        raise OptionError("boxes are drawn on a photo, and there is none", "Give image=.")
+        raise OptionError("boxes are drawn on a photo, and there is no photo", "Give image=.")
     if np.ndim(values) == 1 and image is None:
         return bars(values, colors=colors)
     if smooth is None:
@@ -120,16 +155,27 @@ def picture(
 
 
 def bars(values: npt.ArrayLike, *, colors: str = "auto") -> Image:
-    """Draw a vector as bars up and down from a zero line, scaled to its largest magnitude.
+    """Draw a vector as bars above and below a zero line, scaled to its largest magnitude.
 
-    Where there are more values than pixels, a bar reaches from the lowest to the highest of the values that share it.
+    With more values than pixels, several values share a bar, which reaches from the lowest to the highest of them.
+
+    Parameters
+    ----------
+    values : ndarray of shape (F,)
+        The attribution.
+    colors
+        A name in `COLORS`; "auto" is blue-white-red.
+
+    Returns
+    -------
+    ndarray of uint8, shape (height, width, 3)
+        RGB.
     """
     vector = heatmap_of(values, percentile=100)[0]
     starts = np.arange(0, vector.size, -(-vector.size // CHART[0]))
     lows, highs = np.minimum.reduceat(vector, starts), np.maximum.reduceat(vector, starts)
     levels = np.linspace(1, -1 if _signed(vector[None]) else 0, CHART[1])[:, None]
-    chosen = palette(colors, signed=True)
-    above, below = (chosen.table[chosen.zero + side * (chosen.zero * 2 // 3)] for side in (1, -1))
+    above, below = (palette(colors, signed=True).of_sign(side) for side in (1, -1))
     chart = np.full((len(levels), len(starts), 3), 255, np.uint8)
     chart[(levels > 0) & (levels <= highs)] = above
     chart[(levels < 0) & (levels >= lows)] = below
@@ -138,23 +184,23 @@ def bars(values: npt.ArrayLike, *, colors: str = "auto") -> Image:
     if width > 3:
         chart[:, width - 1 :: width] = 255  # a gap between neighbours
     chart[np.abs(levels).argmin()] = 128  # the zero line
-    return np.pad(chart, ((16, 16), (16, 16), (0, 0)), constant_values=255)
+    return np.pad(chart, ((CHART_MARGIN, CHART_MARGIN), (CHART_MARGIN, CHART_MARGIN), (0, 0)), constant_values=255)
 
 
 def _blend(heatmap: Heatmap, image: Image, colors: Palette, opacity: float, fade: bool) -> Image:
-    """Mix the photo's grey into it, then the colours into both; channel by channel, as numpy is slow on rows of 3."""
+    """Turn the photo towards grey, then lay the colours over it; by channel, as numpy is slow on a last axis of 3."""
     photo, painted = cv2.split(image), cv2.split(colors.paint(heatmap))
     alpha: npt.NDArray[np.float64] | float = opacity
     if fade:
         alpha = opacity * np.minimum(np.abs(heatmap), 1, dtype=np.float64)
-        grey = 0.299 * photo[0] + 0.587 * photo[1] + 0.114 * photo[2]
+        grey = GREY_WEIGHTS[0] * photo[0] + GREY_WEIGHTS[1] * photo[1] + GREY_WEIGHTS[2] * photo[2]
         photo = [_mixed(channel, grey, np.minimum(GREYING * alpha, 1)) for channel in photo]
     mixed = [_mixed(*channels, alpha) + 0.5 for channels in zip(photo, painted, strict=True)]
     return np.asarray(cv2.merge([channel.astype(np.uint8) for channel in mixed]), np.uint8)
 
 
 def _mixed(start: npt.NDArray[Any], end: npt.NDArray[Any], share: npt.NDArray[Any] | float) -> npt.NDArray[np.float64]:
-    """``start + share (end - start)``."""
+    """Compute ``start + share (end - start)``, in one temporary array."""
     mixed: npt.NDArray[np.float64] = np.subtract(end, start, dtype=np.float64)
     mixed *= share
     mixed += start
@@ -162,7 +208,7 @@ def _mixed(start: npt.NDArray[Any], end: npt.NDArray[Any], share: npt.NDArray[An
 
 
 def _tiles(rgb: Image) -> Image:
-    """Enlarge a small image without blurring it; cells of a very flat one become rectangles."""
+    """Enlarge a small image by whole factors without blurring; the pixels of a very flat image become rectangles."""
     height, width = rgb.shape[:2]
     factor = max(1, CANVAS // max(height, width))
     size = (max(width * factor, -(-STRIP // width) * width), max(height * factor, -(-STRIP // height) * height))
@@ -188,5 +234,8 @@ def _signed(values: Heatmap) -> bool:
 def _checked(heatmap: npt.ArrayLike) -> Heatmap:
     values: npt.NDArray[Any] = np.asarray(heatmap)
     if values.ndim != 2 or not values.size or not np.isfinite(values).all():
-        raise InputError(f"a heatmap is a finite array of two axes (see heatmap()); this one has shape {values.shape}")
+        raise InputError(
+            f"a heatmap must be a finite, non-empty array of two axes, not one of shape {values.shape}",
+            "heatmap() makes one from an attribution.",
+        )
     return np.ascontiguousarray(values, np.float32)

@@ -1,4 +1,4 @@
-"""An attribution becomes a heatmap: one number per pixel, in [-1, 1]."""
+"""Attributions to heatmaps: one number per pixel, in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from onnxplain.errors import InputError, OptionError, did_you_mean
 
-POOLINGS: Mapping[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {  # of an array (C, H, W)
+POOLINGS: Mapping[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {  # name -> function of a (C, H, W) array
     "sum": lambda values: values.sum(axis=0, dtype=np.float64),
     "abs_sum": lambda values: np.abs(values).sum(axis=0, dtype=np.float64),
     "mean": lambda values: values.mean(axis=0, dtype=np.float64),
@@ -26,23 +26,23 @@ def heatmap(
 ) -> npt.NDArray[np.float32]:
     """Pool the channels, smooth, and divide by a percentile of the magnitudes: ``clip(v / P(|v|), -1, 1)``.
 
-    Zero stays zero and signs stay signs: the scale is the same on both sides of zero, so equal strengths look equal.
-    A map of zeros stays a map of zeros.
+    Positive and negative values have the same scale, so zero stays zero and equal magnitudes look equally strong. A map
+    of zeros stays a map of zeros.
 
     Parameters
     ----------
     values : ndarray of shape (C, H, W), (H, W, C), (H, W) or (F,)
         The attribution of one sample. A vector becomes a map of one row.
     layout
-        "CHW" or "HWC", where the channels of a three-dimensional attribution are. "auto": HWC if only the last axis
-        can hold the channels of an image, being 1, 3 or 4 long.
+        Position of the channels in a 3-D attribution: "CHW" or "HWC". "auto": HWC if the last axis, and not the first,
+        has size 1, 3 or 4; else CHW.
     pooling
-        "sum" keeps what the channels sum to (and so completeness), "mean" is the same divided by C. Without sign:
-        "abs_sum", "max" (largest magnitude, Simonyan et al. 2014) and "norm" (Euclidean).
+        Reduction over channels. Signed: "sum" (keeps completeness) and "mean". Unsigned: "abs_sum", "max" (largest
+        magnitude, Simonyan et al. 2014) and "norm" (Euclidean).
     percentile
-        Which percentile of the magnitudes becomes 1, in (0, 100]; what is stronger is clipped. 100 clips nothing.
+        Percentile of the magnitudes that is scaled to 1, in (0, 100]; larger magnitudes are clipped. 100 clips nothing.
     smooth
-        Standard deviation, in pixels of the attribution, of a Gaussian blur before scaling; 0 for none.
+        Standard deviation of a Gaussian blur before scaling, in pixels of the attribution; 0 for none.
 
     Returns
     -------
@@ -53,7 +53,7 @@ def heatmap(
     InputError
         The array has another rank, is empty, or holds NaN or infinity.
     OptionError
-        An unknown layout or pooling, or a number out of range.
+        The layout or pooling is unknown, or a number is out of range.
     """
     if not 0 < percentile <= 100:
         raise OptionError(f"percentile must be above 0 and at most 100, not {percentile!r}")
@@ -63,7 +63,7 @@ def heatmap(
 
 
 def pool(values: npt.ArrayLike, layout: str = "auto", pooling: str = "sum") -> npt.NDArray[np.float64]:
-    """Reduce the channels of an attribution: one number per pixel; a map without channels has one channel."""
+    """Reduce an attribution over its channels to shape (H, W); a 2-D attribution counts as one channel."""
     if pooling not in POOLINGS:
         raise OptionError(f"unknown pooling {pooling!r}", did_you_mean(str(pooling), POOLINGS))
     array = np.ascontiguousarray(channels_first(values, layout))
@@ -75,7 +75,7 @@ def pool(values: npt.ArrayLike, layout: str = "auto", pooling: str = "sum") -> n
 
 
 def channels_first(values: npt.ArrayLike, layout: str) -> npt.NDArray[Any]:
-    """View an attribution of one sample as (C, H, W)."""
+    """Return a view of one sample's attribution with shape (C, H, W)."""
     if layout not in LAYOUTS:
         raise OptionError(f"unknown layout {layout!r}", did_you_mean(str(layout), LAYOUTS))
     array = np.asarray(values)
@@ -92,7 +92,7 @@ def channels_first(values: npt.ArrayLike, layout: str) -> npt.NDArray[Any]:
 
 
 def blur(values: npt.NDArray[np.float64], sigma: float) -> npt.NDArray[np.float64]:
-    """Gaussian blur; the borders are mirrored, so that the sum of a map hardly changes."""
+    """Blur with a Gaussian; borders are mirrored, so that the sum of the map hardly changes."""
     if sigma == 0:
         return values
     blurred = cv2.GaussianBlur(values, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
@@ -102,6 +102,6 @@ def blur(values: npt.NDArray[np.float64], sigma: float) -> npt.NDArray[np.float6
 def normalize(values: npt.NDArray[np.float64], percentile: float) -> npt.NDArray[np.float32]:
     """Scale by a percentile of the magnitudes and clip to [-1, 1]."""
     strength = np.abs(values)
-    # In a map with few values that are not zero the percentile itself may be zero.
+    # In a map with few nonzero values, the percentile may be zero.
     limit = np.percentile(strength, percentile) or strength.max() or 1.0
     return np.clip(values / limit, -1, 1).astype(np.float32)

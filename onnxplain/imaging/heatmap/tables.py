@@ -1,4 +1,4 @@
-"""Named features, strongest first: a bar chart as a picture or as HTML."""
+"""Attributions of named features, strongest first: a bar chart as a picture or as HTML."""
 
 from __future__ import annotations
 
@@ -13,23 +13,39 @@ from onnxplain.imaging.heatmap import letters
 from onnxplain.imaging.heatmap.colors import palette
 from onnxplain.imaging.heatmap.letters import Image
 
-TOP = 20
-ROW, MARGIN, GAP = 26, 16, 8  # pixels
-BARS = 480  # pixels: from the lowest to the highest value
-SIZE = 0.5  # of the letters
+TOP = 20  # features shown by default: with the row of the others, a chart of 578 pixels, which fits on a screen
+ROW = 26  # pixels: height of a feature's row
+BAR_PADDING = 4  # pixels above and below a bar in its row
+BASELINE = 18  # pixels from the top of a row to the text's baseline
+MARGIN, GAP = 16, 8  # pixels: around the chart, and between names, numbers and bars
+BARS = 480  # pixels from the lowest to the highest value
+SIZE = 0.5  # OpenCV's font scale: letters 11 pixels high
+AXIS_GREY = 96  # grey level, 0..255, of the zero line
 
 
 def ranked(values: npt.ArrayLike, names: Sequence[object], top: int = TOP) -> list[tuple[str, float]]:
-    """Order features by magnitude: the strongest ``top``, then what all others come to together, if there are any.
+    """Order features by magnitude: the strongest ``top``, then one entry with the sum of all others.
 
     Parameters
     ----------
     values : ndarray with F elements
-        One attribution per feature; the sum of what this returns is theirs.
+        One attribution per feature.
     names
-        F names, in the features' order.
+        F names, in the same order.
     top
-        How many to name.
+        Number of features to list.
+
+    Returns
+    -------
+    list of (name, attribution)
+        The attributions have the same sum as ``values``.
+
+    Raises
+    ------
+    InputError
+        The numbers of names and values differ, or a value is NaN or infinite.
+    OptionError
+        ``top`` is below 1.
     """
     vector = np.asarray(values, np.float64).ravel()
     if len(vector) != len(names) or not len(vector):
@@ -39,7 +55,7 @@ def ranked(values: npt.ArrayLike, names: Sequence[object], top: int = TOP) -> li
     if not np.isfinite(vector).all():
         raise InputError(f"{np.count_nonzero(~np.isfinite(vector))} of the attribution's values are NaN or infinite")
     if top < 1:
-        raise OptionError(f"top must be a number of features, 1 or more, not {top!r}")
+        raise OptionError(f"top must be a number of features of at least 1, not {top!r}")
     order = np.argsort(-np.abs(vector), kind="stable")
     rows = [(str(names[i]), float(vector[i])) for i in order[:top]]
     others = order[top:]
@@ -47,46 +63,57 @@ def ranked(values: npt.ArrayLike, names: Sequence[object], top: int = TOP) -> li
 
 
 def ranking(values: npt.ArrayLike, names: Sequence[object], *, top: int = TOP, colors: str = "auto") -> Image:
-    """Draw the strongest features as bars to the right and left of a line, with names and numbers.
+    """Draw the strongest features as bars to the right and left of a zero line, with names and numbers.
 
-    What the others come to together is a number without a bar, which could dwarf all others.
+    The sum of the other features is a number without a bar: its bar could dwarf all others.
 
     Parameters
     ----------
     values, names, top
-        As for `ranked`. Names are spelt in ASCII and cut to 48 letters; `ranking_html` keeps them.
+        As in `ranked`. Names are drawn in ASCII and cut to 48 characters; `ranking_html` keeps them as they are.
     colors
         A name in `COLORS`; "auto" is blue-white-red.
+
+    Returns
+    -------
+    ndarray of uint8, shape (height, width, 3)
+        RGB.
+
+    Raises
+    ------
+    InputError, OptionError
+        As in `ranked`; or the name of the colours is unknown.
     """
     rows = [(letters.plain(name), value) for name, value in ranked(values, names, top)]
     numbers = [f"{value:+.3g}" for _, value in rows]
     names_width = max(letters.extent(name, SIZE)[0] for name, _ in rows)
-    room = max(letters.extent(number, SIZE)[0] for number in numbers) + GAP  # beside the longest bar
-    least, most = _reach(rows, top)
-    scale = BARS / ((most - least) or 1.0)
-    zero = MARGIN + names_width + 2 * GAP + (room if any(value < 0 for _, value in rows) else 0) + round(-least * scale)
-    width = zero + round(most * scale) + room + MARGIN
+    number_width = max(letters.extent(number, SIZE)[0] for number in numbers) + GAP
+    left_numbers = number_width if any(value < 0 for _, value in rows) else 0
+    least, most = _range(rows, top)
+    scale = BARS / ((most - least) or 1.0)  # pixels per unit of attribution
+    zero = MARGIN + names_width + 2 * GAP + left_numbers + round(-least * scale)
+    width = zero + round(most * scale) + number_width + MARGIN
     chart = np.full((len(rows) * ROW + 2 * MARGIN, width, 3), 255, np.uint8)
-    for place, ((name, value), number) in enumerate(zip(rows, numbers, strict=True)):
-        upper, length = MARGIN + place * ROW, round(value * scale) if place < top else 0
+    for row, ((name, value), number) in enumerate(zip(rows, numbers, strict=True)):
+        upper, length = MARGIN + row * ROW, round(value * scale) if row < top else 0
         left, right = min(zero, zero + length), max(zero, zero + length)
-        chart[upper + 4 : upper + ROW - 4, left:right] = _color(value, colors)
+        chart[upper + BAR_PADDING : upper + ROW - BAR_PADDING, left:right] = _color(value, colors)
         beside = left - letters.extent(number, SIZE)[0] - GAP // 2 if value < 0 else right + GAP // 2
-        letters.write(chart, number, beside, upper + 18, SIZE)
-        letters.write(chart, name, MARGIN + names_width - letters.extent(name, SIZE)[0], upper + 18, SIZE)
-    chart[MARGIN:-MARGIN, zero] = 96
+        letters.write(chart, number, beside, upper + BASELINE, SIZE)
+        letters.write(chart, name, MARGIN + names_width - letters.extent(name, SIZE)[0], upper + BASELINE, SIZE)
+    chart[MARGIN:-MARGIN, zero] = AXIS_GREY
     return chart
 
 
 def ranking_html(values: npt.ArrayLike, names: Sequence[object], *, top: int = TOP, colors: str = "auto") -> str:
-    """Write the strongest features as an HTML table with bars; parameters as for `ranking`."""
+    """Write the strongest features as an HTML table with bars; parameters and errors are those of `ranking`."""
     rows = ranked(values, names, top)
-    least, most = _reach(rows, top)
-    part = 100 / ((most - least) or 1.0)  # of the width, in per cent
+    least, most = _range(rows, top)
+    scale = 100 / ((most - least) or 1.0)  # per cent of the width, per unit of attribution
     lines = []
-    for place, (name, value) in enumerate(rows):
-        length = value * part if place < top else 0.0
-        left = min(length, 0.0) - least * part
+    for row, (name, value) in enumerate(rows):
+        length = value * scale if row < top else 0.0
+        left = min(length, 0.0) - least * scale
         color = "#{:02x}{:02x}{:02x}".format(*_color(value, colors))
         bar = f"margin-left:{left:.2f}%;width:{abs(length):.2f}%;height:1em;background:{color}"
         lines.append(
@@ -96,14 +123,13 @@ def ranking_html(values: npt.ArrayLike, names: Sequence[object], *, top: int = T
     return '<table style="width:100%;table-layout:fixed">\n' + "\n".join(lines) + "\n</table>\n"
 
 
-def _reach(rows: Sequence[tuple[str, float]], top: int) -> tuple[float, float]:
-    """The ends of the longest bars to the left and to the right of zero."""
+def _range(rows: Sequence[tuple[str, float]], top: int) -> tuple[float, float]:
+    """Return the lowest and the highest end of the bars; zero is always included."""
     values = [value for _, value in rows[:top]]
     return min(0.0, *values), max(0.0, *values)
 
 
 def _color(value: float, colors: str) -> tuple[int, int, int]:
-    """One colour for each sign, two thirds up the table, as in `bars`."""
-    chosen = palette(colors, signed=True)
-    red, green, blue = chosen.table[chosen.zero + (1 if value >= 0 else -1) * (chosen.zero * 2 // 3)].tolist()
+    """Return the RGB colour of the value's sign, as in `bars`."""
+    red, green, blue = palette(colors, signed=True).of_sign(1 if value >= 0 else -1).tolist()
     return red, green, blue

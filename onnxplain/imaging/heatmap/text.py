@@ -1,4 +1,4 @@
-"""Tokens on the colour of their attribution: HTML for a browser, escape sequences for a terminal."""
+"""Tokens with their attribution as background colour: as HTML, or as escape sequences for a terminal."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from onnxplain.imaging.heatmap.reduce import heatmap as heatmap_of
 Color = tuple[int, int, int]
 Tokens = Sequence[object] | bytes
 
-SPACE_MARKS = "Ġ▁"  # of GPT-2's and SentencePiece's vocabularies, before a word
-CHARACTER = re.compile(r".|\\x[0-9a-f]{2}", re.DOTALL)
-VISIBLE = {"\n": "⏎", "\r": "␍", "\t": "⇥"}
+SPACE_MARKS = "Ġ▁"  # start of a word in the vocabularies of GPT-2 and SentencePiece
+CHARACTER = re.compile(r".|\\x[0-9a-f]{2}", re.DOTALL)  # one character as `characters` spells it
+VISIBLE = {"\n": "⏎", "\r": "␍", "\t": "⇥"}  # control character -> the sign that stands for it
 STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.8"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A token as it is shown.
+    """A token as it is displayed.
 
     Attributes
     ----------
     gap
-        What is between it and the one before: nothing, a space or a new line.
+        Text between the previous token and this one: empty, a space or a newline.
     text
-        Its letters, without marks of word pieces; control characters are visible.
+        The token without its word-piece marks; control characters are replaced by visible signs.
     value
-        Its attribution.
+        The token's attribution.
     background, letters
-        RGB colours; no background where the attribution looks like zero.
+        RGB colours of the background and of the text; background is None if it would be white.
     """
 
     gap: str
@@ -48,43 +48,43 @@ class Piece:
 
 
 def characters(numbers: Iterable[int]) -> list[str]:
-    r"""Bytes as tokens: ASCII characters, others as ``\xff``; "·" for numbers that are no bytes, as paddings are."""
+    r"""Return bytes as tokens: ASCII as characters, others as ``\xff``; numbers outside 0..255 (padding) become "·"."""
     shown = [chr(n) if 32 <= n < 127 or n in (9, 10, 13) else rf"\x{n:02x}" for n in range(256)]
     return [shown[n] if 0 <= n < 256 else "·" for n in map(int, numbers)]
 
 
 def pieces(values: npt.ArrayLike, tokens: Tokens, *, colors: str = "auto", percentile: float = 99.5) -> list[Piece]:
-    """Colour tokens by their attribution, scaled as pictures are.
+    """Colour tokens by their attribution, scaled as in `heatmap`.
 
-    Word pieces are joined: "##" and the lack of "Ġ" or "▁" glue a token to the one before. Where there are no such
-    marks, and no token brings its own space, words are parted by spaces, unless all are single characters.
+    Word pieces are joined. A token that starts with "##" continues the word before it; if any token starts with "Ġ",
+    "▁" or a space, tokens without such a mark do so too. Without any marks, tokens are separated by spaces, unless all
+    are single characters.
 
     Parameters
     ----------
     values : ndarray of shape (L,) or (L, D)
-        The attribution; a token gets the sum over the axes of its embedding.
+        The attribution; a token has the sum over the D elements of its embedding.
     tokens
         L tokens, or L bytes.
     colors
         A name in `COLORS`; "auto" is blue-white-red.
     percentile
-        As for `heatmap`.
+        As in `heatmap`.
 
     Raises
     ------
     InputError
-        More or fewer tokens than values, or values that are NaN or infinite.
+        The numbers of tokens and values differ, or a value is NaN or infinite.
     """
     array = np.asarray(values, np.float64)
     if array.ndim < 1 or len(array) != len(tokens) or not array.size:
         raise InputError(
             f"{len(tokens)} tokens do not belong to an attribution of shape {array.shape}",
-            "Give one token for each position, paddings and special tokens included.",
+            "Give one token per position, including padding and special tokens.",
         )
     sums = array.reshape(len(array), -1).sum(axis=1)
     strength = heatmap_of(sums, percentile=percentile)
-    chosen = palette(colors, signed=True)
-    shades = chosen.paint(strength[0])
+    shades = palette(colors, signed=True).paint(strength[0])
     texts = characters(tokens) if isinstance(tokens, bytes) else [str(token) for token in tokens]
     shown = []
     for (gap, text), value, shade in zip(_joined(texts), sums, shades, strict=True):
@@ -95,7 +95,7 @@ def pieces(values: npt.ArrayLike, tokens: Tokens, *, colors: str = "auto", perce
 
 
 def html(values: npt.ArrayLike, tokens: Tokens, *, colors: str = "auto", percentile: float = 99.5) -> str:
-    """Write tokens as an HTML paragraph; the number of each is its tooltip. Parameters as for `pieces`."""
+    """Write tokens as an HTML paragraph, with position and attribution as tooltips; parameters as in `pieces`."""
     spans = []
     for position, piece in enumerate(pieces(values, tokens, colors=colors, percentile=percentile)):
         colored = f"background:{_hex(piece.background)};color:{_hex(piece.letters)}" if piece.background else ""
@@ -105,7 +105,7 @@ def html(values: npt.ArrayLike, tokens: Tokens, *, colors: str = "auto", percent
 
 
 def terminal(values: npt.ArrayLike, tokens: Tokens, *, colors: str = "auto", percentile: float = 99.5) -> str:
-    """Write tokens with the escape sequences that colour them on a terminal of 24-bit colours; as for `pieces`."""
+    """Write tokens with escape sequences for a terminal with 24-bit colours; parameters as in `pieces`."""
     parts = []
     for piece in pieces(values, tokens, colors=colors, percentile=percentile):
         shown = piece.text
@@ -117,7 +117,7 @@ def terminal(values: npt.ArrayLike, tokens: Tokens, *, colors: str = "auto", per
 
 
 def page(title: str, body: str) -> str:
-    """Make a stand-alone HTML page, light also where the system is dark."""
+    """Return a stand-alone HTML page with a light background, whatever the system's colour scheme."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -128,26 +128,26 @@ def page(title: str, body: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Letters of a token, its control characters spelt out; a mark for an empty one."""
+    """Return a token with visible signs for its control characters; "␣" for an empty token."""
     shown = "".join(c if c.isprintable() else VISIBLE.get(c, ascii(c)[1:-1]) for c in text)
     return shown or "␣"
 
 
 def _joined(tokens: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The gap before each token and what is shown of it."""
+    """Yield the gap before each token, and its visible text."""
     marked = any(token[:1] in (*SPACE_MARKS, " ") for token in tokens if token)
-    apart = not marked and not all(CHARACTER.fullmatch(token) for token in tokens)
-    start = ""  # of the text, or a new line where the token before ended one
-    for place, token in enumerate(tokens):
-        gap, text = " " if apart else "", token
+    spaced = not marked and not all(CHARACTER.fullmatch(token) for token in tokens)
+    newline = ""  # a newline if the token before ended in one
+    for position, token in enumerate(tokens):
+        gap, text = " " if spaced else "", token
         if text.startswith("##") and len(text) > 2:
             gap, text = "", text[2:]
         elif text and text[0] in SPACE_MARKS:
             gap, text = " ", text[1:]
         if marked:
-            text = text.replace("Ċ", "\n")  # GPT-2's new line
-        yield start or (gap if place else ""), visible(text)
-        start = "\n" if text.endswith("\n") else ""
+            text = text.replace("Ċ", "\n")  # GPT-2's newline
+        yield newline or (gap if position else ""), visible(text)
+        newline = "\n" if text.endswith("\n") else ""
 
 
 def _hex(color: Color) -> str:

@@ -1,4 +1,4 @@
-"""Pictures and arrays become files, all of a file or nothing."""
+"""Pictures, arrays and HTML pages to files; a file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ import numpy.typing as npt
 from onnxplain.errors import OutputError
 from onnxplain.storage.atomic import replacing
 
-IMAGES = {".png": [], ".jpg": [cv2.IMWRITE_JPEG_QUALITY, 95], ".jpeg": [cv2.IMWRITE_JPEG_QUALITY, 95]}
+JPEG_OPTIONS = [cv2.IMWRITE_JPEG_QUALITY, 95]  # of 100
+IMAGES = {".png": [], ".jpg": JPEG_OPTIONS, ".jpeg": JPEG_OPTIONS}  # file ending -> OpenCV's options
 HTML_HINT = "Give tokens= or names=, or let the name end in .png."
 
 
 def save(path: str | os.PathLike[str], content: npt.ArrayLike | str) -> None:
-    """Write an RGB image (``.png``, ``.jpg``), any array (``.npy``) or a page (``.html``), complete or not at all.
+    """Write an RGB image (``.png``, ``.jpg``), any array (``.npy``) or an HTML page (``.html``).
+
+    The file is written completely or not at all.
 
     Parameters
     ----------
     path
-        Its ending says the format. An existing file is replaced.
+        The ending chooses the format. An existing file is replaced.
     content : ndarray of uint8, shape (H, W, 3)
-        For ``.npy`` an array of numbers of any shape, for ``.html`` a text.
+        An RGB image; for ``.npy`` an array of numbers of any shape, for ``.html`` a str.
 
     Raises
     ------
     OutputError
-        The ending is unknown or of something else, or the place cannot be written.
+        The ending is unknown or does not fit the content, or the file cannot be written.
     """
     path = Path(path)
     encoded = _page(path, content) if isinstance(content, str) else _encoded(path, np.asarray(content))
@@ -41,8 +44,8 @@ def save(path: str | os.PathLike[str], content: npt.ArrayLike | str) -> None:
 
 def _page(path: Path, text: str) -> bytes:
     if path.suffix.lower() != ".html":
-        raise OutputError(f"cannot write '{path}': text is coloured in an HTML page", "Let the name end in .html.")
-    return text.encode("utf-8", "backslashreplace")  # lone surrogates
+        raise OutputError(f"cannot write '{path}': coloured text needs an HTML page", "Let the name end in .html.")
+    return text.encode("utf-8", "backslashreplace")  # UTF-8 cannot encode lone surrogates
 
 
 def _encoded(path: Path, array: npt.NDArray[Any]) -> bytes:
@@ -57,13 +60,13 @@ def _encoded(path: Path, array: npt.NDArray[Any]) -> bytes:
         raise OutputError(f"cannot write '{path}': unknown ending {ending!r}", f"Known: {', '.join(IMAGES)}, .npy.")
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise OutputError(
-            f"cannot write '{path}': a picture is uint8 of shape (H, W, 3), not {array.dtype} {array.shape}"
+            f"cannot write '{path}': a picture must be uint8 of shape (H, W, 3), not {array.dtype} {array.shape}"
         )
     try:
         done, encoded = cv2.imencode(ending, array[:, :, ::-1], IMAGES[ending])
     except cv2.error:
         done = False
-    if not done:  # OpenCV 4 raises and 5 does not; an image that passed the checks above can only be too large
+    if not done:  # OpenCV 4 raises, OpenCV 5 returns False; after the checks above, only the size can be the cause
         height, width = array.shape[:2]
         raise OutputError(f"cannot write '{path}': {width} x {height} pixels are too many for {ending}")
     return encoded.tobytes()

@@ -51,7 +51,7 @@ def test_a_picture_with_boxes_is_the_overlay_with_frames():
     [(1, 2, 3), (3, 2, 1, 4), (1, 2, 1, 4), (1, 2, 3, float("nan")), (1, 2, 3, 4, "a", "b"), ("a", 2, 3, 4), 5],
 )
 def test_what_is_no_box(box):
-    with pytest.raises(OptionError, match=r"is no box\nA box is \(x0, y0, x1, y1, label\)"):
+    with pytest.raises(OptionError, match=r"is not a box\nA box is \(x0, y0, x1, y1, label\)"):
         with_boxes(GREY, [box])
 
 
