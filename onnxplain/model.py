@@ -13,8 +13,7 @@ import onnx
 from onnxplain.canonize import Canonical, canonize, prepare
 from onnxplain.canonize.canonical import Sizes
 from onnxplain.errors import OptionError
-from onnxplain.graph.axes import BATCH
-from onnxplain.graph.ir import Value
+from onnxplain.graph.ir import BATCH, Value
 from onnxplain.ops import OPS, Trait
 from onnxplain.runtime.recent import Recent
 from onnxplain.storage.entries import folder_of

@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 import onnxplain as ox
-from onnxplain.canonize import BATCH
 from onnxplain.graph.memory import peak_per_sample
 
 FREE = 128  # in the place of sizes that are free
@@ -69,7 +68,7 @@ def _resident(path: Path, method: str, samples: int) -> tuple[int, int]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far, which loading reached, is forgotten
     explainer(batch(explainer.model, samples))
     status = Path("/proc/self/status").read_text()
-    return peak_per_sample(runner.program.graph, BATCH), int(status.split("VmHWM:")[1].split()[0]) << 10
+    return peak_per_sample(runner.program.graph), int(status.split("VmHWM:")[1].split()[0]) << 10
 
 
 def main() -> None:

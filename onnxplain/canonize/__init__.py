@@ -26,7 +26,7 @@ from onnxplain.canonize.batch import batch
 from onnxplain.canonize.canonical import Canonical
 from onnxplain.canonize.expansions import expand
 from onnxplain.canonize.labels import labels_of
-from onnxplain.graph.axes import BATCH
+from onnxplain.graph.ir import BATCH
 from onnxplain.storage.reader import Source
 
 

@@ -20,7 +20,7 @@ from onnx.helper import get_attribute_value, make_node, tensor_dtype_to_np_dtype
 
 from onnxplain.canonize.fold import StubbedModel, fold, unfoldable
 from onnxplain.canonize.shapes import declare, forget_shapes, inferred
-from onnxplain.graph.ir import Shape
+from onnxplain.graph.ir import Shape, unused
 from onnxplain.storage.reader import graphs_of, nodes_of, shape_of
 from onnxplain.storage.tensors import is_external
 
@@ -150,7 +150,10 @@ def _inlined(
     body: onnx.GraphProto, outputs: Sequence[str], graph: onnx.GraphProto, defined: Counter[str]
 ) -> list[onnx.NodeProto]:
     """The nodes of a branch for the graph around it, which gets its initializers."""
-    names = {n: f"{outputs[0]}/{n}" for part in graphs_of(body) for n in _own_names(part) if defined[n] > 1}
+    own = [n for part in graphs_of(body) for n in _own_names(part) if defined[n] > 1]
+    taken = set(defined)
+    names = {n: unused(f"{outputs[0]}/{n}", taken) for n in dict.fromkeys(own)}
+    defined.update(names.values())
     computed = {o for node in body.node for o in node.output}
     copies = []
     for value, output in zip(body.output, outputs, strict=True):
@@ -191,7 +194,8 @@ def _restricted(model: onnx.ModelProto, changes: list[str]) -> onnx.ModelProto |
         possible = [taken for taken, found in results.items() if found is not None]
         kinds = results[possible[0]] if len(possible) == 1 else None
         if kinds:
-            _let_fail(site, not possible[0], kinds)
+            taken = {name for graph in graphs_of(model.graph) for name in _own_names(graph)}
+            _let_fail(site, not possible[0], kinds, taken)
             label = site.node.name or outputs[0]
             changes.append(f"If '{label}': its {_BRANCHES[not possible[0]]} can never run, says shape inference")
             return model
@@ -210,21 +214,21 @@ def _results(model: onnx.ModelProto, decision: tuple[int, bool], names: Sequence
     return found if len(found) == len(names) else []
 
 
-def _let_fail(site: _If, branch: bool, kinds: Sequence[onnx.TypeProto]) -> None:
+def _let_fail(site: _If, branch: bool, kinds: Sequence[onnx.TypeProto], taken: set[str]) -> None:
     """Replace the body of a branch by an index that is out of range, whenever it is taken."""
     body = site.branch(branch)
     condition, first = site.node.input[0], site.node.output[0]
-    scalar, index = f"{first}/condition", f"{first}/index"
+    scalar, index = (unused(f"{first}/{n}", taken) for n in ("condition", "index"))
     nodes = [make_node("Squeeze", [condition], [scalar])]
     if not branch:
-        nodes.append(make_node("Not", [scalar], [f"{first}/not"]))
+        nodes.append(make_node("Not", [scalar], [unused(f"{first}/not", taken)]))
     nodes.append(make_node("Cast", [nodes[-1].output[0]], [index], to=onnx.TensorProto.INT64))
     constants = []
     for position, (value, kind) in enumerate(zip(body.output, kinds, strict=True)):
         dtype = tensor_dtype_to_np_dtype(kind.tensor_type.elem_type)
         sizes = [d if isinstance(d, int) else 1 for d in shape_of(onnx.ValueInfoProto(type=kind)) or ()]
         arrays = {"zero": np.zeros(1, dtype), "sizes": np.array(sizes, np.int64)}
-        zero, shape, element = (f"{first}/{position}/{n}" for n in (*arrays, "element"))
+        zero, shape, element = (unused(f"{first}/{position}/{n}", taken) for n in (*arrays, "element"))
         constants += [onnx.numpy_helper.from_array(a, n) for a, n in zip(arrays.values(), (zero, shape), strict=True)]
         nodes.append(make_node("Gather", [zero, index], [element], axis=0))
         nodes.append(make_node("Expand", [element, shape], [value.name]))

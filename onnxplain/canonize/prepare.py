@@ -14,9 +14,8 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxplain.canonize.precision import widen
 from onnxplain.errors import OptionError, UnsupportedModelError, did_you_mean
-from onnxplain.graph.axes import BATCH
-from onnxplain.graph.ir import IR_VERSION, Dim, Shape, Value
-from onnxplain.storage.reader import Source, Weights, nodes_of
+from onnxplain.graph.ir import BATCH, IR_VERSION, Dim, Shape, Value
+from onnxplain.storage.reader import Source, Weights, graphs_of
 from onnxplain.storage.tensors import stub
 
 
@@ -47,7 +46,7 @@ def prepare(source: Source, sizes: Mapping[str, int]) -> PreparedModel:
     weights = dict(source.weights)
     _densify(model.graph, weights)
     _drop_weight_inputs(model.graph, changes)
-    _forget_metadata(model)
+    _forget_notes(model)
     del model.graph.value_info[:]
     forget_output_shapes(model.graph)
     fixed = _name_inputs(model.graph, sizes)
@@ -59,12 +58,24 @@ def prepare(source: Source, sizes: Mapping[str, int]) -> PreparedModel:
     return PreparedModel(model, weights, fixed, tuple(changes))
 
 
-def _forget_metadata(model: onnx.ModelProto) -> None:
-    """Forget what nodes say of themselves: what `onnxplain.storage.writer` notes there is not for users to say."""
+def _forget_notes(model: onnx.ModelProto) -> None:
+    """Drop the metadata of nodes, where `onnxplain.storage.writer` keeps its own marks, which a file must not set.
+
+    Names of sizes in bodies and functions are dropped, too: those of the inputs change, so equal names would not stand
+    for equal sizes any more.
+    """
     bodies = [a.g for f in model.functions for n in f.node for a in n.attribute if a.HasField("g")]
-    inner = (node for graph in (model.graph, *bodies) for node in nodes_of(graph))
-    for node in (*inner, *(node for function in model.functions for node in function.node)):
-        del node.metadata_props[:]
+    for function in model.functions:
+        del function.value_info[:]
+        for node in function.node:
+            del node.metadata_props[:]
+    for graph in (part for whole in (model.graph, *bodies) for part in graphs_of(whole)):
+        for node in graph.node:
+            del node.metadata_props[:]
+        for info in () if graph is model.graph else (*graph.input, *graph.output, *graph.value_info):
+            for dim in _dims(info):
+                if dim.HasField("dim_param"):
+                    dim.ClearField("dim_param")
 
 
 def _densify(graph: onnx.GraphProto, weights: dict[str, np.ndarray[Any, Any]]) -> None:
@@ -90,10 +101,12 @@ def _drop_weight_inputs(graph: onnx.GraphProto, changes: list[str]) -> None:
 def _name_inputs(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int | None:
     """Write names and ``sizes`` of the free dimensions into the inputs; return the batch size, if it is fixed."""
     shapes = named_shapes(graph.input)
+    ranks = {rank_of(name) for name, shape in shapes.items() if shape is None}
     for name in [name for name, shape in shapes.items() if shape is None and rank_of(name) in sizes]:
-        shapes[name] = tuple(f"{name}_dim{axis}" if axis else BATCH for axis in range(sizes[rank_of(name)]))
-    free = {d for shape in shapes.values() for d in shape or () if isinstance(d, str)}
-    sizes = {name: size for name, size in sizes.items() if name not in map(rank_of, shapes)}
+        taken = names_of(shapes.values())
+        shapes[name] = tuple(size_of(name, axis, taken) if axis else BATCH for axis in range(sizes[rank_of(name)]))
+    free = names_of(shapes.values())
+    sizes = {name: size for name, size in sizes.items() if name in free or name not in ranks}
     for name in sizes:
         if name not in free:
             raise OptionError(f"the model has no free dimension '{name}'", did_you_mean(name, free))
@@ -108,6 +121,19 @@ def _name_inputs(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int | None
         firsts.update([BATCH] if BATCH in shape else shape[:1])
     fixed = [d for d in firsts if isinstance(d, int)]
     return min(fixed) if fixed and BATCH not in firsts else None
+
+
+def names_of(shapes: Iterable[Shape | None]) -> set[str]:
+    """The names of the free sizes in some shapes."""
+    return {d for shape in shapes for d in shape or () if isinstance(d, str)}
+
+
+def size_of(name: str, axis: int, taken: Collection[str | None]) -> str:
+    """What the size of an input is called to which the model gives no name, or the batch's; none of those ``taken``."""
+    called = f"{name}_dim{axis}"
+    while called in taken:
+        called += "_"
+    return called
 
 
 def rank_of(name: str) -> str:
@@ -130,9 +156,10 @@ def set_shape(info: onnx.ValueInfoProto, shape: Shape) -> None:
         if isinstance(size, int):
             dim.dim_value = size
         elif size is not None:
-            dim.dim_param = size
+            dim.dim_param = str(size)
 
 
+_BATCHES = {"batch", "batches", "batchsize", "nbatch", "minibatch"}
 _NAME = re.compile(r"[A-Za-z_]\w*")  # some exporters call every free dimension "?"
 
 
@@ -146,10 +173,17 @@ def named_shapes(inputs: Iterable[onnx.ValueInfoProto]) -> dict[str, Shape | Non
     batch: set[str | None] = set()
     for info in inputs:
         names = called[info.name]
-        known = [name for name in names if name and "batch" in name.lower()]
+        known = [name for name in names if name and _is_batch(name)]
         batch.update(known[:1] or [n for n, d in zip(names[:1], _dims(info), strict=False) if not d.dim_value > 0])
     batch.discard(None)
-    return {info.name: _named_shape(info, called[info.name], batch) for info in inputs}
+    taken = {name for names in called.values() for name in names}
+    return {info.name: _named_shape(info, called[info.name], batch, taken) for info in inputs}
+
+
+def _is_batch(name: str) -> bool:
+    """Whether one of the words that a name is made of says so: in encoder_batch, BatchSize, batch2; not in subbatch."""
+    humps = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
+    return not _BATCHES.isdisjoint(word.lower() for word in re.split(r"[\W\d_]+", humps))
 
 
 def _dims(info: onnx.ValueInfoProto) -> list[onnx.TensorShapeProto.Dimension]:
@@ -157,7 +191,10 @@ def _dims(info: onnx.ValueInfoProto) -> list[onnx.TensorShapeProto.Dimension]:
 
 
 def _named_shape(
-    info: onnx.ValueInfoProto, called: Sequence[str | None], batch: Collection[str | None]
+    info: onnx.ValueInfoProto,
+    called: Sequence[str | None],
+    batch: Collection[str | None],
+    taken: Collection[str | None],
 ) -> Shape | None:
     tensor = info.type.tensor_type
     if not tensor.elem_type:
@@ -166,7 +203,7 @@ def _named_shape(
         return None
     dims: list[Dim] = [d.dim_value if d.dim_value > 0 else name for d, name in zip(_dims(info), called, strict=True)]
     axis = next((a for a, d in enumerate(dims) if d in batch), 0 if dims and not isinstance(dims[0], int) else None)
-    named = [f"{info.name}_dim{a}" if d is None or d in (BATCH, *batch) else d for a, d in enumerate(dims)]
+    named = [size_of(info.name, a, taken) if d is None or d in (BATCH, *batch) else d for a, d in enumerate(dims)]
     return tuple(BATCH if a == axis else d for a, d in enumerate(named))
 
 

@@ -7,7 +7,7 @@ the model runs is None here, and stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +15,7 @@ import onnx
 
 from onnxplain.canonize.bodies import tidied
 from onnxplain.canonize.fold import StubbedModel, fold, shaped, unfoldable
+from onnxplain.canonize.prepare import names_of
 from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph, Node, Value
 from onnxplain.graph.var import Var, concat
@@ -128,23 +129,26 @@ def _once(graph: Graph) -> Graph:
     """Resolve what is known in a graph whose names are unique."""
     main = Emitter(graph.replace(nodes=()))
     main.reserve(graph.nodes)
-    _write(graph, main, {})
+    _write(graph, main, {}, names_of(v.shape for v in graph.inputs))
     done = graph.replace(nodes=tuple(main.nodes), constants=main.constants, values=main.values)
     return done.pruned([v.name for v in graph.outputs])
 
 
-def _write(graph: Graph, emitter: Emitter, known: _Known) -> None:
-    """Write the nodes of a graph; those that nobody needs any more stay."""
+def _write(graph: Graph, emitter: Emitter, known: _Known, sizes: Collection[str]) -> None:
+    """Write the nodes of a graph; those that nobody needs any more stay.
+
+    ``sizes`` are the names of those that are the same for all tensors: the inputs' own.
+    """
     for node in graph.nodes:
         if node.domain or not _replaced(node, emitter, known):
-            attrs = {k: _body(v, emitter, known) if isinstance(v, Graph) else v for k, v in node.attrs.items()}
+            attrs = {k: _body(v, emitter, known, sizes) if isinstance(v, Graph) else v for k, v in node.attrs.items()}
             node = replace(node, attrs=attrs)
-            emitter.nodes.append(_collecting(node, graph, emitter, known) if node.op == "Loop" else node)
+            emitter.nodes.append(_collecting(node, graph, emitter, known, sizes) if node.op == "Loop" else node)
 
 
-def _body(graph: Graph, outer: Emitter, known: _Known) -> Graph:
+def _body(graph: Graph, outer: Emitter, known: _Known, sizes: Collection[str]) -> Graph:
     inner = Emitter(graph.replace(nodes=()), outer)
-    _write(graph, inner, dict(known))
+    _write(graph, inner, dict(known), sizes)
     done = graph.replace(nodes=tuple(inner.nodes), constants=inner.constants, values=inner.values)
     return done.pruned([v.name for v in graph.outputs])
 
@@ -245,7 +249,7 @@ _READERS: Mapping[str, Callable[[Node, Emitter, _Sequence], Var | None]] = {
 }
 
 
-def _collecting(loop: Node, graph: Graph, emitter: Emitter, known: _Known) -> Node:
+def _collecting(loop: Node, graph: Graph, emitter: Emitter, known: _Known, sizes: Collection[str]) -> Node:
     """Let a Loop stack the tensors that it appends to empty sequences; ``graph`` is the one around it."""
     body: Graph = loop.attrs["body"]
     for position in reversed(range(len(loop.inputs) - 2)):
@@ -263,7 +267,7 @@ def _collecting(loop: Node, graph: Graph, emitter: Emitter, known: _Known) -> No
         ):
             continue
         tensor = Emitter(body, emitter).var(insert.inputs[1])
-        if tensor.shape is None or any(d is None or str(d).startswith("unk__") for d in tensor.shape):
+        if tensor.shape is None or not all(isinstance(d, int) or d in sizes for d in tensor.shape):
             continue  # tensors of different sizes cannot be stacked
         copy = Value(emitter.fresh(tensor.name), tensor.dtype, tensor.shape)
         stack = emitter.input(f"{final}/stack", tensor.dtype, (None, *tensor.shape))

@@ -6,11 +6,11 @@ forgotten, until nothing changes any more. Constants that shapes may depend on a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import onnx
 
-from onnxplain.canonize.prepare import set_shape
+from onnxplain.canonize.prepare import names_of, set_shape
 from onnxplain.errors import OptionError
 from onnxplain.graph.ir import OPSET, Graph, Shape
 from onnxplain.storage.reader import graphs_of, shape_of, to_graph
@@ -31,11 +31,12 @@ def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
     _show(told.graph, {})
     _forget_bodies(told.graph)
     loops = list(_loops(told.graph))
+    names = names_of(shape_of(info) for info in told.graph.input)
     for met in range(len(loops)):  # all of them, as what the body of one returns may come out of another
-        _learn(loops[met], list(_loops(_inferred(told).graph))[met], first=True)
+        _learn(loops[met], list(_loops(_inferred(told).graph))[met], names, first=True)
     while True:
         result = _inferred(told)
-        if not sum(_learn(*pair, first=False) for pair in zip(loops, _loops(result.graph), strict=True)):
+        if not sum(_learn(*pair, names, first=False) for pair in zip(loops, _loops(result.graph), strict=True)):
             break
     for graph, count in zip(graphs_of(result.graph), own, strict=True):
         del graph.initializer[count:]
@@ -117,8 +118,11 @@ def _loops(graph: onnx.GraphProto, around: Sequence[onnx.GraphProto] = ()) -> It
                 yield from _loops(attribute.g, graphs)
 
 
-def _learn(loop: _Loop, seen: _Loop, first: bool) -> bool:
-    """Declare what is seen of a loop's states, in its body and behind it; return whether that was news."""
+def _learn(loop: _Loop, seen: _Loop, names: Collection[str], first: bool) -> bool:
+    """Declare what is seen of a loop's states, in its body and behind it; return whether that was news.
+
+    ``names`` are those of the inputs' sizes.
+    """
     (around, node), (graphs, shown) = loop, seen
     body, seen_body = _body(node), _body(shown)
     for info in body.input[:2]:
@@ -127,9 +131,9 @@ def _learn(loop: _Loop, seen: _Loop, first: bool) -> bool:
     shapes = {name: shape for part in graphs for name, shape in _shapes(part)}
     for k, name in enumerate(node.input[2:]):
         inside, initial = body.input[2 + k], shapes.get(name)
-        shape = _common(initial, initial)
+        shape = _common(initial, initial, names)
         if not first:
-            shape = _common(_common(shape_of(inside), shape), shape_of(seen_body.output[1 + k]))
+            shape = _common(_common(shape_of(inside), shape, names), shape_of(seen_body.output[1 + k]), names)
         changed |= shape != shape_of(inside)
         kind = seen_body.input[2 + k].type
         inside.type.CopyFrom(kind)
@@ -151,11 +155,11 @@ def _shapes(graph: onnx.GraphProto) -> Iterator[tuple[str, Shape | None]]:
         yield tensor.name, tuple(tensor.dims)
 
 
-def _common(a: Shape | None, b: Shape | None) -> Shape | None:
-    """What two shapes agree on; names that onnx made up (unk__1) change from one inference to the next."""
+def _common(a: Shape | None, b: Shape | None, names: Collection[str]) -> Shape | None:
+    """What two shapes agree on; other names than those of the inputs change from one inference to the next."""
     if a is None or b is None or len(a) != len(b):
         return None
-    return tuple(d if d == e and not str(d).startswith("unk__") else None for d, e in zip(a, b, strict=True))
+    return tuple(d if d == e and (isinstance(d, int) or d in names) else None for d, e in zip(a, b, strict=True))
 
 
 def _info(graph: onnx.GraphProto, name: str, kind: onnx.TypeProto) -> onnx.ValueInfoProto:

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from onnxplain.errors import UnsupportedModelError
-from onnxplain.graph.axes import BATCH
 from onnxplain.graph.emit import Emitter
-from onnxplain.graph.ir import Dim, Graph, Node, Shape
+from onnxplain.graph.ir import BATCH, Dim, Graph, Node, Shape, Value
 from onnxplain.graph.var import Var, where
 
 Array = np.ndarray[Any, Any]
@@ -24,19 +23,29 @@ _CHOSEN = {"bool": "uint8", "uint16": "int32", "int16": "int32", "uint64": "int6
 _ALL = np.iinfo(np.int64).max
 
 
+def named(what: str, name: str) -> str:
+    """Name of the input that tells ``what``, a word, of a tensor; no two words and tensors have the same."""
+    return f"copies/{what}/{name}"
+
+
 def samples_of(name: str) -> str:
     """Name of the input that holds the samples of the tensor ``name``, the batch axis in front."""
-    return f"copies/{name}"
+    return named("samples", name)
 
 
 def fill_of(name: str) -> str:
     """Name of the input with what stands where the tensor is hidden; it broadcasts to samples."""
-    return f"copies/{name}/fill"
+    return named("fill", name)
 
 
 def filler_of(name: str) -> str:
     """Name of the input with the row of that, per copy."""
-    return f"copies/{name}/filler"
+    return named("filler", name)
+
+
+def kept_as(name: str) -> str:
+    """Name of what an input or an output of the program is here: its own, unless it looks like one of those above."""
+    return named("own", name) if name.startswith("copies/") else name
 
 
 class Prologue:
@@ -58,9 +67,11 @@ class Prologue:
         self.sample, self.plan = (self.per_copy(name, np.int64, ()) for name in (SAMPLE, PLAN))
 
     def shared(self, name: str, dtype: Any, shape: Shape | None) -> Var:
-        """An input that is the same for all copies of all samples."""
+        """An input that is the same for all copies of all samples; nothing else that is written has its name."""
         if name not in self.inputs:
-            self.inputs[name] = self.emitter.input(name, dtype, shape)
+            self.emitter.reserve([Node("Identity", (), (name,))])
+            self.emitter.values[name] = Value(name, np.dtype(dtype), shape)
+            self.inputs[name] = self.emitter.var(name)
         return self.inputs[name]
 
     def per_copy(self, name: str, dtype: Any, shape: Shape) -> Var:
@@ -109,16 +120,16 @@ def with_copies(
     -------
     Graph
         Inputs: ``per_copy``; those without a batch axis; of each of the others the samples; and what `Prologue` names.
-        Outputs: the program's.
+        Outputs: the program's. See `kept_as` for the names of what is the program's.
     """
     prologue = Prologue()
     emitter, given = prologue.emitter, {}
     outputs = [v.name for v in graph.outputs]
-    emitter.reserve([Node("Identity", (), tuple(outputs))])
+    emitter.reserve([Node("Identity", (), tuple(kept_as(n) for n in (*outputs, *(v.name for v in graph.inputs))))])
     for value in graph.inputs:
         name, axis = value.name, axes.get(value.name)
         if axis is None or name in per_copy:
-            given[name] = prologue.shared(name, value.dtype, value.shape)
+            given[name] = prologue.shared(kept_as(name), value.dtype, value.shape)
             continue
         if value.shape is None:
             raise UnsupportedModelError(f"nobody knows how many axes the tensor has before it runs: {value}")
@@ -136,7 +147,7 @@ def with_copies(
         copies = emitter.refine(copies, (value.shape[axis], *shape))
         given[name] = copies.transpose([*range(1, axis + 1), 0, *range(axis + 1, len(value.shape))])
     results = emitter.inline(graph, given, outputs)
-    return emitter.graph(list(prologue.inputs.values()), dict(zip(outputs, results, strict=True)))
+    return emitter.graph(list(prologue.inputs.values()), dict(zip(map(kept_as, outputs), results, strict=True)))
 
 
 def _rows(rows: Var, numbers: Var, count: Dim) -> Var:

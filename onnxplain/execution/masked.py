@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain.distributions.fills import inpainted
-from onnxplain.distributions.masked_copies import PLAN, SAMPLE, compact, fill_of, filler_of, samples_of
+from onnxplain.distributions.masked_copies import PLAN, SAMPLE, compact, fill_of, filler_of, kept_as, samples_of
 from onnxplain.distributions.perturbation import CopyPlan, Estimate, Perturbation
 from onnxplain.execution.runner import Answer, Runner, baselines_of
 from onnxplain.graph.ir import is_float
@@ -71,7 +71,7 @@ class MaskedCopies:
         places = {plan: place for place, plan in enumerate(plans)}
         plan_of_job = np.array([places[self.plans[k]] for k in samples])[rows]
         copies = np.split(jobs[:, 1], np.flatnonzero(np.diff(plan_of_job)) + 1)  # of each plan
-        fed = {n: a for n, a in self.feeds.items() if n not in axes}
+        fed = {kept_as(n): a for n, a in self.feeds.items() if n not in axes}
         fed |= {samples_of(n): a[samples] for n, a in self.feeds.items() if n in axes and n != weights}
         fed |= {weights: self.feeds[weights][jobs[:, 0]]} if weights else {}
         fed |= {SAMPLE: rows, PLAN: plan_of_job, **plans[0].shared}
@@ -132,7 +132,7 @@ def explain_masked(
     plans = perturbation.plans(moved)
     copies = MaskedCopies(runner, feeds, moved, fills, plans)
     if target is None:
-        (target,) = copies.whole(runner.no_target(count), [runner.program.question.explained])
+        (target,) = copies.whole(runner.no_target(count), [kept_as(runner.program.question.explained)])
     target, score = copies.whole(target, [runner.names.resolved, runner.names.score])
     scores = [np.zeros(plan.stages[-1]) for plan in plans]
     estimates: dict[int, Estimate] = {}

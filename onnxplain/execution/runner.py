@@ -13,8 +13,8 @@ import numpy as np
 from onnxplain.distributions.baselines import Baseline, baseline_like
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.execution.incremental.sessions import IncrementalSessions, WindowsOver
-from onnxplain.graph.axes import BATCH, batch_axes, batch_axis, rows
-from onnxplain.graph.ir import Graph
+from onnxplain.graph.axes import batch_axes, batch_axis, rows
+from onnxplain.graph.ir import BATCH, Graph
 from onnxplain.graph.memory import copied_weights, peak_per_sample
 from onnxplain.ops import OPS, Trait
 from onnxplain.programs.checkpointing import recomputed
@@ -118,15 +118,15 @@ class Runner:
             raise UnsupportedModelError(f"the model is bound to {setting.fixed_batch} samples, which share one output")
         parts = {"front": program.front, "main": program.copied or program.graph, "back": program.back}
         graphs, memory = {name: graph for name, graph in parts.items() if graph}, setting.memory
-        peaks = {name: peak_per_sample(graph, BATCH) for name, graph in graphs.items()}
+        peaks = {name: peak_per_sample(graph) for name, graph in graphs.items()}
         layers = OPS.having(Trait.LAYER)
         copies = sum(copied_weights(g, layers) for g in graphs.values()) if setting.choice.names == [CPU] else 0
         lean = copies > 0 and not samples_that_fit(max(peaks.values()), memory - copies)
         if not program.copied and not samples_that_fit(peaks["main"], memory):
             names = program.names
             seeds, ends = (names.target, names.weights), (names.score, names.resolved, names.baseline_score)
-            graphs["main"] = recomputed(program.graph, [*filter(None, seeds)], [*filter(None, ends)], BATCH)
-            peaks["main"] = peak_per_sample(graphs["main"], BATCH)
+            graphs["main"] = recomputed(program.graph, [*filter(None, seeds)], [*filter(None, ends)])
+            peaks["main"] = peak_per_sample(graphs["main"])
         room = memory if lean else memory - copies
         save = {name: saved / name if saved and not lean else None for name in graphs}
         made = {name: Session(graph, setting.choice, save[name], lean) for name, graph in graphs.items()}

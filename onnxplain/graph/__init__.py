@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from onnxplain.graph.axes import BATCH, batch_axes, batch_axis
+from onnxplain.graph.axes import batch_axes, batch_axis
 from onnxplain.graph.emit import Emitter
-from onnxplain.graph.ir import IR_VERSION, OPSET, Dim, Graph, Node, Shape, Value, is_float
+from onnxplain.graph.ir import BATCH, IR_VERSION, OPSET, Dim, Graph, Multiple, Node, Shape, Value, is_float
 from onnxplain.graph.var import Var, concat, where
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Dim",
     "Emitter",
     "Graph",
+    "Multiple",
     "Node",
     "Shape",
     "Value",

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxplain.graph.ir import Dim, Graph, Value
-
-BATCH = "batch"  # the name that the free first axis of every input gets
+from onnxplain.graph.ir import BATCH, Dim, Graph, Value, rows_per_sample
 
 
 def batch_axes(inputs: Sequence[Value]) -> dict[str, int]:
@@ -38,4 +36,4 @@ def batch_axis(graph: Graph, name: str) -> int | None:
     first = rows(value)
     if isinstance(first, int):
         return 0 if first == batch or (first == 1 and batch == BATCH) else None
-    return 0 if first is None or (isinstance(batch, str) and BATCH not in first) else None
+    return 0 if first is None or (isinstance(batch, str) and not rows_per_sample(first)) else None

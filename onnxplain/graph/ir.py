@@ -16,8 +16,27 @@ import numpy as np
 OPSET = 21  # the ai.onnx version that every operator in a canonical graph, and in every emitted one, follows
 IR_VERSION = 10
 
-Dim = int | str | None  # a size; the name of a size that is free; or None, unknown
+EACH_SLICE = "onnxplain.each_slice"  # where a file says in a node's metadata that it is that; see `Node`
+BATCH = "batch"  # the name of the free size that is the number of samples; nothing else is called so
+
+
+@dataclass(frozen=True)
+class Multiple:
+    """A free size that is ``times`` times the number of samples, whose axis a Reshape has merged with others."""
+
+    times: int
+
+    def __str__(self) -> str:
+        return f"{self.times}*{BATCH}"
+
+
+Dim = int | str | Multiple | None  # a size; the name of one that is free; a multiple of the batch's; or None, unknown
 Shape = tuple[Dim, ...]
+
+
+def rows_per_sample(dim: Dim) -> int | None:
+    """How much of a size each sample has, where it grows with their number; None where it does not."""
+    return 1 if dim == BATCH else dim.times if isinstance(dim, Multiple) else None
 
 
 @dataclass(frozen=True)
@@ -42,6 +61,16 @@ class Value:
         dims = "?" if self.shape is None else " x ".join("?" if d is None else str(d) for d in self.shape)
         kind = "string" if self.dtype.kind == "O" else self.dtype
         return f"{self.name}: {kind} [{dims}]"
+
+
+def unused(name: str, taken: set[str]) -> str:
+    """The name, or one like it, that is not among those ``taken``, to which it is added."""
+    count, stem = 0, name
+    while name in taken:
+        count += 1
+        name = f"{stem}_{count}"
+    taken.add(name)
+    return name
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
@@ -197,7 +226,9 @@ class Graph:
     def cut(self, names: Sequence[str], outputs: Sequence[str] = ()) -> Graph:
         """The graph with some of its values as further inputs, instead of computing them, and with further outputs."""
         inputs = {v.name: v for v in (*self.inputs, *map(self.value, names))}
-        computed = {name: f"{name}/computed" for name in names if name in self.producer}
+        bodies = [body for node in self.all_nodes for body in node.subgraphs]
+        taken = {name for part in (self, *bodies) for name in (*part.values, *part.constants, *part.producer)}
+        computed = {name: unused(f"{name}/computed", taken) for name in names if name in self.producer}
         nodes = [replace(n, outputs=tuple(computed.get(o, o) for o in n.outputs)) for n in self.nodes]
         values = {**self.values, **{new: replace(self.values[old], name=new) for old, new in computed.items()}}
         changed = self.replace(inputs=tuple(inputs.values()), nodes=tuple(nodes), values=values)

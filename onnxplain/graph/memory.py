@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from onnxplain.graph.ir import Graph, Value
+from onnxplain.graph.ir import Graph, Value, rows_per_sample
 
 
-def size_per_sample(value: Value | None, batch: str) -> int:
+def size_per_sample(value: Value | None) -> int:
     """Bytes of one sample's part of a value, as far as its sizes are known."""
     if value is None or value.shape is None:
         return 0
     size = value.dtype.itemsize
     for dim in value.shape:
-        multiple = dim if isinstance(dim, int) else str(dim).removesuffix(batch).rstrip("*")
-        size *= int(multiple) if str(multiple).isdigit() else 1
+        size *= dim if isinstance(dim, int) else rows_per_sample(dim) or 1
     return size
 
 
-def peak_per_sample(graph: Graph, batch: str) -> int:
+def peak_per_sample(graph: Graph) -> int:
     """Estimate of the most memory that one sample's activations take at a time.
 
     The nodes run in their order here, and a value is freed after the last one that reads it. What depends on weights
@@ -28,7 +27,7 @@ def peak_per_sample(graph: Graph, batch: str) -> int:
     moving = graph.reachable_from(inputs).difference(inputs)
     last = {name: place for place, node in enumerate(graph.nodes) for name in (*node.outputs, *node.reads)}
     last |= dict.fromkeys((v.name for v in graph.outputs), len(graph.nodes))
-    sizes = {name: size_per_sample(graph.values.get(name), batch) for name in moving}
+    sizes = {name: size_per_sample(graph.values.get(name)) for name in moving}
     held, most, freed = 0, 0, [0] * (len(graph.nodes) + 1)
     for name, size in sizes.items():
         freed[last[name]] += size
@@ -46,4 +45,4 @@ def copied_weights(graph: Graph, layers: Collection[str]) -> int:
     """
     moving = graph.reachable_from(v.name for v in graph.inputs)
     read = [name for node in graph.nodes if node.operator in layers for name in node.reads if name not in moving]
-    return sum(size_per_sample(graph.value(name), "") for name in read)
+    return sum(size_per_sample(graph.value(name)) for name in read)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -34,6 +34,19 @@ _SIZE_ARITHMETIC = {
     "Sub": np.subtract,
     "Mul": np.multiply,
 }  # of constants: done at once
+
+
+def _error(tensor: Var, how: str, hint: str) -> TensorError:
+    return TensorError(f"the tensor {tensor} {how}, but has no values before the model runs", hint)
+
+
+def _misuse(how: str, hint: str) -> Any:
+    """Make a special method that raises: Python would otherwise do something that needs the tensor's values."""
+
+    def refuse(tensor: Var, *_: object) -> NoReturn:
+        raise _error(tensor, how, hint)
+
+    return refuse
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -94,7 +107,7 @@ class Var:
         """Make array + tensor a tensor; without this method NumPy would add the tensor to each element."""
         operator = None if options or method != "__call__" else _UFUNCS.get(ufunc)
         if operator is None:
-            raise self._misused(f"is given to numpy's {ufunc.__name__}", _FUNCTIONS)
+            raise _error(self, f"is given to numpy's {ufunc.__name__}", _FUNCTIONS)
         left, right = inputs
         return self._binary(operator, right) if left is self else self._binary(operator, left, swap=True)
 
@@ -153,41 +166,10 @@ class Var:
 
     __hash__ = object.__hash__
 
-    def __eq__(self, other: object) -> bool:
-        raise self._misused("is compared with == or !=", 'Write ox.op("Equal", a, b), and ox.op("Not", ...) around it.')
-
-    def __bool__(self) -> bool:
-        raise self._misused("is used as True or False", 'Write ox.op("Where", condition, a, b) for a choice.')
-
-    def __iter__(self) -> Iterator[Var]:
-        raise self._misused("is used as a list", _ELEMENTS)
-
-    def __len__(self) -> int:
-        raise self._misused("is asked for its length", _ELEMENTS)
-
-    def __contains__(self, item: object) -> bool:
-        raise self._misused("is searched for an element", _ELEMENTS)
-
-    def __getitem__(self, key: object) -> Var:
-        raise self._misused("is indexed", _ELEMENTS)
-
-    def __float__(self) -> float:
-        raise self._misused("is used as a number", _FUNCTIONS)
-
-    def __int__(self) -> int:
-        raise self._misused("is used as a number", _FUNCTIONS)
-
-    def __index__(self) -> int:
-        raise self._misused("is used as a number", _FUNCTIONS)
-
-    def __complex__(self) -> complex:
-        raise self._misused("is used as a number", _FUNCTIONS)
-
-    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray[Any, Any]:
-        raise self._misused("is used as an array", _FUNCTIONS)
-
-    def _misused(self, how: str, hint: str) -> TensorError:
-        return TensorError(f"the tensor {self} {how}, but has no values before the model runs", hint)
+    __eq__ = _misuse("is compared with == or !=", 'Write ox.op("Equal", a, b), and ox.op("Not", ...) around it.')
+    __bool__ = _misuse("is used as True or False", 'Write ox.op("Where", condition, a, b) for a choice.')
+    __iter__ = __len__ = __contains__ = __getitem__ = _misuse("is used as a list", _ELEMENTS)
+    __float__ = __int__ = __index__ = __complex__ = __array__ = _misuse("is used as a number", _FUNCTIONS)
 
     def __and__(self, other: Var) -> Var:
         return self._binary("And", other)

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from onnxplain.errors import OptionError, did_you_mean
+from onnxplain.graph.ir import Dim
 
-Shape = Sequence[int | str | None]
+Shape = Sequence[Dim]
 METADATA_KEY = "onnxplain.preprocessing"
 _CHANNELS = {"RGB": 3, "BGR": 3, "GRAY": 1}
 
@@ -272,7 +273,7 @@ def find_note(model: str | os.PathLike[str] | None, metadata: Mapping[str, str])
     return Note(preprocessing, folder / note["labels"] if "labels" in note else None, source)
 
 
-def _channel_rank(axis: int | str | None) -> int:
+def _channel_rank(axis: Dim) -> int:
     """Rate an axis as the channel axis: 2 for size 1 or 3, 1 for a free size, 0 for another size."""
     return int(axis in (1, 3)) + int(axis in (1, 3) or not isinstance(axis, int))
 

@@ -1,7 +1,7 @@
 """From floats to integers and back: rounding is passed straight through.
 
 Cotangents of integers are those of the floats that they stand for, so a QuantizeLinear and the DequantizeLinear that
-undoes it need not scale them. What saturates has been clipped before (see `onnxplain.canonize.site`).
+undoes it need not scale them. What saturates has been clipped before (see `onnxplain.canonize.expansions.site`).
 """
 
 from __future__ import annotations

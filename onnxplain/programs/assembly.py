@@ -17,7 +17,7 @@ from onnxplain.distributions import References
 from onnxplain.distributions.baselines import Baseline
 from onnxplain.errors import OptionError, UnsupportedModelError, UnsupportedOperatorError
 from onnxplain.graph.emit import Emitter
-from onnxplain.graph.ir import Graph
+from onnxplain.graph.ir import Graph, Node
 from onnxplain.graph.var import Var
 from onnxplain.methods.method import Method
 from onnxplain.programs.program import Assignment, Names, Program
@@ -127,7 +127,10 @@ class _Draft:
         forward = pair.graph if pair else graph
         if not distribution.at_point:
             forward = graph.cut(tensors_of(moving), [question.explained])
-        return cls(method, question, graph, forward, pair, moving, Emitter(forward))
+        emitter = Emitter(forward)
+        # The graph that brings attributions back to the slices has the names of the whole model (see `_back`).
+        emitter.reserve([*graph.nodes, Node("Identity", (), tuple(v.name for v in graph.inputs))])
+        return cls(method, question, graph, forward, pair, moving, emitter)
 
     @property
     def at_point(self) -> bool:

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from onnxplain.backward.control import CONTROL
-from onnxplain.graph.axes import BATCH
-from onnxplain.graph.ir import Graph, Node, Shape, Value
+from onnxplain.graph.ir import Graph, Node, Shape, Value, rows_per_sample
 from onnxplain.graph.var import Var, concat
 
 
@@ -51,29 +50,20 @@ def rows_of_samples(graph: Graph, tensors: Iterable[str], needed: set[str]) -> F
     return found if _follow(graph, found, needed, graph.values.get) else None
 
 
-def batch_sizes(value: Value | None) -> list[str]:
-    """The sizes of a value that depend on the batch's; of an unknown shape, some."""
-    if value is None:
-        return []
-    return ["?"] if value.shape is None else [str(d) for d in value.shape if BATCH in str(d)]
+def grows(value: Value | None) -> bool:
+    """Whether a value's sizes depend on the number of samples; those of an unknown shape may."""
+    return value is not None and (value.shape is None or any(rows_per_sample(d) for d in value.shape))
 
 
 def per_sample(shape: Shape) -> Shape:
     """The shape of what one sample has."""
-    return tuple(_size(d) if BATCH in str(d) else d for d in shape)
-
-
-def _size(dim: object) -> int | None:
-    """How much of a size such as "12*batch" one sample has."""
-    multiple = str(dim).removesuffix(BATCH).rstrip("*")
-    return int(multiple) if multiple.isdigit() else None if multiple else 1
+    return tuple(rows_per_sample(d) or d for d in shape)
 
 
 def _rows(value: Value) -> Rows | None:
     shape = value.shape or (None,)
-    axes = [axis for axis, d in enumerate(shape) if BATCH in str(d)]
-    size = _size(shape[axes[0]]) if len(axes) == 1 and None not in shape else None
-    return None if size is None else Rows(axes[0], size)
+    sizes = {axis: size for axis, d in enumerate(shape) if (size := rows_per_sample(d)) is not None}
+    return Rows(*sizes.popitem()) if len(sizes) == 1 and None not in shape else None
 
 
 def _follow(graph: Graph, found: Found, needed: set[str], lookup: Lookup) -> bool:
@@ -81,7 +71,7 @@ def _follow(graph: Graph, found: Found, needed: set[str], lookup: Lookup) -> boo
     for node in graph.nodes:
         if found.keys().isdisjoint(node.reads) or needed.isdisjoint(node.outputs):
             continue
-        if any(batch_sizes(lookup(name)) for name in node.reads if name not in found):
+        if any(grows(lookup(name)) for name in node.reads if name not in found):
             return False
         if node.op in CONTROL and not (node.op == "Loop" and _trips(node, found, lookup)):
             return False

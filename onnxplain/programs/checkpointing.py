@@ -23,7 +23,7 @@ from onnxplain.ops import OPS, Trait
 _PARTS = (2, 3, 4, 6, 8, 12, 16, 24)
 
 
-def recomputed(graph: Graph, seeds: Collection[str], ends: Iterable[str], batch: str) -> Graph:
+def recomputed(graph: Graph, seeds: Collection[str], ends: Iterable[str]) -> Graph:
     """The graph that needs the least memory among those that compute activations again; itself, if none needs less.
 
     Parameters
@@ -34,14 +34,12 @@ def recomputed(graph: Graph, seeds: Collection[str], ends: Iterable[str], batch:
         The inputs that all of its reverse walk, and nothing of its forward pass, depends on.
     ends
         What the forward pass is there for, but for the walk: the score, for one.
-    batch
-        Name of the batch dimension.
     """
-    walk = _Walk(graph, seeds, ends, batch)
+    walk = _Walk(graph, seeds, ends)
     if not walk.forward:
         return graph
     candidates = dict.fromkeys(walk.cuts(sum(walk.sizes) / part) for part in _PARTS)
-    return min([graph, *map(walk.written, candidates)], key=lambda candidate: peak_per_sample(candidate, batch))
+    return min([graph, *map(walk.written, candidates)], key=peak_per_sample)
 
 
 class _Walk:
@@ -68,7 +66,7 @@ class _Walk:
         By place: bytes that are computed there.
     """
 
-    def __init__(self, graph: Graph, seeds: Collection[str], ends: Iterable[str], batch: str) -> None:
+    def __init__(self, graph: Graph, seeds: Collection[str], ends: Iterable[str]) -> None:
         self.graph = graph
         inputs = [v.name for v in graph.inputs]
         moving, reached, needed = graph.reachable_from(inputs), graph.reachable_from(seeds), graph.needed_for(ends)
@@ -89,7 +87,7 @@ class _Walk:
         for name, roots in self.roots.items():
             last |= {root: max(last.get(root, 0), self.place[name]) for root in roots}
         for name, place in self.place.items():
-            size = size_per_sample(graph.values.get(name), batch)
+            size = size_per_sample(graph.values.get(name))
             self.sizes[place] += size
             if name in last and name not in self.roots:
                 change[place + 1] += size

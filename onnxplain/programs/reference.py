@@ -20,10 +20,9 @@ import numpy as np
 from onnxplain.backward.control import CONTROL
 from onnxplain.distributions.baselines import Baseline, as_baseline, is_named
 from onnxplain.errors import OptionError, UnsupportedModelError
-from onnxplain.graph.axes import BATCH
 from onnxplain.graph.emit import Emitter
 from onnxplain.graph.inference import fits
-from onnxplain.graph.ir import Graph, Node, Shape, Value
+from onnxplain.graph.ir import BATCH, Graph, Node, Shape, Value
 from onnxplain.graph.var import Var, concat
 from onnxplain.ops import OPS, Trait
 from onnxplain.programs.batch_rows import per_sample, rows_of_samples

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.canonize.prepare import rank_of
+from onnxplain.canonize.prepare import names_of, rank_of, size_of
 from onnxplain.errors import InputError, did_you_mean
 from onnxplain.graph.ir import Value
 from onnxplain.runtime.device import Given, received
@@ -59,6 +59,7 @@ def check_inputs(
     feeds: dict[str, Given] = {}
     sizes: dict[str, int] = {}
     samples: dict[str, int] = {}
+    taken = names_of(value.shape for value in declared.values())
     for name, value in declared.items():
         array = _checked(received(x[name], name, gpu), value, axes.get(name))
         feeds[name] = array
@@ -68,7 +69,7 @@ def check_inputs(
             samples[name] = array.shape[axes[name]]
         if value.shape is None:
             sizes[rank_of(name)] = array.ndim
-            sizes |= {f"{name}_dim{axis}": size for axis, size in enumerate(array.shape) if axis}
+            sizes |= {size_of(name, axis, taken): size for axis, size in enumerate(array.shape) if axis}
         for dim, size in zip(value.shape or (), array.shape, strict=False):
             if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
                 raise InputError(f"dimension '{dim}' is {sizes[dim]} in one input and {size} in '{name}'")

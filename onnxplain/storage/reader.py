@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,11 +19,10 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from onnxplain.errors import ModelError, UnsupportedModelError
-from onnxplain.graph.ir import Graph, Node, Shape, Value
+from onnxplain.graph.ir import BATCH, EACH_SLICE, Dim, Graph, Multiple, Node, Shape, Value
 from onnxplain.storage import shared_weights
 from onnxplain.storage.digests import digest
 from onnxplain.storage.tensors import LARGE_TENSOR, is_external, is_plain, stub, take_out
-from onnxplain.storage.writer import EACH_SLICE
 
 Weights = Mapping[str, np.ndarray[Any, Any]]
 
@@ -31,6 +31,8 @@ OLDEST_OPSET, NEWEST_OPSET = 7, 26
 _PACKED = {v for k, v in onnx.TensorProto.DataType.items() if k.endswith(("INT4", "INT2", "E2M1"))}
 
 _HOLD_GRAPHS = {onnx.AttributeProto.UNDEFINED, onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
+
+_MULTIPLE = re.compile(rf"([0-9]+)\*{BATCH}")  # how a `Multiple` is written
 
 _NOT_ONNX = {  # how files begin that are mistaken for ONNX models
     b"PK\x03\x04": "a zip archive, perhaps a PyTorch or Keras model; export it to ONNX first",
@@ -333,4 +335,10 @@ def shape_of(info: onnx.ValueInfoProto) -> Shape | None:
     tensor = info.type.tensor_type
     if not tensor.HasField("shape"):
         return None
-    return tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim)
+    return tuple(d.dim_value if d.HasField("dim_value") else _named(d.dim_param) for d in tensor.shape.dim)
+
+
+def _named(size: str) -> Dim:
+    """What `onnxplain.storage.writer` has named; of users' names, `prepare` leaves none that look so."""
+    multiple = _MULTIPLE.fullmatch(size)
+    return Multiple(int(multiple[1])) if multiple else size or None

@@ -40,7 +40,7 @@ def files_of(model: Path | None, weights: Mapping[str, Array], explainer: Path) 
     Parameters
     ----------
     model, weights
-        See `onnxplain.reader.Source`.
+        See `onnxplain.storage.reader.Source`.
     explainer
         The file to be written.
 

@@ -47,7 +47,7 @@ def take_out(file: BufferedIOBase) -> tuple[onnx.ModelProto, dict[str, Array]]:
 
     def taken(tensor: onnx.TensorProto, name: str) -> bool:
         place = _place(tensor)
-        if place is None and (is_external(tensor) or tensor.ByteSize() <= LARGE_TENSOR):
+        if place is None and (is_external(tensor) or tensor.ByteSize() - _said(tensor) <= LARGE_TENSOR):
             return False
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         if not is_plain(dtype):
@@ -133,6 +133,11 @@ def _written(value: int) -> bytes:
         written.append(value & 127 | 128)
         value >>= 7
     return bytes([*written, value])
+
+
+def _said(tensor: onnx.TensorProto) -> int:
+    """Bytes of a tensor's message that are no data: its name, which may be long, and a text."""
+    return len(tensor.name.encode()) + len(tensor.doc_string.encode())
 
 
 def _place(tensor: onnx.TensorProto) -> tuple[int, int] | None:

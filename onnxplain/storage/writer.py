@@ -11,20 +11,18 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx
 
-from onnxplain.graph.ir import IR_VERSION, OPSET, Graph, Node, Value
+from onnxplain.graph.ir import EACH_SLICE, IR_VERSION, OPSET, Graph, Multiple, Node, Value
 from onnxplain.storage.atomic import PathLike, replacing
 from onnxplain.storage.shared_weights import NOTE, WeightLocation, note_of
 from onnxplain.storage.tensors import LARGE_TENSOR, is_plain
 
 INLINE_LIMIT = 1_800_000_000  # bytes of weights; protobuf stops at 2 GiB, the rest is for everything else
 
-EACH_SLICE = "onnxplain.each_slice"  # key in the metadata of a node; see `onnxplain.ir.Node`
-
 _ALIGNMENT = 64  # bytes; where tensors start in a file of external data
 
 
 def to_proto(graph: Graph, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
-    """Convert a graph to a ModelProto of opset `onnxplain.ir.OPSET`."""
+    """Convert a graph to a ModelProto of opset `onnxplain.graph.ir.OPSET`."""
     domains, ops = sorted({n.domain for n in graph.all_nodes} - {""}), {n.op for n in graph.all_nodes}
     imports = [onnx.helper.make_opsetid("", OPSET), *(onnx.helper.make_opsetid(d, opset_of(d, ops)) for d in domains)]
     model = onnx.helper.make_model(_graph(graph), opset_imports=imports, ir_version=IR_VERSION)
@@ -144,5 +142,7 @@ def value_proto(value: Value) -> onnx.ValueInfoProto:
     if value.is_sequence:
         return onnx.ValueInfoProto(name=value.name)
     return onnx.helper.make_tensor_value_info(
-        value.name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
+        value.name,
+        onnx.helper.np_dtype_to_tensor_dtype(value.dtype),
+        None if value.shape is None else [str(d) if isinstance(d, Multiple) else d for d in value.shape],
     )

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from onnxplain.canonize import canonize, fold
-from onnxplain.canonize.prepare import named_inputs
+from onnxplain.canonize.prepare import named_inputs, prepare
 from onnxplain.errors import ModelError, OptionError, UnsupportedModelError
 from onnxplain.graph.ir import OPSET
 from onnxplain.storage.reader import read
@@ -359,3 +359,60 @@ def test_the_source_stays_as_it_was():
     before.CopyFrom(source.proto)
     canonize(source)
     assert source.proto == before
+
+
+def test_names_of_sizes_that_the_project_writes_itself():
+    """No name of a user's size is taken for a multiple of the batch's, or for the batch's."""
+    proto = model("(float[N,5,4] x, float[N,3,6] z) => (float[N,1] y) { a = Neg(x)  b = Neg(z)  y = Identity(c) }")
+    del proto.graph.node[:]
+    proto.graph.node.append(onnx.helper.make_node("ReduceSum", ["x"], ["y"]))
+    for axis, name in ((1, "12*batch"), (2, "x_dim1")):
+        proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    for axis, name in ((1, "subbatch"), (2, "batch")):
+        proto.graph.input[1].type.tensor_type.shape.dim[axis].dim_param = name
+    proto.graph.input[1].type.tensor_type.shape.dim[0].dim_value = 1
+    shapes = [v.shape for v in named_inputs(proto)]
+    assert shapes == [("batch", "x_dim1_", "x_dim1"), (1, "subbatch", "batch")]
+    assert [v.shape for v in named_inputs(_called("sub", "unk__0"))] == [("batch", "unk__0")]
+
+
+WORDS = "batch Batch BATCH batch_size BatchSize batchSize encoder_batch batch2 nbatch NBatch batchsize batches"
+
+
+@pytest.mark.parametrize("name", WORDS.split())
+def test_words_that_name_the_batch_axis(name):
+    assert named_inputs(_called("channels", name))[0].shape == ("channels", "batch")
+
+
+@pytest.mark.parametrize("name", ["subbatch", "batcher", "mybatching", "abatch", "débatch"])
+def test_words_that_do_not(name):
+    assert named_inputs(_called("channels", name))[0].shape == ("batch", name)
+
+
+def _called(*names: str) -> onnx.ModelProto:
+    proto = model("(float[A,B] x) => (float[A,B] y) { y = Neg(x) }")
+    for dim, name in zip(proto.graph.input[0].type.tensor_type.shape.dim, names, strict=True):
+        dim.dim_param = name
+    return proto
+
+
+def test_names_of_sizes_in_bodies_are_forgotten():
+    text = """(float[N,5] x, bool c) => (float[N,5] y) {
+        y = If(c) <
+            then_branch = p () => (float[A,B] r) { s = Neg(x)  r = Neg(s) },
+            else_branch = q () => (float[A,B] t) { t = Exp(x) }
+        >
+    }"""
+    proto = model(text)
+    for attribute in proto.graph.node[0].attribute:
+        attribute.g.output[0].type.tensor_type.shape.dim[0].dim_param = "12*batch"
+        attribute.g.output[0].type.tensor_type.shape.dim[1].dim_param = "batch"
+    prepared = prepare(read(proto), {}).model
+    assert not any(
+        dim.dim_param
+        for attribute in prepared.graph.node[0].attribute
+        for dim in attribute.g.output[0].type.tensor_type.shape.dim
+    )
+    graph = canonical(proto).graph
+    (node,) = [n for n in graph.nodes if n.op == "If"]
+    assert {v.shape for body in node.subgraphs for v in body.values.values()} == {("batch", 5)}

@@ -15,7 +15,6 @@ import pytest
 
 import onnxplain as ox
 from onnxplain import execution
-from onnxplain.canonize import BATCH
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.execution import Runner, Setting
 from onnxplain.execution import runner as runners
@@ -43,7 +42,7 @@ class Squares:
     outputs = ("attribution", "score", "resolved")
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], into: object) -> dict[str, Array]:
-        x, scale = (copied(feeds) if "copies/x" in feeds else feeds["x"]).astype(np.float64), feeds["scale"]
+        x, scale = (copied(feeds) if "copies/samples/x" in feeds else feeds["x"]).astype(np.float64), feeds["scale"]
         self.seen.append(len(x))
         assert len(feeds["target"]) == len(x)
         results = {
@@ -54,15 +53,15 @@ class Squares:
         return {name: results[name] for name in outputs}
 
 
-PER_COPY = ("copies/sample", "copies/plan", "copies/x/filler", "copies/kept")
+PER_COPY = ("copies/sample", "copies/plan", "copies/filler/x", "copies/kept")
 
 
 def copied(feeds: Mapping[str, Array]) -> Array:
     """The fill where an element's feature is not kept."""
     copies = []
     for sample, plan, filler, kept in zip(*(feeds[name] for name in PER_COPY), strict=True):
-        labels = feeds["copies/x/labels"][plan]
-        copies.append(np.where(kept[labels], feeds["copies/x"][sample], feeds["copies/x/fill"][filler]))
+        labels = feeds["copies/labels/x"][plan]
+        copies.append(np.where(kept[labels], feeds["copies/samples/x"][sample], feeds["copies/fill/x"][filler]))
     return np.array(copies)
 
 
@@ -157,7 +156,7 @@ def test_all_that_runs_at_once_fits(monkeypatch: pytest.MonkeyPatch, method: str
     x, seen = IMAGES.x(2), set()
     for memory in range(1_000, 100_000, 3_000):
         found = ox.Explainer(IMAGES.proto(), method, memory=memory).prepare(x).runner
-        peak = peak_per_sample(found.program.copied or found.program.graph, BATCH)
+        peak = peak_per_sample(found.program.copied or found.program.graph)
         chunk, at_once = found.main.chunk, found.main.at_once
         assert chunk * at_once == 1 or chunk * at_once * peak * MEMORY_SAFETY_FACTOR <= memory
         seen.add(at_once)

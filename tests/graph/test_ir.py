@@ -3,7 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxplain.graph.ir import Graph, Node, Value, is_float
+from onnxplain.graph.ir import BATCH, Dim, Graph, Multiple, Node, Value, is_float, rows_per_sample
+from onnxplain.storage.reader import shape_of
+from onnxplain.storage.writer import value_proto
 
 F32 = np.dtype(np.float32)
 
@@ -140,3 +142,11 @@ def test_scheduled_keeps_the_order_of_reading(graph: Graph) -> None:
     for node in graph.scheduled().nodes:
         assert known.issuperset(filter(None, node.reads))
         known.update(node.outputs)
+
+
+def test_sizes_that_grow_with_the_batch_are_written_and_read() -> None:
+    dims: tuple[Dim, ...] = (BATCH, Multiple(12), "tokens", 3, None, "subbatch", "batch_1")
+    assert [rows_per_sample(d) for d in dims] == [1, 12, None, None, None, None, None]
+    value = Value("x", np.dtype(np.float32), dims)
+    assert str(value) == "x: float32 [batch x 12*batch x tokens x 3 x ? x subbatch x batch_1]"
+    assert shape_of(value_proto(value)) == dims

@@ -76,7 +76,7 @@ def program(tiny: Tiny, method: str = "gradient", **options: object) -> tuple[Gr
     """The graph of a program, taken apart, and what its forward pass is for."""
     made = ox.Explainer(tiny.proto(), method, **options).program()
     ends = [name for name in (made.names.score, made.names.resolved, made.names.baseline_score) if name]
-    return made.graph, _Walk(made.graph, [made.names.target], ends, "batch"), ends
+    return made.graph, _Walk(made.graph, [made.names.target], ends), ends
 
 
 def fed(tiny: Tiny, graph: Graph, samples: int = 2) -> dict[str, np.ndarray]:
@@ -183,11 +183,11 @@ def deep(layers: int) -> Tiny:
 def test_the_estimate_sinks_to_about_the_square_root() -> None:
     for layers in (16, 64):
         graph, _, ends = program(deep(layers))
-        kept, less = (peak_per_sample(g, "batch") >> 20 for g in (graph, recomputed(graph, ["target"], ends, "batch")))
+        kept, less = (peak_per_sample(g) >> 20 for g in (graph, recomputed(graph, ["target"], ends)))
         assert kept >= layers
         assert less <= 2 * layers**0.5 + 6  # a segment, what is kept, and what is worked on
         # No more than one forward pass: each Sin at most twice.
-        assert sum(node.op == "Sin" for node in recomputed(graph, ["target"], ends, "batch").nodes) <= 2 * layers
+        assert sum(node.op == "Sin" for node in recomputed(graph, ["target"], ends).nodes) <= 2 * layers
 
 
 MEASURED = """

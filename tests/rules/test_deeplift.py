@@ -15,6 +15,7 @@ from onnxplain.backward.recurrent import written_out
 from onnxplain.canonize import canonize
 from onnxplain.composites import DEEPLIFT_RULES
 from onnxplain.errors import OptionError, UnsupportedModelError
+from onnxplain.graph.ir import Multiple
 from onnxplain.programs.reference import paired
 from onnxplain.questions.question import ask
 from onnxplain.rules import deeplift as rules
@@ -380,7 +381,7 @@ def test_samples_on_an_axis_with_others_have_a_reference_of_one_row() -> None:
     sizes = {"to_rows": [-1, 4], "to_heads": [6, -1, 2, 4], "to_parts": [-1, 6, 4], "to_flat": [-1, 48]}
     arrays = weights(w1=(4, 8), b1=(8,), w2=(48, 5)) | {name: np.array(size) for name, size in sizes.items()}
     graph = canonize(read(model(MERGED, **arrays))).graph
-    assert {"6*batch", "2*batch"} <= {str(d) for value in graph.values.values() for d in value.shape or ()}
+    assert {Multiple(6), Multiple(2)} <= {d for value in graph.values.values() for d in value.shape or ()}
     x, x0 = rng().normal(size=(2, 3, 6, 4)).astype(np.float32)
     pair = paired(graph, ask(graph), x0[:1])
     at_reference = run_ort(pair.graph.pruned([pair.names["active"], pair.names["shares"]]), {"x": x})

@@ -23,7 +23,7 @@ import onnxplain as ox
 from onnxplain.canonize import canonize
 from onnxplain.errors import ModelError, OnnxplainError, OptionError, ProviderError
 from onnxplain.graph.emit import Emitter
-from onnxplain.graph.ir import Graph
+from onnxplain.graph.ir import Graph, Multiple
 from onnxplain.graph.memory import copied_weights, peak_per_sample
 from onnxplain.ops import OPS, Trait
 from onnxplain.runtime import session as sessions
@@ -68,19 +68,19 @@ def test_bad_memory(text: Any) -> None:
         parse_memory(text)
 
 
-def layers(batch: str) -> Graph:
+def layers() -> Graph:
     """Two tensors of 5 x 4 bytes per sample, one of 30 x 4, and some that do not grow with the batch."""
     emitter = Emitter()
-    x = emitter.input("x", "float32", (batch, 5))
+    x = emitter.input("x", "float32", ("batch", 5))
     y = (x * 2) + 1
-    windows = emitter.op("Reshape", y, emitter.ints([-1, 5]), known=(f"6*{batch}", 5), allowzero=0)
+    windows = emitter.op("Reshape", y, emitter.ints([-1, 5]), known=(Multiple(6), 5), allowzero=0)
     constant = emitter.op("Expand", emitter.const(np.float32(1)), emitter.ints([100]), known=(100,))
     scalar = emitter.op("Squeeze", x.sizes(0, 1), known=())
     return emitter.graph([x], {"w": windows, "c": constant, "s": scalar})
 
 
 def test_peak_per_sample() -> None:
-    assert peak_per_sample(layers("batch"), "batch") == (30 + 30) * 4 + 8  # "w" is written twice; and there is "s"
+    assert peak_per_sample(layers()) == (30 + 30) * 4 + 8  # "w" is written twice; and there is "s"
 
 
 def test_weights_are_copied_for_each_node_that_reads_them() -> None:

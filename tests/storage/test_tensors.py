@@ -133,3 +133,9 @@ def test_a_tensor_of_the_wrong_length_is_no_model():
     wrong.dims[0] += 1
     with pytest.raises(ValueError, match="reshape"):
         take_out(model(wrong))
+
+
+def test_a_long_name_makes_no_large_tensor():
+    light, weights = take_out(model(tensor("n" * 10_000, np.arange(3))))
+    assert not weights
+    assert not is_external(light.graph.initializer[0])

@@ -11,8 +11,7 @@ from onnxplain.canonize.batch.retarget import StuckError, retargeted
 from onnxplain.canonize.batch.trial import close, random_feeds
 from onnxplain.canonize.fold import StubbedModel, fold, light, shaped, with_sizes
 from onnxplain.errors import ModelError
-from onnxplain.graph.axes import BATCH
-from onnxplain.graph.ir import Graph, Node
+from onnxplain.graph.ir import BATCH, Graph, Node, unused
 from onnxplain.runtime.trial import TrialError, run
 
 _SIZES = (11, 13)  # two batch sizes that hardly any other dimension has by chance
@@ -81,11 +80,12 @@ def _alone(model: StubbedModel) -> Graph | None:
 def _with_axes(graph: Graph) -> Graph:
     """Say which axes a Squeeze without axes drops: those that have size 1 for this batch size."""
     nodes, constants = list(graph.nodes), dict(graph.constants)
+    taken = {*graph.constants, *graph.values, *graph.producer}
     for place, node in enumerate(nodes):
         shape = graph.value(node.inputs[0]).shape if _is_bare(node) else None
         if shape is not None and all(isinstance(d, int) for d in shape):
             axes = [a for a, d in enumerate(shape) if d == 1]
-            name = f"{node.outputs[0]}/axes"
+            name = unused(f"{node.outputs[0]}/axes", taken)
             constants |= {name: np.array(axes)} if axes else {}
             nodes[place] = replace(node, inputs=(*node.inputs, name)) if axes else replace(node, op="Identity")
     return graph.replace(nodes=tuple(nodes), constants=constants)

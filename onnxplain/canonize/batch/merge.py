@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.graph.axes import BATCH
 from onnxplain.graph.emit import Emitter
-from onnxplain.graph.ir import Dim, Graph, Node, Value
+from onnxplain.graph.ir import BATCH, Dim, Graph, Multiple, Node, Value
 from onnxplain.graph.var import Var
 
 Array = np.ndarray[Any, Any]
@@ -91,7 +90,7 @@ class _Merger:
         if isinstance(a, int) and isinstance(b, int) and a * self.sizes[1] == b * self.sizes[0]:
             factor, rest = divmod(a, self.sizes[0])
             if not rest:
-                return BATCH if factor == 1 else f"{factor}*{BATCH}"
+                return BATCH if factor == 1 else Multiple(factor)
         return None
 
     def run(self) -> Graph:

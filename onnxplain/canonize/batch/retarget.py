@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from onnxplain.canonize.shapes import INFERENCE_OPSET
-from onnxplain.graph.ir import IR_VERSION, Graph, Node, Value
+from onnxplain.graph.ir import IR_VERSION, Graph, Node, Value, unused
 from onnxplain.ops import OPS, Trait
 from onnxplain.storage.tensors import LARGE_TENSOR
 from onnxplain.storage.writer import node_proto, opset_of, value_proto
@@ -52,6 +52,7 @@ class _Sweep:
         self.constants = dict(graph.constants)
         self.values = dict(graph.values)
         self.places: dict[str, _BatchAxis] = {}
+        self.taken = {*graph.constants, *graph.values, *graph.producer}
 
     def run(self) -> Graph:
         for value in self.graph.inputs:
@@ -143,7 +144,7 @@ class _Sweep:
         return node
 
     def _with_constant(self, node: Node, index: int, array: np.ndarray[Any, Any]) -> Node:
-        name = f"{node.outputs[0]}/{node.op}{index}"
+        name = unused(f"{node.outputs[0]}/{node.op}{index}", self.taken)
         self.constants[name] = array
         return replace(node, inputs=(*node.inputs[:index], name, *node.inputs[index + 1 :]))
 

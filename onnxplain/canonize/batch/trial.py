@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.graph.axes import BATCH
-from onnxplain.graph.ir import Value
+from onnxplain.graph.ir import BATCH, Value
 
 Array = np.ndarray[Any, Any]
 

@@ -97,8 +97,9 @@ def rotary_embedding(site: Site) -> Var:
 def relative_position_bias(site: Site) -> Var:
     """RelativePositionBias of T5: half of the buckets are for one distance each, far ones share the others."""
     table, lengths = site.need(0), [site.need(i, "int64").reshape([1]) for i in (1, 2)]
-    site.refuse(table.shape is None or not isinstance(table.shape[0], int))
-    buckets = int((table.shape or ())[0] or 0)
+    buckets = table.shape[0] if table.shape else None
+    site.refuse(not isinstance(buckets, int))
+    assert isinstance(buckets, int)
     distance = count(site, lengths[1]) - site.unsqueeze(count(site, lengths[0]), 1)
     first = table.emitter.const(np.int64(0))
     if site.get("is_bidirectional", 0):

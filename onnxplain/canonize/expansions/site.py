@@ -96,11 +96,11 @@ class Site:
 
     def refuse(self, *hindrances: object) -> None:
         """Leave the node as it is if there is anything in ``hindrances``."""
-        if any(h is not None and h is not False and h != 0 for h in hindrances):
+        if any(isinstance(h, Var) or (h is not None and h != 0) for h in hindrances):
             raise StaysError
 
     def op(self, op: str, *inputs: Var | None, **keywords: Any) -> Var:
-        """Write one standard operator; see `onnxplain.emit.Emitter.op`."""
+        """Write one standard operator; see `onnxplain.graph.emit.Emitter.op`."""
         return self.emitter.op(op, *inputs, **keywords)
 
     def cast(self, x: Var, dtype: Any) -> Var:

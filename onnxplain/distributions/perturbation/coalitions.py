@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.distributions.masked_copies import Prologue, chosen, compact, looked_up
+from onnxplain.distributions.masked_copies import Prologue, chosen, compact, looked_up, named
 from onnxplain.distributions.perturbation.features import (
     Features,
     Partition,
@@ -125,7 +125,7 @@ class Coalitional(Sets):
 
 
 def _labels_of(name: str) -> str:
-    return f"copies/{name}/labels"
+    return named("labels", name)
 
 
 def doubling(most: int, tolerance: float | None) -> tuple[int, ...]:

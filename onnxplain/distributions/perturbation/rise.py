@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +11,10 @@ import numpy as np
 from onnxplain.arguments import Count, Positive, Seed, Share, check_fields
 from onnxplain.distributions.baselines import Baseline
 from onnxplain.distributions.fills import spatial
-from onnxplain.distributions.masked_copies import Prologue, chosen
+from onnxplain.distributions.masked_copies import Prologue, chosen, named
 from onnxplain.distributions.perturbation.coalitions import doubling
 from onnxplain.distributions.perturbation.perturbation import CopyPlan, Estimate, Perturbation
-from onnxplain.graph.axes import BATCH
-from onnxplain.graph.ir import is_float
+from onnxplain.graph.ir import BATCH, is_float
 from onnxplain.graph.var import Var, concat
 
 Array = np.ndarray[Any, Any]
@@ -137,20 +136,20 @@ class Rise(Perturbation):
 
         Where a mask is 1 or 0, that is the tensor or the fill itself.
         """
-        emitter, own, axes = prologue.emitter, _names(name), x.rank - 2
+        emitter, axes = prologue.emitter, x.rank - 2
         if axes < 1:
-            return chosen(prologue.per_copy(own("grid"), bool, (None,) * (x.rank - 1)), x, fill)
+            return chosen(prologue.per_copy(named("grid", name), bool, (None,) * (x.rank - 1)), x, fill)
         number = np.dtype(x.dtype if is_float(x.dtype) else np.float32)
-        mask = prologue.per_copy(own("grid"), bool, (None,) * axes).cast(number)
+        mask = prologue.per_copy(named("grid", name), bool, (None,) * axes).cast(number)
         for k in reversed(range(axes)):  # as `Masks.whole` does
-            table = prologue.shared(own(f"table{k}"), np.float32, (None, None))
-            places = prologue.shared(own(f"places{k}"), np.int64, (None,))
-            begin = prologue.per_copy(own(f"shift{k}"), np.int64, (1,))
+            table = prologue.shared(named(f"table{k}", name), np.float32, (None, None))
+            places = prologue.shared(named(f"places{k}", name), np.int64, (None,))
+            begin = prologue.per_copy(named(f"shift{k}", name), np.int64, (1,))
             rows = emitter.op("Gather", table, begin + places, known=(BATCH, None, None), axis=0).cast(number)
             turned = mask.transpose([0, axes, *range(1, axes)])
             product = emitter.op("MatMul", rows, turned.reshape([0, 0, -1]), known=(BATCH, None, None))
             mask = product.reshape(concat([product.sizes(0, 2), turned.sizes(2)]), turned.shape)
-        channel = prologue.shared(own("channel"), np.int64, (1,))
+        channel = prologue.shared(named("channel", name), np.int64, (1,))
         mask = emitter.op("Unsqueeze", mask, channel, known=(BATCH, *[None] * (axes + 1)))
         if not is_float(x.dtype):
             return chosen(mask > 0.5, x, fill)
@@ -173,12 +172,11 @@ class Blended:
         """How grids become masks."""
         found: dict[str, Array] = {}
         for name, masks in self.masks.items():
-            own = _names(name)
             for k, (axis, table) in enumerate(zip(masks.extents, masks.upsampling, strict=True)):
-                found[own(f"table{k}")] = table.astype(np.float32)
-                found[own(f"places{k}")] = np.arange(masks.shape[axis])
+                found[named(f"table{k}", name)] = table.astype(np.float32)
+                found[named(f"places{k}", name)] = np.arange(masks.shape[axis])
             if masks.extents:
-                found[own("channel")] = np.array(
+                found[named("channel", name)] = np.array(
                     [axis + 1 for axis in range(len(masks.shape)) if axis not in masks.extents]
                 )
         return found
@@ -192,9 +190,9 @@ class Blended:
         """Grids, and where in them masks begin."""
         found = {}
         for name, masks in self.masks.items():
-            own, (grids, shifts) = _names(name), masks.drawn(np.maximum(copies, 0))
-            found[own("grid")] = grids | (copies < 0).reshape(-1, *[1] * len(masks.cells))
-            found |= {own(f"shift{k}"): begins[:, None] for k, begins in enumerate(shifts.T)}
+            grids, shifts = masks.drawn(np.maximum(copies, 0))
+            found[named("grid", name)] = grids | (copies < 0).reshape(-1, *[1] * len(masks.cells))
+            found |= {named(f"shift{k}", name): begins[:, None] for k, begins in enumerate(shifts.T)}
         return found
 
     def donors(self, copies: Array) -> Array | None:
@@ -235,11 +233,6 @@ class Blended:
         square = second - 2 * middle * crossed + middle**2 * powers[2].mean()
         variance = np.maximum(square - mean**2, 0) / (count - 1) if count > 1 else np.full(mean.shape, np.nan)
         return mean / self.keep, np.sqrt(variance) / self.keep
-
-
-def _names(name: str) -> Callable[[str], str]:
-    """Names of inputs that describe the masks of a tensor."""
-    return f"copies/{name}/{{}}".format
 
 
 def _upsampling(cells: int, size: int) -> Array:

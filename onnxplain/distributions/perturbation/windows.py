@@ -51,7 +51,7 @@ class Windows(Sets):
     reach
         None: exact. A number up to 1: where a window changes more than this share of an axis of a feature map (and
         more than 7 places), what lies further from the window is taken for unchanged. Faster; it is exact all the same
-        where `onnxplain.incremental` does not serve, such as on a GPU.
+        where `onnxplain.execution.incremental` does not serve, such as on a GPU.
     """
 
     window: Sizes | None = None

@@ -100,8 +100,9 @@ def _stepped(graph: Graph, step: PatchStep, patched: Mapping[str, Array], axes: 
     work = _work(graph, step.node, area(step.bounds) / np.prod(sizes or ()))
     for name in step.maps:
         if name in patched and not np.array_equal(patched[name], step.region):
-            channels = (graph.value(name).shape or (0, 1))[1]
-            work += 2 * MOVED * area(step.region) * int(channels or 1) + (1 + 3 * axes) * NODE
+            size = (graph.value(name).shape or (0, 1))[1]
+            channels = size if isinstance(size, int) else 1
+            work += 2 * MOVED * area(step.region) * channels + (1 + 3 * axes) * NODE
     return float(work)
 
 

@@ -10,7 +10,7 @@ from onnxplain.execution.incremental.plan import PatchPlan, chosen
 from onnxplain.execution.incremental.regions import Array, common, lengths, whole
 from onnxplain.execution.incremental.steps import PatchStep, spatial
 from onnxplain.graph.emit import Emitter
-from onnxplain.graph.ir import Graph, Node, Shape
+from onnxplain.graph.ir import Graph, Node, Shape, Value
 from onnxplain.graph.var import Var, concat
 
 INDEX, FILL = "window", "fill"
@@ -65,6 +65,7 @@ class _Writer:
         self.channels_first = [0, 1 + self.axes, *range(1, 1 + self.axes)]
         self.keeper = Emitter(graph)
         self.emitter = Emitter(graph.replace(nodes=(), outputs=(), values={}))
+        self.emitter.reserve([*graph.nodes, Node("Identity", (), tuple(v.name for v in graph.inputs))])
         self.patches: dict[str, Var] = {}
         self.grown: dict[tuple[str, bytes, float], Var] = {}
         self.kept: dict[str, Var] = {}  # by name, in the graph that keeps
@@ -128,8 +129,9 @@ class _Writer:
         """What is kept of the sample, as an input."""
         if var.name not in self.inputs:
             given = any(v.name == var.name for v in self.graph.inputs)
-            read = self.emitter.input(var.name if given else f"kept/{name}", var.dtype, var.shape)
-            self.inputs[var.name] = read
+            called = var.name if given else self.emitter.fresh(f"kept/{name}")
+            self.emitter.values[called] = Value(called, var.dtype, var.shape)
+            self.inputs[var.name] = read = self.emitter.var(called)
             if not given:
                 self.kept[read.name] = var
         return self.inputs[var.name]

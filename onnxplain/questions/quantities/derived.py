@@ -46,9 +46,10 @@ class Derived(ABC):
         result = self.write(graph, output, [inputs[name] for name in names])
         if not isinstance(result, Var) or result.emitter is not own:
             raise OptionError(f"an expression gives a tensor made of those that it is given, not {result!r}")
-        part = typed(own.graph(list(inputs.values()), {"quantity": result}))
+        output = own.fresh("quantity")
+        part = typed(own.graph(list(inputs.values()), {output: result}))
         emitter = Emitter(graph)
-        (result,) = emitter.inline(part, {name: emitter.var(name) for name in names}, ["quantity"])
+        (result,) = emitter.inline(part, {name: emitter.var(name) for name in names}, [output])
         whole = graph.replace(nodes=tuple(emitter.nodes), constants=emitter.constants, values=emitter.values)
         return whole, result.name
 

@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from onnxplain.graph.ir import Dim, is_float
+from onnxplain.graph.ir import Dim, is_float, unused
 from onnxplain.graph.var import Var
 from onnxplain.graph.var import where as choose
 from onnxplain.ops.index import zeros
@@ -70,7 +70,9 @@ def target_inputs(output: Var, axis: int | None, weighted: bool = False) -> tupl
         return (emitter.input(TARGET, output.dtype, shape),)
     if not weighted:
         return (emitter.input(TARGET, "int64", (each,)),)
-    return emitter.input(TARGET, "int64", (each, "terms")), emitter.input("weights", output.dtype, (each, "terms"))
+    sizes = {d for value in emitter.values.values() for d in value.shape or () if isinstance(d, str)}
+    terms = unused("terms", sizes)
+    return emitter.input(TARGET, "int64", (each, terms)), emitter.input("weights", output.dtype, (each, terms))
 
 
 def select(output: Var, target: Var, axis: int | None, weights: Var | None = None) -> Selection:

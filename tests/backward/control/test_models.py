@@ -14,9 +14,9 @@ import torch
 import onnxplain as ox
 from onnxplain.composites import COMPOSITES, Composite, Row
 from onnxplain.errors import NoRuleError, UnsupportedOperatorError
+from onnxplain.graph.ir import EACH_SLICE
 from onnxplain.ops import OPS, Kind
 from onnxplain.rules.lrp import Epsilon
-from onnxplain.storage.writer import EACH_SLICE
 from tests.export.test_explainer import bare, check_plain
 from tests.models import model, weights
 from tests.reference import relative_error, rng
