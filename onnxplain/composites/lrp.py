@@ -168,6 +168,7 @@ COMPOSITES: dict[str, Callable[..., Composite]] = {
         *(deep_taylor, by_depth, attn_lrp, cp_lrp),
     )
 }
+"""The composites of ``lrp`` by name: functions of their parameters that return a `Composite`."""
 
 
 def _zero() -> Rule:

@@ -71,6 +71,7 @@ METHODS: Mapping[str, MethodSpec] = {
         recipro_cam,
     )
 }
+"""Every method by name. A `MethodSpec` documents its method; called with options, it builds the method."""
 
 
 def make(name: str, options: Mapping[str, Any]) -> Method:

@@ -23,7 +23,7 @@ from onnxplain.cli import main
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(DOCS.rglob("*.md"))
 SKIP = "*Not run by the tests"
 RUN = ("python", "sh")
 KNOWN = {*RUN, "text", "json", "js", "python-sketch"}
