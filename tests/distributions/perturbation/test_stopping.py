@@ -127,7 +127,7 @@ def peak(x: Array, chunk: int, method: str, monkeypatch: pytest.MonkeyPatch, **o
     proto = model(text, w=np.ones((x[0].size, 1), np.float32))
     explainer = ox.Explainer(proto, method, **options)
     explainer(x, 0)
-    runner = explainer._runner.newest()
+    runner = explainer._compiler.runner.newest()
     assert runner is not None
     runner.main.chunk = chunk
     copies: list[int] = []
