@@ -1,4 +1,4 @@
-"""The axes of a graph's tensors: which of them is the batch."""
+"""Batch axes: which axis of a tensor counts the samples."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from onnxplain.graph.ir import BATCH, Dim, Graph, Value, rows_per_sample
 
 
 def batch_axes(inputs: Sequence[Value]) -> dict[str, int]:
-    """Inputs with a batch axis -> which it is: the free ones, or, where none is free, those of the smallest first size.
+    """Name of an input with a batch axis -> the axis.
 
-    The others are parameters, the same for all samples.
+    Inputs with a free batch axis have one; if no input has, those with the smallest first size. All other inputs are
+    parameters, the same for all samples.
     """
     free = {v.name: v.shape.index(BATCH) if v.shape else 0 for v in inputs if v.shape is None or BATCH in v.shape}
     fixed = {v.name: v.shape[0] for v in inputs if v.shape and isinstance(v.shape[0], int)}
@@ -18,15 +19,15 @@ def batch_axes(inputs: Sequence[Value]) -> dict[str, int]:
 
 
 def rows(value: Value) -> Dim:
-    """Size of the first axis; 1 for a single number."""
+    """Size of the first axis; 1 for a scalar, None where the rank is unknown."""
     return None if value.shape is None else value.shape[0] if value.shape else 1
 
 
 def batch_axis(graph: Graph, name: str) -> int | None:
-    """Which axis of a tensor is the batch; None if none can be.
+    """The batch axis of a tensor; None if it has none.
 
-    Where samples go one by one, any axis of size 1 will do. A first axis of unknown size may be it, unless the model is
-    bound to a number of samples: then nobody knows that it is that.
+    In a model for one sample at a time, any axis of size 1 serves. A first axis of unknown size counts as the batch
+    axis, unless the model is fixed to some number of samples: the size may then be another number.
     """
     value = graph.value(name)
     axes = batch_axes(graph.inputs)

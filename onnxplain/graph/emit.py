@@ -1,7 +1,7 @@
 """`Emitter`, which records calculations with `Var` as ONNX nodes.
 
-Everything that generates graph code (gradients, rules, programs) writes ordinary expressions on `Var`; the emitter
-gives names, and writes equal nodes and equal constants once.
+Gradients, rules and programs are ordinary expressions of `Var`. The emitter names their results, and writes equal nodes
+and equal constants only once.
 """
 
 from __future__ import annotations
@@ -19,14 +19,21 @@ from onnxplain.graph.var import Var
 
 
 class Emitter:
-    """Writes nodes. Equal nodes (same operator, inputs, attributes) are written once.
+    """Writes the nodes of a graph; nodes with the same operator, inputs and attributes are written once.
 
     Parameters
     ----------
     graph
         The graph to continue: its names are kept, its nodes come first. None starts an empty one.
     outer
-        Set for the body of a control-flow node: the emitter around it, whose values the body may read by `var`.
+        The emitter around the body of a control-flow node, if this one writes a body; `var` finds its values, too.
+
+    Attributes
+    ----------
+    nodes, constants, values
+        As in `Graph`, and growing.
+    scope
+        Prefix of new names.
     """
 
     def __init__(self, graph: Graph | None = None, outer: Emitter | None = None) -> None:
@@ -42,7 +49,7 @@ class Emitter:
         self._written: dict[Any, tuple[Var, ...]] = {}
         self._pool: dict[Any, Var] = {}
         self._producers: dict[str, Node] = {}
-        self._indexed = 0  # nodes whose outputs are in there
+        self._indexed = 0  # number of nodes whose outputs are in `_producers`
         for node in self.nodes:
             key = (node.domain, node.op, node.inputs, _frozen(node.attrs), len(node.outputs))
             if all(o in self.values for o in node.outputs):
@@ -50,13 +57,13 @@ class Emitter:
 
     @contextmanager
     def within(self, scope: str) -> Iterator[None]:
-        """Names written inside start with ``scope``."""
+        """Let new names start with ``scope`` inside a ``with`` block."""
         outer, self.scope = self.scope, scope
         yield
         self.scope = outer
 
     def var(self, name: str) -> Var:
-        """The Var of a value or constant that is already there."""
+        """The tensor of a name: a value or constant of this graph, or of the one around it."""
         if name in self.constants:
             array = self.constants[name]
             return Var(self, name, array.dtype, array.shape, array)
@@ -66,14 +73,14 @@ class Emitter:
         return Var(self, name, value.dtype, value.shape)
 
     def producer(self, name: str) -> Node | None:
-        """The node here that computes a value; None for inputs, constants, and what comes from outside."""
+        """The node that computes a value; None for inputs, constants, and values of the graph around."""
         for node in self.nodes[self._indexed :]:
             self._producers |= dict.fromkeys(node.outputs, node)
         self._indexed = len(self.nodes)
         return self._producers.get(name)
 
     def fresh(self, hint: str) -> str:
-        """A name that nothing has yet."""
+        """Make a name that is not taken yet."""
         stem = f"{self.scope}/{hint}" if self.scope else hint
         while True:
             count = self._counts[stem] = self._counts.get(stem, -1) + 1
@@ -83,17 +90,17 @@ class Emitter:
                 return name
 
     def reserve(self, nodes: Iterable[Node]) -> None:
-        """Use none of the names that these nodes define: they are going to be added later."""
+        """Keep the names that these nodes define for them: they will be added later."""
         self._taken.update(_defined(nodes))
 
     def input(self, name: str, dtype: Any, shape: Shape | None) -> Var:
-        """A new value that the graph gets from outside; the caller lists it among the graph's inputs."""
+        """Make a tensor that the graph gets from outside; the caller lists it among the inputs of the graph."""
         name = self.fresh(name)
         self.values[name] = Value(name, np.dtype(dtype), shape)
         return self.var(name)
 
     def const(self, array: Any, name: str = "const") -> Var:
-        """A constant; equal small ones are kept once."""
+        """Make a constant; equal ones of up to 4096 elements are kept once."""
         array = np.asarray(array)
         key = (array.dtype.name, array.shape, array.tobytes()) if array.size <= 4096 else None
         if key is not None and key in self._pool:
@@ -108,7 +115,7 @@ class Emitter:
         return var
 
     def ints(self, values: Sequence[int]) -> Var:
-        """A 1-D int64 constant."""
+        """Make an int64 constant of one axis."""
         return self.const(np.array(values, dtype=np.int64))
 
     def op(self, op: str, *inputs: Var | None, dtype: Any = None, known: Shape | None = None, **attrs: Any) -> Var:
@@ -117,13 +124,13 @@ class Emitter:
         Parameters
         ----------
         op
-            ONNX operator.
+            The ONNX operator.
         inputs
             None stands for a missing optional input.
         dtype, known
-            Of the output, where they do not follow from the operator's name (``known`` is its shape).
+            Dtype and shape of the output, as far as `onnxplain.graph.inference` does not tell them.
         attrs
-            ONNX attributes. Types (Cast's ``to``) are numpy dtypes.
+            ONNX attributes. Types (``to`` of Cast) are numpy dtypes.
         """
         return self.ops(op, *inputs, outputs=1, dtypes=[dtype], shapes=[known], **attrs)[0]
 
@@ -138,7 +145,7 @@ class Emitter:
         domain: str = "",
         **attrs: Any,
     ) -> tuple[Var, ...]:
-        """Write one node with several outputs. See `op`; ``names`` asks for given names of the outputs."""
+        """Write one node with several outputs, otherwise as `op`; the outputs get ``names``, by default new ones."""
         while inputs and inputs[-1] is None:
             inputs = inputs[:-1]
         present = [i for i in inputs if i is not None]
@@ -160,7 +167,7 @@ class Emitter:
         return tuple(results)
 
     def refine(self, var: Var, shape: Shape | None) -> Var:
-        """The same Var with what the caller knows of its shape."""
+        """Note a better known shape of a tensor."""
         self.values[var.name] = Value(var.name, var.dtype, shape)
         return replace(var, shape=shape)
 
@@ -170,11 +177,11 @@ class Emitter:
         Parameters
         ----------
         graph
-            A constant of it that is visible here already (the same array under the same name) is shared.
+            The other graph. Constants that this one has already (the same array under the same name) are shared.
         given
-            Input name of ``graph`` -> what it stands for here.
+            Name of an input of ``graph`` -> the tensor in its place.
         outputs
-            Which of its values to return.
+            Names of the values to return.
         """
         names = {name: var.name for name, var in given.items()}
         for name, array in graph.constants.items():
@@ -188,13 +195,14 @@ class Emitter:
         return [self.var(names.get(name, name)) for name in outputs]
 
     def _visible(self, name: str) -> np.ndarray[Any, Any] | None:
+        """The constant of a name, here or around; None if there is none."""
         outside = self._outer._visible(name) if self._outer else None
         return self.constants.get(name, outside)
 
     def graph(self, inputs: Sequence[Var], outputs: Mapping[str, Var], name: str = "graph") -> Graph:
-        """Finish: the graph that computes ``outputs`` (name -> Var), without what they do not need.
+        """Make the graph that computes ``outputs`` (name -> tensor); nodes that they do not need are left out.
 
-        Outputs that already have the right name keep their node; others are renamed by an Identity.
+        An Identity renames each output that has another name.
         """
         for wanted, var in outputs.items():
             if var.name != wanted:
@@ -204,20 +212,21 @@ class Emitter:
         ).pruned(list(outputs))
 
     def body(self, inputs: Sequence[Var], results: Sequence[Var], name: str) -> Graph:
-        """Finish the body of a control-flow node: as `graph`, but what it returns may have any name.
+        """Make the body of a control-flow node: as `graph`, but its outputs may have any names.
 
-        ONNX Runtime gets results wrong that are not computed in the body, or that have one name twice: they are copied.
+        An Identity copies each result that the body does not compute itself, or returns twice: ONNX Runtime returns
+        wrong numbers for them.
         """
         computed = {output for node in self.nodes for output in node.outputs}
         outputs: dict[str, Var] = {}
         for result in results:
-            fit = result.name in computed and result.name not in outputs
-            outputs[result.name if fit else self.fresh(result.name)] = result
+            as_is = result.name in computed and result.name not in outputs
+            outputs[result.name if as_is else self.fresh(result.name)] = result
         return self.graph(inputs, outputs, name)
 
 
 def _defined(nodes: Iterable[Node]) -> Iterator[str]:
-    """The names that nodes define, those inside their subgraphs included: none of them may hide another."""
+    """The names that nodes define, in their subgraphs, too; each name may be defined once."""
     for node in nodes:
         yield from filter(None, node.outputs)
         for body in node.subgraphs:
@@ -227,7 +236,7 @@ def _defined(nodes: Iterable[Node]) -> Iterator[str]:
 
 
 def renamed(node: Node, names: Mapping[str, str]) -> Node:
-    """The node with other names for what it reads and writes, in its subgraphs too."""
+    """Rename the values that a node reads and writes, in its subgraphs, too."""
 
     def body(graph: Graph) -> Graph:
         return replace(
@@ -243,7 +252,7 @@ def renamed(node: Node, names: Mapping[str, str]) -> Node:
         node,
         inputs=tuple(names.get(i, i) for i in node.inputs),
         outputs=tuple(names.get(o, o) for o in node.outputs),
-        name="",  # ONNX Runtime refuses two nodes of one name
+        name="",  # ONNX Runtime refuses two nodes with one name
         attrs={k: body(v) if isinstance(v, Graph) else v for k, v in node.attrs.items()},
     )
 
@@ -253,7 +262,7 @@ def _named(value: Value, names: Mapping[str, str]) -> Value:
 
 
 def _frozen(attrs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Attributes as a dictionary key; arrays by content, graphs and types by identity."""
+    """Make a dictionary key of attributes: arrays by content, graphs and unhashable values by identity."""
 
     def frozen(value: Any) -> Any:
         if isinstance(value, np.ndarray):

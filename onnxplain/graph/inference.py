@@ -1,4 +1,8 @@
-"""Dtype and shape of the results of the operators that the package writes itself, as far as the operator tells them."""
+"""Dtypes and shapes of results, as far as they follow from the operator and its operands.
+
+The table names the operators that the package itself writes. Callers of `onnxplain.graph.emit.Emitter.op` pass the
+dtypes and shapes that the table does not tell.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +82,7 @@ def result_shape(op: str, shapes: Sequence[Shape | None]) -> Shape | None:
 
 
 def joined_shape(shapes: Sequence[Shape | None], axis: int) -> Shape | None:
-    """The shape of tensors joined along an axis; None where the rank is unknown."""
+    """The shape of tensors that are joined along an axis; None where the rank is unknown."""
     if shapes[0] is None:
         return None
     sizes = [None if s is None else s[axis] for s in shapes]
@@ -89,7 +93,7 @@ def joined_shape(shapes: Sequence[Shape | None], axis: int) -> Shape | None:
 
 
 def broadcast_shape(*shapes: Shape | None) -> Shape | None:
-    """The shape that elementwise operators give operands of these shapes; None where the ranks are unknown."""
+    """The shape to which operands of these shapes are broadcast; None where a rank is unknown."""
     known = [s for s in shapes if s is not None]
     if len(known) < len(shapes):
         return None
@@ -106,7 +110,7 @@ def _broadcast_dim(dims: set[Dim]) -> Dim:
 
 
 def fits(shape: Sequence[int], onto: Shape | None) -> bool:
-    """Whether an array of this shape broadcasts to the other one, as far as its sizes are known."""
+    """Whether an array of a shape broadcasts to the shape ``onto``, as far as the sizes of that one are known."""
     if onto is None:
         return True
     pairs = zip(reversed(shape), reversed(onto), strict=False)

@@ -1,7 +1,7 @@
-"""The layer IR: frozen values that describe a model, free of protobuf.
+"""The intermediate representation (IR) of a model: frozen values without protobuf.
 
-A `Graph` is canonical when it comes out of `onnxplain.canonize`: operators have the meaning of `OPSET`, every attribute
-with a default is present, constants are arrays, nodes are in topological order, and every value has a dtype and a rank.
+`onnxplain.canonize` makes a `Graph` canonical: operators have the meaning of `OPSET`, every attribute with a default is
+present, constants are arrays, nodes are in topological order, and every value has a dtype and a rank.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-OPSET = 21  # the ai.onnx version that every operator in a canonical graph, and in every emitted one, follows
-IR_VERSION = 10
+OPSET = 21  # version of the ai.onnx operators in every canonical graph and in every emitted one
+IR_VERSION = 10  # version of ONNX's file format in which graphs are written
 
 EACH_SLICE = "onnxplain.each_slice"  # where a file says in a node's metadata that it is that; see `Node`
 BATCH = "batch"  # the name of the free size that is the number of samples; nothing else is called so
@@ -41,7 +41,7 @@ def rows_per_sample(dim: Dim) -> int | None:
 
 @dataclass(frozen=True)
 class Value:
-    """A named tensor: dtype, and a shape whose dimensions are sizes, names or None. ``shape=None``: unknown rank."""
+    """A named tensor: its dtype, and its shape, whose dimensions are sizes, names or None; None: unknown rank."""
 
     name: str
     dtype: np.dtype[Any]
@@ -54,7 +54,7 @@ class Value:
 
     @property
     def is_sequence(self) -> bool:
-        """Whether it is no tensor; that is all the IR knows of sequences."""
+        """Whether the value is a sequence of tensors; the IR knows nothing else of sequences."""
         return self.dtype == object and self.shape is None
 
     def __str__(self) -> str:
@@ -80,13 +80,13 @@ def is_float(dtype: np.dtype[Any]) -> bool:
 
 @dataclass(frozen=True)
 class Node:
-    """One operator call. A missing optional input is ``""``; an attribute that is a subgraph is a `Graph`.
+    """One call of an operator. A missing optional input is ``""``; a subgraph among the attributes is a `Graph`.
 
     Attributes
     ----------
     each_slice
-        Of a Loop that was a Scan: it makes one trip for each slice of all that it reads by the trip's number, and one
-        at least. No user's Loop is taken for one, whatever it looks like: it may make fewer trips, or none.
+        Whether a Loop was a Scan: it makes at least one trip, and one for each slice of every tensor that it reads by
+        the number of the trip. A Loop of the user's never counts as one, as it may make fewer trips, or none.
     """
 
     op: str
@@ -104,27 +104,27 @@ class Node:
 
     @property
     def label(self) -> str:
-        """The node as error messages call it: operator and name."""
+        """Operator and name, for error messages."""
         return f"{self.operator} '{self.name or next(filter(None, self.outputs), '')}'"
 
     @property
     def subgraphs(self) -> list[Graph]:
-        """The graphs among the attributes (bodies of If, Loop, Scan)."""
+        """Subgraphs among the attributes: the bodies of If, Loop and Scan."""
         return [a for a in self.attrs.values() if isinstance(a, Graph)]
 
     @property
     def captured(self) -> tuple[str, ...]:
-        """What the node's subgraphs read from outside."""
+        """Names of outer values that the node's subgraphs read."""
         return tuple(dict.fromkeys(name for body in self.subgraphs for name in body.captured))
 
     @property
     def operands(self) -> tuple[str, ...]:
-        """What a cotangent can flow to: the inputs (missing ones too), then what the subgraphs capture."""
+        """Values that may get a cotangent: the inputs, missing ones included, then the captured values."""
         return (*self.inputs, *self.captured)
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Every value the node reads: its inputs, and what its subgraphs capture from outside."""
+        """Every value that the node reads: its inputs, then the captured values."""
         return tuple(filter(None, self.operands))
 
     def __str__(self) -> str:
@@ -179,13 +179,13 @@ class Graph:
 
     @cached_property
     def captured(self) -> tuple[str, ...]:
-        """Names that the graph reads but neither takes as input, nor holds, nor computes."""
+        """Names of outer values that the graph reads: neither its inputs, nor its constants, nor computed in it."""
         own = {v.name for v in self.inputs} | set(self.constants) | set(self.producer)
         reads = [name for node in self.nodes for name in node.reads] + [v.name for v in self.outputs]
         return tuple(dict.fromkeys(name for name in reads if name not in own))
 
     def value(self, name: str) -> Value:
-        """The named value; constants get one made from their array."""
+        """The value of a name; that of a constant is made from its array."""
         if name in self.values:
             return self.values[name]
         array = self.constants[name]
@@ -212,7 +212,7 @@ class Graph:
         return needed
 
     def pruned(self, outputs: Sequence[str]) -> Graph:
-        """The part of the graph that computes ``outputs``, which become its outputs. All inputs stay."""
+        """Keep only what computes ``outputs``, which become the outputs. All inputs stay."""
         needed = self.needed_for(outputs)
         nodes = tuple(n for n in self.nodes if not needed.isdisjoint(n.outputs))
         kept = {v.name for v in self.inputs} | {o for n in nodes for o in n.outputs}
@@ -224,7 +224,7 @@ class Graph:
         )
 
     def cut(self, names: Sequence[str], outputs: Sequence[str] = ()) -> Graph:
-        """The graph with some of its values as further inputs, instead of computing them, and with further outputs."""
+        """Make the values ``names`` further inputs, instead of computing them, and ``outputs`` further outputs."""
         inputs = {v.name: v for v in (*self.inputs, *map(self.value, names))}
         bodies = [body for node in self.all_nodes for body in node.subgraphs]
         taken = {name for part in (self, *bodies) for name in (*part.values, *part.constants, *part.producer)}
@@ -235,12 +235,12 @@ class Graph:
         return changed.pruned(list(dict.fromkeys([*(v.name for v in self.outputs), *outputs])))
 
     def scheduled(self) -> Graph:
-        """The same graph with its nodes in another order: constants first, then what is ready last before all else.
+        """Sort the nodes depth first: nodes of constants, then always the node that became ready last.
 
-        Before each of its rewrites ONNX Runtime sorts the nodes, by their places here, and its list of those that are
-        ready takes time for each that waits in it. In the order of a walk there and back most wait for its end, and a
-        session of 8,000 nodes starts four times slower. Where that leaves ONNX Runtime a choice, it runs them in this
-        order, too, which keeps fewer activations waiting.
+        ONNX Runtime sorts the nodes topologically before each of its rewrites, by their order here, and its list of
+        ready nodes costs time for each entry. In the order of a forward and a backward pass most nodes wait in that
+        list until the end, and a session of 8,000 nodes starts four times slower. ONNX Runtime also runs the nodes in
+        this order where it has a choice, which keeps fewer activations in memory.
         """
         place = {name: i for i, node in enumerate(self.nodes) for name in node.outputs if name}
         needs = [{place[name] for name in node.reads if name in place} for node in self.nodes]

@@ -1,4 +1,4 @@
-"""Estimates of memory: the bytes that a graph takes for each sample."""
+"""Estimates of memory: the bytes that a graph takes for each sample, and those of copied weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onnxplain.graph.ir import Graph, Value, rows_per_sample
 
 
 def size_per_sample(value: Value | None) -> int:
-    """Bytes of one sample's part of a value, as far as its sizes are known."""
+    """Bytes of one sample's part of a value; unknown sizes count as 1."""
     if value is None or value.shape is None:
         return 0
     size = value.dtype.itemsize
@@ -18,10 +18,10 @@ def size_per_sample(value: Value | None) -> int:
 
 
 def peak_per_sample(graph: Graph) -> int:
-    """Estimate of the most memory that one sample's activations take at a time.
+    """Estimate the peak memory of one sample's activations, in bytes.
 
-    The nodes run in their order here, and a value is freed after the last one that reads it. What depends on weights
-    alone does not count.
+    Nodes are taken to run in their order, and a value to be freed after the last node that reads it. Values that depend
+    on weights only do not count.
     """
     inputs = [v.name for v in graph.inputs]
     moving = graph.reachable_from(inputs).difference(inputs)
@@ -39,7 +39,7 @@ def peak_per_sample(graph: Graph) -> int:
 
 
 def copied_weights(graph: Graph, layers: Collection[str]) -> int:
-    """Bytes of the weights that ONNX Runtime lays out anew for its kernels on CPUs, once per node.
+    """Bytes of the copies of weights that ONNX Runtime makes for its CPU kernels, in their layout: one per node.
 
     ``layers``: the operators with such kernels.
     """

@@ -1,4 +1,4 @@
-"""Scan as a Loop: its inputs are read slice by slice, at the number of the trip."""
+"""Scan written as a Loop, whose trips read the scanned inputs slice by slice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnxplain.graph.var import Var
 
 
 def write_loop(node: Node, emitter: Emitter) -> None:
-    """Write the Loop that a Scan is."""
+    """Write a Scan node as a Loop: each trip gathers one slice per scanned input, by the number of the trip."""
     body: Graph = node.attrs["body"]
     states = len(node.inputs) - node.attrs["num_scan_inputs"]
     sources, reads = [], []
@@ -52,7 +52,7 @@ def write_loop(node: Node, emitter: Emitter) -> None:
 
 
 def _order(node: Node, what: str) -> list[tuple[int, int]]:
-    """Axis and direction of each scanned input or output."""
+    """Axis and direction (1: backwards) of each scanned input or output; ``what``: "input" or "output"."""
     body: Graph = node.attrs["body"]
     scanned = node.attrs["num_scan_inputs"]
     count = scanned if what == "input" else len(body.outputs) - (len(node.inputs) - scanned)
@@ -61,5 +61,6 @@ def _order(node: Node, what: str) -> list[tuple[int, int]]:
 
 
 def _reversed(x: Var, axis: int) -> Var:
+    """Reverse an axis."""
     first, last, step = (x.emitter.ints([i]) for i in (-1, np.iinfo(np.int64).min, -1))
     return x.emitter.op("Slice", x, first, last, x.emitter.ints([axis]), step, known=x.shape)
