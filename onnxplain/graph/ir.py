@@ -16,13 +16,13 @@ import numpy as np
 OPSET = 21  # version of the ai.onnx operators in every canonical graph and in every emitted one
 IR_VERSION = 10  # version of ONNX's file format in which graphs are written
 
-EACH_SLICE = "onnxplain.each_slice"  # where a file says in a node's metadata that it is that; see `Node`
-BATCH = "batch"  # the name of the free size that is the number of samples; nothing else is called so
+EACH_SLICE = "onnxplain.each_slice"  # key of a node's metadata in a file that stands for `Node.each_slice`
+BATCH = "batch"  # name of the free size that is the number of samples; no other size has it
 
 
 @dataclass(frozen=True)
 class Multiple:
-    """A free size that is ``times`` times the number of samples, whose axis a Reshape has merged with others."""
+    """A free size: ``times`` times the number of samples, after a Reshape has merged the batch axis with others."""
 
     times: int
 
@@ -30,12 +30,12 @@ class Multiple:
         return f"{self.times}*{BATCH}"
 
 
-Dim = int | str | Multiple | None  # a size; the name of one that is free; a multiple of the batch's; or None, unknown
+Dim = int | str | Multiple | None  # a size; the name of a free size; a multiple of the number of samples; None: unknown
 Shape = tuple[Dim, ...]
 
 
 def rows_per_sample(dim: Dim) -> int | None:
-    """How much of a size each sample has, where it grows with their number; None where it does not."""
+    """The part of a size that belongs to each sample; None if the size does not grow with the number of samples."""
     return 1 if dim == BATCH else dim.times if isinstance(dim, Multiple) else None
 
 
@@ -64,7 +64,7 @@ class Value:
 
 
 def unused(name: str, taken: set[str]) -> str:
-    """The name, or one like it, that is not among those ``taken``, to which it is added."""
+    """Make a name that is not in ``taken`` yet, from ``name``, and add it there."""
     count, stem = 0, name
     while name in taken:
         count += 1

@@ -1,8 +1,8 @@
-"""Elementwise nonlinear functions of one input: cotangent of y -> cotangent of x.
+"""Elementwise nonlinear functions y = f(x): the cotangent of x is f'(x) times ct, the cotangent of y.
 
-Derivatives at kinks are torch's. Masks are taken from the output where it tells as much as the input: the runtime can
-then keep the operator fused with the layer before it. Every operator written here has a CUDA kernel (some of the table
-have none: Cosh, Tan, Mish), and nothing overflows where the derivative itself does not.
+Derivatives at kinks are those of PyTorch. Masks are computed from y where y determines them: ONNX Runtime can then keep
+f fused with the layer before it. Every operator in a derivative has a CUDA kernel (among the operators of the table,
+Cosh, Tan and Mish have none), and nothing overflows unless the derivative itself does.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ TABLE = OpTable(Kind.ACTIVATION)
 
 
 def fn(op: str, x: Var, *numbers: float, **attrs: Any) -> Var:
-    """Apply an elementwise operator to x and numbers."""
+    """Apply an elementwise operator to x and to numbers in the dtype of x."""
     return x.emitter.op(op, x, *map(x.like, numbers), known=x.shape, **attrs)
 
 
 def complement(y: Var) -> Var:
-    """1 - y for a y from 0 to 1, in an operator that ONNX Runtime leaves in the blocked layout of convolutions."""
+    """Write 1 - y for y from 0 to 1, as a HardSigmoid, which ONNX Runtime leaves in the layout of convolutions."""
     return fn("HardSigmoid", y, alpha=-1.0, beta=1.0) if y.dtype == np.float32 else 1 - y
 
 
 def gelu_slope(x: Var, approximate: str) -> Var:
+    """Derivative of Gelu, y = x P(X < x) for a standard normal X, or its approximation by tanh."""
     if approximate == "tanh":  # y = x (1 + tanh u) / 2,  u = k x + k c x^3,  hence x u' = 3 u - 2 k x
         x = fn("Clip", x, -10, 10)  # the slope is 0 or 1 beyond, and x^3 cannot overflow
         kx = x * math.sqrt(2 / math.pi)
@@ -42,7 +43,7 @@ def gelu_slope(x: Var, approximate: str) -> Var:
 
 
 def mish_slope(x: Var) -> Var:
-    """Mish by sigmoids, which never overflow: y = x s (1 + q) / (1 + q^2) with s = sigmoid(x), q = 1 - s."""
+    """Derivative of Mish, y = x s (1 + q) / (1 + q^2) with s = sigmoid(x) and q = 1 - s, which never overflow."""
     s = fn("Sigmoid", x)
     q = 1 - s
     q2 = q * q
@@ -51,11 +52,12 @@ def mish_slope(x: Var) -> Var:
 
 
 def hard_swish_slope(x: Var) -> Var:
+    """Derivative of HardSwish, y = x h with h = max(0, min(1, x/6 + 1/2)): h + x/6 where abs(x) < 3."""
     return fn("HardSigmoid", x, alpha=1 / 6, beta=0.5) + (x * (1 / 6)).mask(abs(x) < 3)
 
 
 def elu_slope(x: Var, y: Var, above: float, at_zero: float) -> Var:
-    """``above`` for x > 0, else y + at_zero, which is at_zero exp(x)."""
+    """Derivative of Elu and Selu: ``above`` for x > 0, else y + at_zero, which equals at_zero exp(x)."""
     if above == at_zero:  # no kink
         return fn("Min", y + at_zero, above)
     return where(x > 0, above, y + at_zero)
@@ -102,18 +104,20 @@ TABLE.unary(Trait.NON_NEGATIVE | Trait.ON_INTEGERS, Abs=lambda ct, x, y: ct * fn
 
 @TABLE.vjp("Neg", kind=Kind.AFFINE, traits=Trait.AFFINE | Trait.ON_INTEGERS)
 def neg(call: Call, ct: Var) -> Sequence[Cotangent]:
+    """For y = -x: -ct."""
     return [-ct]
 
 
 @TABLE.vjp("PRelu", broadcast=True)
 def prelu(call: Call, ct: Var) -> Sequence[Cotangent]:
+    """For y = x where x > 0, else slope x: ct or ct slope to x, ct min(x, 0) to the slope."""
     x, slope = call.x, call.need(1)
     return [where(x > 0, ct, ct * slope), ct * fn("Min", x, 0) if call.active[1] else None]
 
 
 @TABLE.vjp("Clip", broadcast=True, traits=Trait.ON_INTEGERS | Trait.ELEMENTWISE)
 def clip(call: Call, ct: Var) -> Sequence[Cotangent]:
-    """Each element's cotangent goes to the input, or to the bound that it has reached: as in torch's ReLU6."""
+    """Each element's cotangent goes to x, or to the bound that y has reached; at the bounds as in PyTorch's ReLU6."""
     low, high = call.input(1), call.input(2)
     above = None if low is None else call.y.above(low)
     below = None if high is None else call.y.below(high)

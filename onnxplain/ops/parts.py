@@ -1,6 +1,6 @@
-"""Cotangents of what is read in parts: by Slice, by Gather, step by step.
+"""Sums of cotangents of a tensor that is read in parts: by Slice or Gather, or step by step.
 
-Each part arrives with zeros around it. Where parts lie side by side, what they sum to is written without any sum.
+The cotangent of each part has zeros around it. The sum of parts that lie side by side is written as a Concat.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from onnxplain.ops.table import Cotangent
 
 @dataclass(frozen=True)
 class Part:
-    """A cotangent that is zero but for some places of one axis.
+    """A cotangent that is zero except in a range of one axis.
 
     Attributes
     ----------
     whole
-        The cotangent.
+        The cotangent, zeros included.
     inner
-        What is not zero.
+        The part in the range.
     axis, start, end
-        The places.
+        The axis, and the range along it.
     """
 
     whole: Var
@@ -37,7 +37,7 @@ class Part:
 
     @classmethod
     def of(cls, ct: Var) -> Part | None:
-        """Find the part that a Pad by fixed numbers has put zeros around; None if that has not made ``ct``."""
+        """The part around which a Pad with constant widths has put zeros; None if ``ct`` has another producer."""
         emitter, node = ct.emitter, ct.emitter.producer(ct.name)
         if node is None or node.op != "Pad" or node.attrs["mode"] != "constant" or len(node.inputs) != 2:
             return None
@@ -52,7 +52,7 @@ class Part:
 
 
 def joined(parts: Iterable[Part]) -> list[Var]:
-    """Cotangents that have the sum of all parts: as few as there are gaps and overlaps between these."""
+    """Join parts that lie side by side; the sum of the results is the sum of all parts."""
     runs: list[list[Part]] = []
     for part in sorted(parts, key=lambda part: (part.axis, part.start)):
         before = (run for run in runs if (run[-1].axis, run[-1].end) == (part.axis, part.start))
@@ -62,6 +62,7 @@ def joined(parts: Iterable[Part]) -> list[Var]:
 
 
 def _written(run: list[Part]) -> Var:
+    """Write a run of parts that lie side by side as one cotangent."""
     first, whole = run[0], run[0].whole
     if len(run) == 1:
         return whole
@@ -75,14 +76,14 @@ def _written(run: list[Part]) -> Var:
 
 
 class Sums(Mapping[str, Var]):
-    """Name -> the sum of the cotangents that have arrived there."""
+    """Name of a value -> the sum of its cotangents so far; parts are joined when the sum is first read."""
 
     def __init__(self, arrived: Mapping[str, Var] | Iterable[tuple[str, Var]] = ()) -> None:
         self._sums = dict(arrived)
-        self._parts: dict[str, list[Part]] = {}  # which wait for each other, see `joined`
+        self._parts: dict[str, list[Part]] = {}  # name -> parts that are not in the sum yet
 
     def add(self, name: str, cotangent: Cotangent) -> None:
-        """Add one; None is nothing."""
+        """Add a cotangent; None adds nothing."""
         part = None if cotangent is None else Part.of(cotangent)
         if part is not None:
             self._parts.setdefault(name, []).append(part)

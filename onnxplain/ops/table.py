@@ -1,10 +1,11 @@
-"""What a row of the operator table is: an operator, its kind, and its vector-Jacobian product (VJP).
+"""Rows of the operator table: an operator, its vector-Jacobian product (VJP), its kind and its traits.
 
-A VJP is a function ``(call, *cotangents) -> one cotangent per input``: ``call`` is the node with its tensors, each
-cotangent belongs to one output (None where nothing arrives). It returns a sequence as long as it likes; inputs beyond
-its end, and those given None, get no cotangent. It need not sum over broadcast axes (declare ``broadcast=True``) nor
-over several users of a value: the walk (`onnxplain.backward`) does both. Attributes are complete (`onnxplain.reader`
-fills in defaults), shapes may be free: take sizes from ``Var.sizes()``, which is a constant where it can be.
+A VJP is a function ``(call, *cotangents) -> one cotangent per input``. ``call`` is the node with its tensors; there is
+one cotangent per output, None where the output does not matter. Inputs beyond the end of the returned sequence, and
+those with None in it, get no cotangent. Two things are left to the reverse walk (`onnxplain.backward.walk`): sums over
+the axes along which an input was broadcast (for rows with ``broadcast=True``), and sums over the users of a value.
+Attributes are complete (`onnxplain.storage.reader` fills in defaults). Sizes may be free: ``Var.sizes()`` gives them,
+as a constant where possible.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from onnxplain.ops.traits import Trait, inferred_traits
 
 
 class Kind(enum.Flag):
-    """The role of a node, as rules see it. A Flag, so that ``Kind.CONV | Kind.DENSE`` matches either."""
+    """The role of a node, by which composites choose rules. A Flag: ``Kind.CONV | Kind.DENSE`` matches either."""
 
-    NONE = 0  # that of an operator that the reverse walk does not go through
-    CONV = enum.auto()  # convolution with weights that do not depend on the explained input
-    DENSE = enum.auto()  # matrix product with such weights
-    ACTIVATION = enum.auto()  # nonlinear, elementwise, one active input
-    MAX_POOL = enum.auto()  # picks one of several elements
-    AVG_POOL = enum.auto()  # weighted mean or sum of several elements, weights without parameters
+    NONE = 0  # no role: the reverse walk does not go through the operator
+    CONV = enum.auto()  # convolution whose weights do not depend on the explained input
+    DENSE = enum.auto()  # matrix product whose weights do not depend on the explained input
+    ACTIVATION = enum.auto()  # nonlinear, elementwise, of one active input
+    MAX_POOL = enum.auto()  # chooses one of several elements
+    AVG_POOL = enum.auto()  # mean or sum of several elements, with weights that are not learned
     SUM = enum.auto()  # sum or difference of several active inputs
-    AFFINE = enum.auto()  # elementwise scale and shift by constants (inference BatchNormalization too)
-    PRODUCT = enum.auto()  # product or quotient of active inputs: attention, gates
+    AFFINE = enum.auto()  # elementwise scale and shift by constants, such as BatchNormalization at inference
+    PRODUCT = enum.auto()  # product or quotient of active inputs, as in attention and gates
     SOFTMAX = enum.auto()
     NORMALIZATION = enum.auto()  # divides by statistics of its own input
-    REDUCTION = enum.auto()  # nonlinear summary of several elements: a norm, a log-sum
-    MOVEMENT = enum.auto()  # moves elements, changes none
+    REDUCTION = enum.auto()  # nonlinear function of several elements, such as a norm or a log-sum
+    MOVEMENT = enum.auto()  # moves elements and changes none
 
 
 Cotangent = Var | None
@@ -53,9 +54,9 @@ class Call:
     node
         The IR node.
     inputs, outputs
-        Its tensors; None is a missing optional input, or an output that nobody asks for.
+        Its tensors; None stands for a missing optional input, or for an output that is not computed.
     active
-        Per input: does it depend on what is being explained? Only those need a cotangent.
+        Per input: whether it depends on the explained tensors. Only active inputs need a cotangent.
     """
 
     emitter: Emitter
@@ -90,19 +91,19 @@ class Call:
         return value
 
     def input(self, index: int) -> Var | None:
-        """An input by position; None where it is missing."""
+        """An optional input by position; None where it is missing."""
         return self.inputs[index] if index < len(self.inputs) else None
 
     def op(self, op: str, *inputs: Var | None, **keywords: Any) -> Var:
-        """Write one ONNX node; see `onnxplain.emit.Emitter.op`."""
+        """Write one ONNX node with one output, as `onnxplain.graph.emit.Emitter.op` does."""
         return self.emitter.op(op, *inputs, **keywords)
 
     def ints(self, values: Sequence[int]) -> Var:
-        """A 1-D int64 constant."""
+        """Make an int64 constant of one axis."""
         return self.emitter.ints(values)
 
     def bind(self, inputs: Sequence[Var | None]) -> Call:
-        """The same operator on other inputs of the same shapes, with its outputs computed there."""
+        """Write the operator for other inputs of the same shapes, and bind it to them and to the new outputs."""
         outputs = self.emitter.ops(
             self.node.op,
             *inputs,
@@ -117,7 +118,7 @@ class Call:
 
 @dataclass(frozen=True)
 class OpRow:
-    """All that is known of one operator.
+    """One operator.
 
     Attributes
     ----------
@@ -126,11 +127,12 @@ class OpRow:
     vjp
         Its VJP; `no_vjp` where the reverse walk does not go through it.
     kind
-        Its role, or a function that tells the role of one node.
+        Its role, or a function from a `Call` to the role of that node.
     broadcast
-        Whether the VJP's cotangents may have the shape of the output where an operand was broadcast to it.
+        Whether the cotangents that the VJP returns have the shape of the output, and the walk is to sum them over the
+        axes along which the input was broadcast.
     traits
-        What is true of each node.
+        Further properties of the operator.
     """
 
     op: str
@@ -140,7 +142,7 @@ class OpRow:
     traits: Trait = Trait.NONE
 
     def kind_of(self, call: Call) -> Kind:
-        """The kind of one node (it may depend on which inputs are active)."""
+        """The kind of one node, which may depend on its active inputs and on its attributes."""
         return self.kind(call) if callable(self.kind) else self.kind
 
 
@@ -155,7 +157,7 @@ class OpTable(dict[str, OpRow]):
     Parameters
     ----------
     kind, traits
-        Of all rows that are registered here; a row may have another kind, and further traits.
+        Defaults of the rows that are registered here; a row may have another kind, and further traits.
     """
 
     def __init__(self, kind: KindOf = Kind.NONE, traits: Trait = Trait.NONE) -> None:
@@ -179,7 +181,7 @@ class OpTable(dict[str, OpRow]):
     def unary(self, traits: Trait = Trait.NONE, **rows: Callable[..., Var]) -> None:
         """Register elementwise functions of one input: ``Op=lambda ct, x, y: cotangent of x``.
 
-        A row may take attributes as keywords: ``Elu=lambda ct, x, y, *, alpha: ...``.
+        Keywords of a row are attributes of the node: ``Elu=lambda ct, x, y, *, alpha: ...``.
         """
         for op, row in rows.items():
             self.vjp(op, traits=traits | Trait.ELEMENTWISE)(_unary(row))
@@ -215,11 +217,12 @@ class OpTable(dict[str, OpRow]):
         return frozenset(op for op, row in self.items() if row.traits & traits)
 
     def stops_gradients(self, node: Node) -> bool:
-        """Whether a node calculates with floats without passing gradients on; one that asks for sizes does not."""
+        """Whether a node depends on the numbers of its operands, but has a gradient of zero."""
         return self.has(node, Trait.ZERO_GRADIENT) and not self.has(node, Trait.SIZES)
 
 
 def _unary(row: Callable[..., Var]) -> Vjp:
+    """Make a VJP of a row of `OpTable.unary`."""
     keywords = [p.name for p in inspect.signature(row).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
     def vjp(call: Call, ct: Var) -> Sequence[Cotangent]:
@@ -229,7 +232,7 @@ def _unary(row: Callable[..., Var]) -> Vjp:
 
 
 def merge(*tables: OpTable) -> OpTable:
-    """One table out of several; an operator may be in one of them only."""
+    """Merge tables that have no operator in common."""
     merged = OpTable()
     for table in tables:
         for row in table.values():
