@@ -158,7 +158,7 @@ def rise(
     "perturbations",
     formula="argmin_w sum_S exp(-d(S)^2 / (2 kernel_width^2)) * (f(x_S) - c - sum_(i in S) w_i)^2 + alpha * |w|^2,"
     " d(S) = 1 - sqrt(|S| / features)",
-    latex=r"\phi = \arg\min_w \min_c \sum_S e^{-d(S)^2 / 2 \sigma^2}"
+    latex=r"\phi = \operatorname{argmin}_w \min_c \sum_S e^{-d(S)^2 / 2 \sigma^2}"
     r" \Big(f(x_S) - c - \sum_{i \in S} w_i\Big)^2 + \alpha \lVert w \rVert^2,"
     r" \qquad d(S) = 1 - \sqrt{|S| / n}",
     cost=Cost("samples + 1", note="fewer with a tolerance"),

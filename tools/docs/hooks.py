@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +28,10 @@ def on_page_content(content: str, **_: Any) -> str:
     """Turn formulas into MathML, which browsers draw by themselves: no script, nothing to fetch."""
 
     def formula(match: re.Match[str]) -> str:
-        display = "block" if match[1] == "div" else "inline"
-        return convert(html.unescape(match[2].strip()), display=display)
+        latex = html.unescape(match[2].strip())
+        converted = convert(latex, display="block" if match[1] == "div" else "inline")
+        if "\\" in converted:
+            raise PluginError(f"a command of this formula is unknown to latex2mathml: {latex}")
+        return converted
 
     return FORMULA.sub(formula, content)

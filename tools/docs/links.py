@@ -1,4 +1,4 @@
-"""Check a built site: every link and anchor leads somewhere, and nothing is fetched from the network."""
+"""Check a built site: every link and anchor leads somewhere, and nothing is loaded from the network."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class Page(HTMLParser):
         Targets of ``<a href>``.
     fetched
         What a browser loads to show the page: scripts, pictures, styles.
+    formulas
+        Number of formulas that are still LaTeX.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,12 +29,14 @@ class Page(HTMLParser):
         self.anchors: set[str] = set()
         self.links: list[str] = []
         self.fetched: list[str] = []
+        self.formulas = 0
         self.feed(path.read_text("utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Collect what one tag names and refers to."""
         values = dict(attrs)
         self.anchors |= {value for key in ("id", "name") if (value := values.get(key))}
+        self.formulas += "arithmatex" in (values.get("class") or "")
         if tag == "a" and values.get("href"):
             self.links.append(str(values["href"]))
         if tag in FETCHED and values.get(FETCHED[tag]):
@@ -40,7 +44,7 @@ class Page(HTMLParser):
 
 
 def problems(site: Path) -> list[str]:
-    """Return one line for each broken link, missing anchor, and reference to the network that a browser would follow.
+    """Return one line for each broken link, missing anchor, unconverted formula, and file loaded from the network.
 
     Parameters
     ----------
@@ -52,6 +56,7 @@ def problems(site: Path) -> list[str]:
     for path, page in pages.items():
         where = path.relative_to(site)
         found += [f"{where}: loads {url} from the network" for url in page.fetched if urlsplit(url).netloc]
+        found += [f"{where}: a formula was not converted"] * page.formulas
         local = [url for url in (*page.links, *page.fetched) if not urlsplit(url).scheme and not urlsplit(url).netloc]
         for url in local:
             parts = urlsplit(url)
