@@ -34,7 +34,7 @@ class Kind(enum.Flag):
     SUM = enum.auto()  # sum or difference of several active inputs
     AFFINE = enum.auto()  # elementwise scale and shift by constants, such as BatchNormalization at inference
     PRODUCT = enum.auto()  # product or quotient of active inputs, as in attention and gates
-    SOFTMAX = enum.auto()
+    SOFTMAX = enum.auto()  # softmax, or its logarithm
     NORMALIZATION = enum.auto()  # divides by statistics of its own input
     REDUCTION = enum.auto()  # nonlinear function of several elements, such as a norm or a log-sum
     MOVEMENT = enum.auto()  # moves elements and changes none

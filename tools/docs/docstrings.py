@@ -17,7 +17,8 @@ def as_markdown(text: str) -> str:
     text = re.sub(r"^\.\. \[(\w+)\] ", r"- [\1] ", text, flags=re.MULTILINE)
     text = re.sub(r"\[(\w+)\]_", r"[\1]", text)
     lines = [line if line.lstrip().startswith((">>>", "...")) else _escaped(line) for line in text.split("\n")]
-    return re.sub(r"::$", ":", "\n".join(lines), flags=re.MULTILINE)
+    text = re.sub(r"^::$", "", "\n".join(lines), flags=re.MULTILINE)
+    return re.sub(r"::$", ":", text, flags=re.MULTILINE)
 
 
 def _escaped(line: str) -> str:

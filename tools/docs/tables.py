@@ -5,12 +5,14 @@ A page has markers, between which the text is replaced::
     <!-- index -->            a table of all methods, by family
     <!-- methods: noise -->   every method of a family: formula, promise, cost, when to use it, papers, options
     <!-- floors -->           the package's rooms by import floor, with the first lines of their docstrings
+    <!-- kinds -->            the kinds of nodes, with their comments in the code
     <!-- end -->
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ from onnxplain.methods.spec import FAMILIES, Cost, MethodSpec, Option
 from tools.structure import PACKAGE, Structure
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-MARKED = re.compile(r"(<!-- (index|floors|methods: (\w+)) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- (index|floors|kinds|methods: (\w+)) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def written() -> dict[Path, str]:
@@ -30,7 +32,7 @@ def written() -> dict[Path, str]:
 
 
 def _between(match: re.Match[str]) -> str:
-    makers = {"index": index, "floors": floors}
+    makers = {"index": index, "floors": floors, "kinds": kinds}
     text = "\n\n".join(map(section, of_family(match[3]))) if match[3] else makers[match[2]]()
     return f"{match[1]}\n{text}\n\n{match[4]}"
 
@@ -43,6 +45,15 @@ def floors() -> str:
         path = Path(room) / "__init__.py" if (PACKAGE / room).is_dir() else Path(f"{room}.py")
         summary = (ast.get_docstring(structure.trees[path]) or "").partition("\n")[0].replace("``", "`")
         rows.append(f"| {floor} | `{room}{'/' if path.parts[1:] else '.py'}` | {_cell(summary)} |")
+    return "\n".join(rows)
+
+
+def kinds() -> str:
+    """A table of the kinds of nodes that composites choose rules by."""
+    members = re.findall(r"^    (\w+) = enum\.auto\(\)  # (.+)$", inspect.getsource(ox.Kind), re.MULTILINE)
+    missing = {kind.name for kind in ox.Kind} - {name for name, _ in members}
+    assert not missing, f"kinds without a comment: {missing}"
+    rows = ["| kind | nodes |", "|---|---|", *(f"| `{name}` | {_cell(comment)} |" for name, comment in members)]
     return "\n".join(rows)
 
 
