@@ -6,6 +6,7 @@ by their types, and the documentation of methods (`onnxplain.methods`) is made f
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
@@ -70,10 +71,10 @@ def number(*, least: float | None = None, above: float | None = None, most: floa
         bounds = [f"{side} {bound:g}" for side, bound in given if bound is not None]
 
     def holds(value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-            return False
+        real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
         return bool(
-            np.isfinite(value)
+            real
+            and abs(value) <= sys.float_info.max  # neither infinite nor NaN
             and (least is None or value >= least)
             and (above is None or value > above)
             and (most is None or value <= most)

@@ -1,4 +1,4 @@
-"""The ``onnxplain`` command."""
+"""The command line: ``onnxplain explain``, ``convert``, ``inspect``, ``influence`` and ``methods``."""
 
 from onnxplain.cli.main import main
 

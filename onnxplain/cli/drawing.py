@@ -1,4 +1,4 @@
-"""How an attribution is drawn and printed, decided and checked before any work starts."""
+"""How an attribution is drawn and printed; decided and checked before the model runs."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from onnxplain.cli.inputs import Array
 from onnxplain.errors import InputError, OptionError, OutputError
 
 PICTURES = (".png", ".jpg", ".jpeg")
-CHANNELS = 16  # a float input (N, C, T) with at most so many channels is a signal
-TABLE = 256  # and so is one of (N, T) with more columns than this, if they have no names
+CHANNELS = 16  # a float input (N, C, T) with at most this many channels is drawn as a signal
+TABLE = 256  # columns; a float input (N, T) with more, and without names, is drawn as a signal, too
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What there is to an attribution besides its values.
+    """How to show an attribution: names of its values, and options of the drawing.
 
     Attributes
     ----------
     options
-        Keywords of `Attribution.save`; empty for heatmaps and bars.
+        Keyword arguments of `Attribution.save`; empty for heatmaps and bars.
     names
-        What the user or the input calls each value: tokens or columns.
+        Name of each value, from the user or from the input: tokens or columns.
     labels
-        The same as a table on the terminal has them; None where no table is shown.
+        The same for a table on the terminal; None if no table is printed.
     is_text
         Whether the names are tokens.
     """
@@ -38,25 +38,25 @@ class Drawing:
 
 
 def plan(out: Path, array: Array | None, sample: int, tokens: str | None, names: Path | None) -> Drawing:
-    """Decide how the attribution of an input is shown.
+    """Decide how to show the attribution of an input.
 
     Parameters
     ----------
     out
         The file to write.
     array
-        The input that gets the attribution; None if it is another tensor, or one of several.
+        The input that gets the attribution; None for an internal tensor, or for several inputs.
     sample
-        Which sample is shown.
+        Number of the sample to show, from 0.
     tokens
-        "bytes", or a text file with a token a line.
+        "bytes", or a text file with one token per line.
     names
-        A text file with a column's name a line.
+        A text file with one column name per line.
 
     Raises
     ------
     OptionError, InputError, OutputError
-        What was asked for does not fit together, or not the input.
+        The options contradict one another, or do not fit the input.
     """
     if tokens and names:
         raise OptionError(
@@ -87,22 +87,22 @@ def _is_signal(row: Array) -> bool:
     )
 
 
-def _text(out: Path, row: Array | None, given: str | None) -> Drawing:
+def _text(out: Path, row: Array | None, source: str | None) -> Drawing:
     from onnxplain.imaging import heatmap
 
-    if given is None and row is not None:
+    if source is None and row is not None:
         tokens = [str(number) for number in row]
-    elif given == "bytes":
+    elif source == "bytes":
         if row is None or row.ndim != 1 or row.dtype.kind not in "iu":
             raise OptionError(
-                "--tokens bytes is for an input of integers, (N, L)", "Give a text file, one token a line."
+                "--tokens bytes is for an input of integers, (N, L)", "Give a text file, one token per line."
             )
         tokens = heatmap.characters(row)
     else:
-        tokens = _lines(Path(str(given)))
+        tokens = _lines(Path(str(source)))
         _check_count(tokens, row, "--tokens", (1, 2))
     labels = [f"{place}: {heatmap.visible(token)}" for place, token in enumerate(tokens)]
-    return Drawing({"tokens": tokens} if out.suffix == ".html" else {}, tokens, labels, is_text=given is not None)
+    return Drawing({"tokens": tokens} if out.suffix == ".html" else {}, tokens, labels, is_text=source is not None)
 
 
 def _table(out: Path, row: Array | None, names: list[str]) -> Drawing:
@@ -121,8 +121,8 @@ def _check_count(names: Sequence[str], row: Array | None, option: str, axes: tup
     if row.ndim not in axes:
         raise OptionError(f"{option} is for text and tables, and a sample of this input has shape {row.shape}")
     if len(names) != len(row):
-        hint = "One line for each, paddings and special tokens included."
-        raise InputError(f"{option} has {len(names)} lines, and the input {len(row)} values a sample", hint)
+        hint = "Give one line for each value, including padding and special tokens."
+        raise InputError(f"{option} has {len(names)} lines, but the input has {len(row)} values per sample", hint)
 
 
 def _lines(path: Path) -> list[str]:

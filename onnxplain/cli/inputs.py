@@ -1,4 +1,4 @@
-"""What the command line reads: photos, arrays, labels, preprocessing notes."""
+"""Input of the command line: photos, arrays, labels, preprocessing notes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from onnxplain.imaging.preprocessing import PRESETS, Note, Preprocessing, find_n
 
 Array = np.ndarray[Any, Any]
 
-BOUNDED = {"deep_taylor", "epsilon_gamma_box", "by_depth", "z_box"}  # methods, composites and rules
+BOUNDED = {"deep_taylor", "epsilon_gamma_box", "by_depth", "z_box"}  # methods, composites and rules that take low, high
 ARRAYS = (".npy", ".npz")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 @dataclass(frozen=True)
 class PreparedInput:
-    """A model input, and, for photos, how the model sees the photo and how it was prepared."""
+    """A model input, and for photos also the photo at the model's size and its preprocessing."""
 
     arrays: Array | dict[str, Array]
     photo: Array | None = None
@@ -31,30 +31,30 @@ class PreparedInput:
 
     @property
     def layout(self) -> str | None:
-        """NCHW or NHWC, for photos."""
+        """Order of the axes, NCHW or NHWC, for photos; else None."""
         return self.preprocessing.layout if self.preprocessing else None
 
 
 def presets() -> list[str]:
-    """Names of the known preprocessings."""
+    """Names of the known preprocessing presets."""
     return list(PRESETS)
 
 
 def providers(names: Sequence[str]) -> list[str] | None:
-    """Execution providers from short or full names."""
+    """Full names of execution providers, from short or full ones; None for no names."""
     return [PROVIDERS.get(name.lower(), name) for name in names] or None
 
 
 def note_of(model: ox.Model) -> Note | None:
-    """The model's preprocessing note."""
+    """The model's preprocessing note, if it has one."""
     return find_note(model.source.path, model.source.metadata)
 
 
 def load_array(path: Path, mapped: bool = False) -> Array:
-    """One array from a .npy file; ``mapped`` reads what is used of it, when it is."""
+    """Load the array of a .npy file; ``mapped`` leaves it on disk, where parts are read as they are used."""
     array = _load(path, mapped)
     if not isinstance(array, np.ndarray):
-        raise InputError(f"'{path}' holds several arrays, not one", "Name it .npz.")
+        raise InputError(f"'{path}' holds several arrays, not one", "Let its name end in .npz.")
     return array
 
 
@@ -67,14 +67,14 @@ def _load(path: Path, mapped: bool = False) -> Array | dict[str, Array]:
 
 
 def prepare(model: ox.Model, note: Note | None, path: Path, options: Mapping[str, Any]) -> PreparedInput:
-    """Read ``path`` and make a model input of it.
+    """Read a file and make a model input of it.
 
     Raises
     ------
     InputError
         The file cannot be read, or the model does not take photos.
     OptionError
-        Nothing says how a photo is to be prepared.
+        Neither options nor a note say how to prepare a photo.
     """
     if path.suffix in ARRAYS:
         check_unprepared(path, options)
@@ -82,7 +82,7 @@ def prepare(model: ox.Model, note: Note | None, path: Path, options: Mapping[str
     inputs = model.inputs
     if len(inputs) != 1 or len(inputs[0].shape or ()) != 4:
         takes = ", ".join(map(str, inputs))
-        raise InputError(f"'{path}' is taken for a photo, and the model takes {takes}", "Give arrays: .npy or .npz.")
+        raise InputError(f"'{path}' is taken for a photo, but the model takes {takes}", "Give arrays: .npy or .npz.")
     from onnxplain.imaging.images import preprocess, read_image, view
 
     shape = inputs[0].shape or ()
@@ -92,9 +92,9 @@ def prepare(model: ox.Model, note: Note | None, path: Path, options: Mapping[str
 
 
 def check_unprepared(path: Path, options: Mapping[str, Any]) -> None:
-    """Raise OptionError if ``options`` say how an array is to be prepared."""
+    """Raise OptionError if there are options for photos: arrays are not prepared."""
     if options:
-        raise OptionError(f"--{next(iter(options))} is for photos; '{path}' goes in as it is")
+        raise OptionError(f"--{next(iter(options))} is for photos; arrays such as '{path}' are not prepared")
 
 
 def _how(note: Note | None, path: Path, options: Mapping[str, Any]) -> Preprocessing:
@@ -107,14 +107,14 @@ def _how(note: Note | None, path: Path, options: Mapping[str, Any]) -> Preproces
         how = Preprocessing()
     else:
         raise OptionError(
-            f"nothing says how '{path}' becomes an input of the model",
+            f"it is unknown how '{path}' becomes an input of the model",
             f"Give --preset ({', '.join(PRESETS)}), or --mean, --std and --scale, or a note next to the model.",
         )
     return replace(how, **given)
 
 
 def _numbers(key: str, value: Any) -> Any:
-    """Numbers from "224", "224,224": mean and std are one or one per channel, size is a pair."""
+    """Parse "224" or "224,192": mean and std are one number or one per channel, size is a pair."""
     if key not in ("mean", "std", "size"):
         return value
     try:
@@ -127,18 +127,18 @@ def _numbers(key: str, value: Any) -> Any:
 
 
 def class_names(given: Path | None, note: Note | None, model: ox.Model, output: str | None) -> list[str] | None:
-    """Names of the classes: from the file that the user gives, else from the note's, else what the model says."""
+    """Names of the classes: from the user's file, else from the note's, else from the model's metadata."""
     path = given or (note.labels if note and note.labels and note.labels.is_file() else None)
     if path is None:
-        own = next((names for name, names in model.labels.items() if output in (None, name)), ())
-        return [str(name) for name in own] or None
+        stored = next((names for name, names in model.labels.items() if output in (None, name)), ())
+        return [str(name) for name in stored] or None
     from onnxplain.imaging.images import read_labels
 
     return read_labels(path)
 
 
 def check_names(names: Sequence[str] | None, model: ox.Model, output: str | None) -> None:
-    """Raise InputError if there are more or fewer names than the output has classes."""
+    """Raise InputError if the number of names is not that of the output's classes."""
     if names is None or model.free_sizes:
         return
     explained = next((v for v in model.outputs if (v.name == output if output else v.is_float)), None)
@@ -147,15 +147,15 @@ def check_names(names: Sequence[str] | None, model: ox.Model, output: str | None
     classes = explained.shape[1]
     if isinstance(classes, int) and classes != len(names):
         raise InputError(
-            f"the labels name {len(names)} classes, the output '{explained.name}' has {classes}",
-            "Give --labels with one line per class, in their order.",
+            f"the labels name {len(names)} classes, but the output '{explained.name}' has {classes}",
+            "Give --labels with one line per class, in order.",
         )
 
 
 def with_bounds(how: Preprocessing | None, method: str, options: dict[str, Any]) -> dict[str, Any]:
-    """``options``, with the bounds of a photo in the model's units for what can use them, unless given."""
-    asked = {method, options.get("rule"), options.get("composite")}
-    if how is None or method not in ("lrp", "deep_taylor") or asked.isdisjoint(BOUNDED):
+    """Add low and high, the values of black and white pixels in the model's units, for methods that take them."""
+    names = {method, options.get("rule"), options.get("composite")}
+    if how is None or method not in ("lrp", "deep_taylor") or names.isdisjoint(BOUNDED):
         return options
     per_channel = (-1, 1, 1) if how.layout == "NCHW" else (1, 1, -1)
     mean, std = (np.atleast_1d(np.asarray(v, np.float32)).reshape(per_channel) for v in (how.mean, how.std))
@@ -164,6 +164,6 @@ def with_bounds(how: Preprocessing | None, method: str, options: dict[str, Any])
 
 
 def noted_preprocessing(model: ox.Model, note: Note | None) -> Preprocessing | None:
-    """How the note says that photos become inputs, completed from the input's shape."""
+    """Preprocessing of the note, completed from the shape of the model's input; None if the input is not a photo."""
     shape = model.inputs[0].shape if len(model.inputs) == 1 else None
     return note.preprocessing.for_shape(shape) if note and shape is not None and len(shape) == 4 else None

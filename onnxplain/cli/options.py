@@ -1,4 +1,4 @@
-"""The options that commands share, and what their texts mean."""
+"""Options that several commands share, and how their texts are parsed."""
 
 from __future__ import annotations
 
@@ -19,85 +19,113 @@ from onnxplain.storage.atomic import check_writable
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 PATH = click.Path(path_type=Path)
-ASK = ("output", "wrt", "at", "probability")  # options that say what is explained, under the names that `Explainer` has
+ASK = ("output", "wrt", "at", "probability")  # what is explained, by the names of `Explainer`'s parameters
 
 out_of_explain = click.option(
     "-o",
     "--out",
     type=PATH,
-    help="Picture (.png, .jpg), page of text or a table (.html), or raw values (.npy, .npz); default: INPUT_METHOD.png,"
-    " .npy or .npz in this folder.",
+    help="File to write: a picture (.png, .jpg), a page for a text or a table (.html), or the raw attributions (.npy,"
+    " .npz). Default: INPUT_METHOD.png in this folder, or .npy or .npz for an input of that type.",
 )
-out_of_convert = click.option("-o", "--out", required=True, type=PATH, help="The explainer's file (.onnx).")
+out_of_convert = click.option("-o", "--out", required=True, type=PATH, help="File to write: the explainer (.onnx).")
 share_weights = click.option(
     "--share-weights",
     is_flag=True,
-    help="Refer to MODEL's file, in OUT's folder or below, for its weights instead of storing them again.",
+    help="Store no second copy of the weights: OUT refers to MODEL's file, which must be in OUT's folder or below it.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
-labels = click.option("--labels", type=PATH, help="Text file that names the classes, one a line.")
+labels = click.option("--labels", type=PATH, help="Text file with the names of the classes, one per line.")
 
 cache = click.option(
     "--cache",
     type=PATH,
-    help="Folder that keeps, for the next time, what takes long to make of a model and a method, at most 4 GiB;"
-    " default: $ONNXPLAIN_CACHE, or nothing is kept.",
+    help="Cache folder for prepared models and compiled methods (up to 4 GiB). Default: $ONNXPLAIN_CACHE; without"
+    " either, nothing is kept.",
 )
 
 _params = click.option(
-    "-p", "--param", "params", multiple=True, metavar="KEY=VALUE", help="Option of the method; repeatable."
+    "-p",
+    "--param",
+    "params",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of the method, such as steps=128; repeatable. 'onnxplain methods NAME' explains them.",
 )
 
 
 def method(required: bool, default: str = "lrp") -> Decorator:
-    """Options that choose a method and its options."""
+    """Add -m and -p: the method and its options."""
     if required:
-        chosen = click.option("-m", "--method", default=default, show_default=True, help="See 'onnxplain methods'.")
+        chosen = click.option(
+            "-m",
+            "--method",
+            default=default,
+            show_default=True,
+            help="Name of a method; 'onnxplain methods' lists them.",
+        )
     else:
-        chosen = click.option("-m", "--method", help="Show node -> kind -> rule for this method.")
+        chosen = click.option("-m", "--method", help="Show which rule this method gives each node.")
     return _together(chosen, _params)
 
 
 def ask() -> Decorator:
-    """Options that say what is explained in terms of what."""
+    """Add the options that choose the explained output, and the tensors that get the attribution."""
     return _together(
-        click.option("--output", help="Model output to explain; default: the first floating-point one."),
-        click.option("--wrt", multiple=True, help="Input that gets the attribution; repeatable; default: all."),
-        click.option("--at", help="Tensor that gets it instead of an input; see 'onnxplain inspect --tensors'."),
-        click.option("--probability", is_flag=True, help="Explain the value after a final softmax, not before it."),
+        click.option("--output", help="Model output to explain. Default: the first floating-point one."),
+        click.option(
+            "--wrt",
+            multiple=True,
+            help="Input that gets an attribution; repeatable. Default: all floating-point inputs.",
+        ),
+        click.option(
+            "--at", help="Internal tensor that gets the attribution instead; 'onnxplain inspect --tensors' lists them."
+        ),
+        click.option(
+            "--probability", is_flag=True, help="Explain the value after a final softmax or sigmoid, not before."
+        ),
     )
 
 
 def drawn(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say what the values of an array are called."""
+    """Add the options that name the values of an array."""
     return _together(
         click.option(
             "--tokens",
             metavar="FILE|bytes",
-            help="Text file with the shown sample's tokens, one a line; 'bytes' if it is bytes.",
+            help="Text file with the tokens of the shown sample, one per line; or the word bytes, if the input is"
+            " bytes.",
         ),
-        click.option("--names", type=PATH, help="Text file that names the columns of a table, one a line."),
+        click.option("--names", type=PATH, help="Text file with the names of a table's columns, one per line."),
     )(function)
 
 
 def photos() -> Decorator:
-    """Options that say how a photo becomes an input."""
+    """Add the options that say how a photo becomes an input: (pixel * scale - mean) / std."""
     return _together(
-        click.option("--preset", help="Known preprocessing: " + ", ".join(inputs.presets()) + "."),
-        click.option("--mean", help="Mean to subtract: a number, or one per channel, 123.7,116.8,103.9."),
-        click.option("--std", help="Standard deviation to divide by, likewise."),
-        click.option("--scale", type=float, help="Factor on the pixels (0..255) before that."),
-        click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="Axes of the model's input."),
-        click.option("--color", type=click.Choice(["RGB", "BGR", "GRAY"]), help="Order of the channels."),
-        click.option("--size", help="Height and width, 224 or 224,224; default: from the model."),
-        click.option("--resize", type=click.Choice(["stretch", "crop", "pad"]), help="How a photo is made to fit."),
+        click.option("--preset", help="Named preprocessing to start from: " + ", ".join(inputs.presets()) + "."),
+        click.option(
+            "--mean", help="Mean to subtract after --scale: a number, or one per channel, such as 0.485,0.456,0.406."
+        ),
+        click.option("--std", help="Standard deviation to divide by after that: a number, or one per channel."),
+        click.option("--scale", type=float, help="Factor on the pixels, which are 0 to 255; applied first."),
+        click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="Order of the axes of the model's input."),
+        click.option(
+            "--color", type=click.Choice(["RGB", "BGR", "GRAY"]), help="Channels of the model's input, in order."
+        ),
+        click.option("--size", help="Height and width in pixels, such as 224 or 224,192. Default: the model's."),
+        click.option(
+            "--resize",
+            type=click.Choice(["stretch", "crop", "pad"]),
+            help="How a photo is brought to that size: stretched, cropped to its middle, or padded.",
+        ),
     )
 
 
 def running() -> Decorator:
-    """Options that say what runs the model."""
-    provider = "cpu, cuda, or an ONNX Runtime provider; repeatable."
-    memory = "Bound on what one run takes besides the loaded model."
+    """Add the options that say on what hardware, and in how much memory, the model runs."""
+    provider = "cpu, cuda, or the name of an ONNX Runtime execution provider; repeatable, in order of preference."
+    memory = "Most memory that one run may take besides the loaded model: bytes, or a text such as '512 MiB'."
     return _together(
         click.option("--provider", "providers", multiple=True, help=provider),
         click.option("--memory", default=f"{DEFAULT_MEMORY >> 30} GiB", show_default=True, help=memory),
@@ -114,7 +142,7 @@ def _together(*options: Decorator) -> Decorator:
 
 
 def parse(items: Sequence[str]) -> dict[str, Any]:
-    """KEY=VALUE options of a method: JSON values, numbers separated by commas, .npy files, or plain text."""
+    """Parse the KEY=VALUE options of a method: JSON values, numbers separated by commas, .npy files, or plain text."""
     options: dict[str, Any] = {}
     for item in items:
         key, equals, text = item.partition("=")
@@ -139,32 +167,36 @@ def _value(text: str) -> Any:
 
 
 def quantity() -> Decorator:
-    """Options that say what is explained where it is not just a class."""
+    """Add the options that explain something other than the score of one class."""
     return _together(
-        click.option("--versus", help="Explain why it is the target rather than this class."),
-        click.option("--of", help="Explain a part of this internal tensor; --target is its index, 12,... a channel."),
+        click.option("--versus", help="Explain why the target rather than this class: the difference of their scores."),
+        click.option(
+            "--of",
+            help="Explain an element of this internal tensor: --target is its index without the batch axis, and 12,..."
+            " the sum of channel 12.",
+        ),
     )
 
 
 def parse_quantity(
     target: str | None, versus: str | None, of: str | None, names: Sequence[str] | None
 ) -> int | tuple[Any, ...] | ox.Quantity | None:
-    """What is explained: a class, an element, a difference of two, or an internal neuron or channel."""
-    found = parse_target(target, names if of is None else None)
+    """Parse what is explained: a class, an element, a difference of two, or an internal neuron or channel."""
+    index = parse_target(target, names if of is None else None)
     if of is not None and target is None:
         raise OptionError(
-            "--of needs --target: an index into the tensor without its batch axis", "12,... is a channel."
+            "--of needs --target: an index into the tensor, without its batch axis", "12,... is channel 12."
         )
-    sliced = isinstance(found, tuple) and not all(isinstance(part, int) for part in found)
-    one = ox.Neuron(of, found) if of is not None else ox.Class(found)
+    sliced = isinstance(index, tuple) and not all(isinstance(part, int) for part in index)
+    one = ox.Neuron(of, index) if of is not None else ox.Class(index)
     if versus is not None:
         other = parse_target(versus, names if of is None else None)
         return one - (ox.Class(other) if of is None else ox.Neuron(of, other))
-    return one if of is not None or sliced else found
+    return one if of is not None or sliced else index
 
 
 def parse_target(text: str | None, names: Sequence[str] | None) -> int | tuple[Any, ...] | None:
-    """A target from a class number, an index "4,10,12", one with ":" or "...", a class name, or "predicted"."""
+    """Parse a target: a class number or name, an index such as "4,10,12", one with ":" or "...", or "predicted"."""
     if text is None or text == "predicted":
         return None
     parts: dict[str, Any] = {":": slice(None), "...": ...}
@@ -177,8 +209,8 @@ def parse_target(text: str | None, names: Sequence[str] | None) -> int | tuple[A
 
 def _named(text: str, names: Sequence[str] | None) -> int:
     if not names:
-        hint = "Give --labels, a text file with one name a line."
-        raise ox.TargetError(f"{text!r} is no class number, and nothing names the classes", hint)
+        hint = "Give --labels, a text file with one name per line."
+        raise ox.TargetError(f"{text!r} is not a class number, and the classes have no names", hint)
     lower = [name.lower() for name in names]
     matches = [i for i, name in enumerate(lower) if name == text.lower()]
     if len(matches) > 1:
@@ -186,13 +218,15 @@ def _named(text: str, names: Sequence[str] | None) -> int:
     if not matches:
         close = difflib.get_close_matches(text.lower(), lower, n=3)
         near = close + [name for name in lower if text.lower() in name and name not in close][:3]
-        known = ", ".join(f"{names[lower.index(name)]!r} ({lower.index(name)})" for name in near)
-        raise ox.TargetError(f"there is no class called {text!r}", f"Near: {known}." if known else "Give its number.")
+        listed = ", ".join(f"{names[lower.index(name)]!r} ({lower.index(name)})" for name in near)
+        raise ox.TargetError(
+            f"there is no class called {text!r}", f"Similar: {listed}." if listed else "Give its number."
+        )
     return matches[0]
 
 
 def check_out(out: Path, endings: set[str], *read: Path) -> None:
-    """Raise OutputError unless ``out`` can be written and is none of the files that are read."""
+    """Raise OutputError unless ``out`` can be written and is another file than those that are read."""
     check_writable(out, endings)
     for path in read:
         if out.exists() and path.exists() and out.samefile(path):

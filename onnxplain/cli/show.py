@@ -1,4 +1,4 @@
-"""What the command line prints: tables on a terminal, JSON for scripts, errors as a line and a hint."""
+"""Output of the command line: tables on a terminal, JSON for scripts, errors as a line and a hint."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ import onnxplain as ox
 from onnxplain.cli.drawing import Drawing
 from onnxplain.cli.inputs import PreparedInput
 from onnxplain.concepts import Carried
+from onnxplain.concepts.units import Sign
 from onnxplain.graph.ir import Value
 from onnxplain.imaging.preprocessing import Note, Preprocessing
 from onnxplain.methods.spec import MethodSpec, Option
 from onnxplain.programs.program import Assignment
 
-PIPE_WIDTH = 160  # a pipe has no width; lines should not be cut for one
+PIPE_WIDTH = 160  # characters per line where the output is a pipe, which has no width of its own
 
 
 def _console(stderr: bool = False) -> Console:
@@ -48,7 +49,7 @@ def _say(label: str, text: str, style: str = "bold") -> None:
 
 
 def error(message: str, hint: str) -> None:
-    """Print an error as one line and perhaps a hint, on standard error."""
+    """Print an error as one line, and the hint, if any, as another, on standard error."""
     _say("error", message, "bold red")
     if hint:
         _say("hint", hint)
@@ -61,7 +62,7 @@ def warning(message: str) -> None:
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar on a terminal, nothing elsewhere; it pulses until the total is known."""
+    """Show a progress bar on a terminal, and nothing elsewhere; the bar pulses until the total is known."""
     console = _console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -70,32 +71,56 @@ def progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
 
 
 def _explained(target: Any, names: Sequence[str] | None, compared: bool) -> str:
-    """A class; or, of two that are ``compared``, the terms of a difference, one rather than the other."""
+    """Describe the explained class, or, if two are ``compared``, one class rather than the other."""
     classes = target if compared else [target]
     return "class " + " rather than ".join(f"{c} ({label(c, names)})" if label(c, names) else str(c) for c in classes)
 
 
 def label(target: Any, names: Sequence[str] | None) -> str | None:
-    """The name of a class, if it has one."""
+    """Name of a class; None if it has none."""
     return names[target] if names and isinstance(target, int) and target < len(names) else None
 
 
 def result(
     answer: ox.Attribution,
+    *,
     out: Path,
     sample: int,
-    names: Sequence[str] | None,
+    classes: Sequence[str] | None,
     explainer: ox.Explainer,
     prepared: PreparedInput,
     report: Sequence[Assignment] | None,
     drawn: Drawing,
     as_json: bool,
-    what: str | None,
+    quantity: str | None,
     compared: bool,
 ) -> None:
-    """Print what was explained, where it was written, and the strongest features.
+    """Print what was explained, where it was written, and the features with the largest attributions.
 
-    Explained was ``what``, or else a class, or two that are ``compared``.
+    Parameters
+    ----------
+    answer
+        The attribution.
+    out
+        The file that was written.
+    sample
+        Number of the sample that the picture and the table of features show.
+    classes
+        Names of the classes, if known.
+    explainer
+        What explained: its providers are printed.
+    prepared
+        The model's input.
+    report
+        The rule of each node; None: it is not printed.
+    drawn
+        Names of the input's values, if they have any.
+    as_json
+        Print JSON instead.
+    quantity
+        What was explained; None: one class, or the difference of two.
+    compared
+        Whether the score is the difference of two classes.
     """
     targets = answer.target.tolist()
     listed = len(answer.names) == 1 and answer.values.ndim == 2
@@ -105,8 +130,8 @@ def result(
             {
                 "file": str(out),
                 "method": answer.method,
-                "target": what or targets,
-                "label": [label(target, names) for target in targets],
+                "target": quantity or targets,
+                "label": [label(target, classes) for target in targets],
                 "score": answer.score,
                 "residual": answer.residual,
                 "shape": {name: answer[name].values.shape for name in answer.names},
@@ -125,7 +150,9 @@ def result(
     for position, target in enumerate(targets):
         gap = "" if answer.residual is None else f", residual {answer.residual[position]:+.3g}"
         prefix = f"sample {position}: " if several else ""
-        click.echo(f"{prefix}{what or _explained(target, names, compared)}, score {answer.score[position]:.4g}{gap}")
+        click.echo(
+            f"{prefix}{quantity or _explained(target, classes, compared)}, score {answer.score[position]:.4g}{gap}"
+        )
     shown = f" of sample {sample}" if several and out.suffix not in (".npy", ".npz") else ""
     click.echo(f"{out}: {answer.method}{shown}, on {explainer.provider}")
     if listed and drawn.labels:
@@ -133,7 +160,7 @@ def result(
 
 
 def _features(answer: ox.Attribution, sample: int, drawn: Drawing) -> None:
-    """The strongest tokens or columns; on a terminal, tokens are also shown in their colours."""
+    """Print the tokens or columns with the largest attributions; on a terminal, the text in colours, too."""
     console = _console()
     if drawn.is_text and drawn.names and console.is_terminal:
         console.print(Text.from_ansi(answer.text(drawn.names, sample)), soft_wrap=True)
@@ -142,7 +169,7 @@ def _features(answer: ox.Attribution, sample: int, drawn: Drawing) -> None:
 
 
 def converted(explainer: ox.Model, out: Path, method: str, as_json: bool) -> None:
-    """Print what a stand-alone explainer takes and gives."""
+    """Print the inputs and outputs of a stand-alone explainer."""
     graph = explainer.source.proto.graph
     size, outputs = out.stat().st_size, [v.name for v in graph.output]
     if as_json:
@@ -155,19 +182,21 @@ def converted(explainer: ox.Model, out: Path, method: str, as_json: bool) -> Non
     click.echo(f"  outputs {', '.join(outputs)}")
 
 
-def influence(found: ox.Influence, explained: str, top: int, sign: str, carried: Carried | None, as_json: bool) -> None:
-    """Print the top units of a tensor, and what they carry."""
-    units = found.top(top, sign)
+def influence(
+    result: ox.Influence, explained: str, top: int, sign: Sign, carried: Carried | None, as_json: bool
+) -> None:
+    """Print the top units of a tensor, and the share of the score that they carry."""
+    units = result.top(top, sign)
     if as_json:
-        known = {"at": found.at, "method": found.method, "target": explained, "samples": found.samples}
+        known = {"at": result.at, "method": result.method, "target": explained, "samples": result.samples}
         rows = [{"index": u.index, "influence": u.influence, "error": _finite(u.error)} for u in units]
         _dump(
-            {**known, "units": found.units.size, "top": rows}
+            {**known, "units": result.units.size, "top": rows}
             | ({} if carried is None else {"carried": _columns(carried)})
         )
         return
-    click.echo(f"{explained}: {found.method} at {found.at}, mean of {found.samples} samples")
-    click.echo(f"the strongest of {found.units.size} units:")
+    click.echo(f"{explained}: {result.method} at {result.at}, mean of {result.samples} samples")
+    click.echo(f"the strongest of {result.units.size} units:")
     for unit in units:
         click.echo(f"  {unit}")
     if carried is not None:
@@ -184,7 +213,7 @@ def _finite(value: float) -> float | None:
 
 
 def rules(report: Sequence[Assignment], method: str, as_json: bool) -> None:
-    """Print node -> kind -> rule, and after a run what the nodes got and gave, all samples together."""
+    """Print the kind and rule of each node; after a run also the sums, over all samples, received and passed on."""
     lines = _lines(report)
     if as_json:
         _dump(lines)
@@ -218,7 +247,7 @@ def _cell(value: Any) -> str:
 
 
 def tensors(values: Sequence[Value], as_json: bool) -> None:
-    """Print the tensors that can get the attribution."""
+    """Print the internal tensors that can get the attribution."""
     if as_json:
         _dump([_described(v) for v in values])
         return
@@ -228,7 +257,7 @@ def tensors(values: Sequence[Value], as_json: bool) -> None:
 def model(
     loaded: ox.Model, note: Note | None, how: Preprocessing | None, verdicts: Mapping[str, str], as_json: bool
 ) -> None:
-    """Print a model's summary, and which methods work on it."""
+    """Print a model's inputs and outputs, its preprocessing, and which methods work on it."""
     canonical = loaded.canonical()
     if as_json:
         _dump(
@@ -249,12 +278,12 @@ def model(
         height, width = how.size or ("?", "?")
         formula = f"(pixel * {how.scale:.6g} - {how.mean}) / {how.std}"
         click.echo(f"  photos {height} x {width} {how.color}, {how.resize}: {formula}")
-        click.echo(f"         says {note.source}; labels: {note.labels or 'none'}")
+        click.echo(f"         from {note.source}; labels: {note.labels or 'none'}")
     reasons: dict[str, list[str]] = {}
     for name, why in verdicts.items():
         reasons.setdefault(why, []).append(name)
     rows = [(", ".join(names), "no" if why else "yes", why) for why, names in sorted(reasons.items())]
-    _print(("methods", "work", "what is in the way"), rows)
+    _print(("methods", "work", "reason"), rows)
 
 
 Parts = Mapping[str, Mapping[str, Mapping[str, Any]]]  # "rules" or "composites" -> name -> parameter -> default

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,7 +18,11 @@ from onnxplain.questions.quantities import Neuron, Quantity
 
 Array = np.ndarray[Any, Any]
 
-SIGNS = {"both": np.abs, "positive": np.positive, "negative": np.negative}  # sign= -> influence -> strength of a unit
+Sign = Literal["both", "positive", "negative"]
+"""Which units are strong: those of great magnitude, or those that raise, or lower, the quantity."""
+
+# Influence of a unit -> its strength.
+SIGNS: dict[Sign, Any] = {"both": np.abs, "positive": np.positive, "negative": np.negative}
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class Influence:
     _forward: Explainer
     _target: Any
 
-    def top(self, k: int = 10, sign: str = "both") -> list[Unit]:
+    def top(self, k: int = 10, sign: Sign = "both") -> list[Unit]:
         """Return the k strongest units, the strongest first.
 
         Parameters
@@ -128,7 +132,7 @@ class Influence:
         whole_number(1).check("k", k)
         return [self._unit(int(position)) for position in self._order(sign)[:k]]
 
-    def agreement(self, other: Influence, k: int = 10, sign: str = "both") -> Agreement:
+    def agreement(self, other: Influence, k: int = 10, sign: Sign = "both") -> Agreement:
         """Compare with the influence on another quantity, or over other samples.
 
         Parameters
@@ -158,7 +162,7 @@ class Influence:
         *,
         target: Any = None,
         baseline: Baseline = 0.0,
-        sign: str = "both",
+        sign: Sign = "both",
         control: int | None = None,
         progress: Progress | None = None,
     ) -> Carried:
@@ -207,7 +211,7 @@ class Influence:
             progress=progress,
         )
 
-    def _order(self, sign: str) -> Array:
+    def _order(self, sign: Sign) -> Array:
         """Return the positions of the units in the flattened ``units``, the strongest first."""
         one_of(SIGNS).check("sign", sign)
         strength = SIGNS[sign](self.units.ravel())

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from onnxplain.arguments import Valid
+from onnxplain.arguments import Valid, one_of
 from onnxplain.distributions import fills
-from onnxplain.errors import OptionError, did_you_mean
+from onnxplain.errors import OptionError
 
 Array = np.ndarray[Any, Any]
 
@@ -41,8 +41,7 @@ def check_named(baseline: Baseline, dtype: np.dtype[Any], name: str) -> None:
     if dtype.kind != "f":
         hint = f"Give one in the input's own units; {' and '.join(fills.NAMES)} are for floating-point numbers."
         raise OptionError(f"the input '{name}' of dtype {dtype} cannot hold a baseline of {baseline!r}", hint)
-    if baseline not in fills.NAMES:
-        raise OptionError(f"there is no baseline {baseline!r}", did_you_mean(str(baseline), fills.NAMES))
+    one_of(fills.NAMES).check("baseline", baseline)
 
 
 def as_baseline(baseline: Baseline, dtype: np.dtype[Any], name: str) -> Array:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxplain.arguments import one_of
 from onnxplain.errors import OptionError, did_you_mean
 from onnxplain.graph.ir import Dim
 
@@ -216,8 +217,7 @@ def preset(name: str) -> Preprocessing:
     OptionError
         The name is unknown; the message lists the known ones.
     """
-    if not isinstance(name, str) or name not in PRESETS:
-        raise OptionError(f"unknown preprocessing preset {name!r}", did_you_mean(str(name), PRESETS))
+    one_of(PRESETS).check("preprocessing preset", name)
     return PRESETS[name]
 
 

@@ -184,13 +184,13 @@ def test_labels_of_the_user_come_first():
 def test_labels_must_fit():
     Path("labels.txt").write_text("a\nb\n")
     error, _ = refuse("explain", DIGITS, DIGIT, "--labels", "labels.txt", "-o", "x.png")
-    assert error == "the labels name 2 classes, the output 'logits' has 10"
+    assert error == "the labels name 2 classes, but the output 'logits' has 10"
     assert "cannot read 'none.txt'" in refuse("explain", DIGITS, DIGIT, "--labels", "none.txt", "-o", "x.png")[0]
 
 
 def test_names_without_labels():
     error, hint = refuse("explain", saved(SMALL), DIGIT, *PHOTO, "--target", "cat", "-o", "x.png")
-    assert "nothing names the classes" in error
+    assert "the classes have no names" in error
     assert "--labels" in hint
 
 
@@ -213,7 +213,7 @@ def test_options_come_before_presets_and_these_before_the_note():
 def test_photo_of_a_model_without_a_note():
     path = saved(SMALL)
     error, hint = refuse("explain", path, DIGIT, "-o", "x.png")
-    assert "nothing says how" in error
+    assert "it is unknown how" in error
     assert all(part in hint for part in ("--preset (imagenet,", "--mean", "note"))
     answer = json.loads(run("explain", path, DIGIT, "--mean", "3", "--scale", "2", "--color", "GRAY", "--json").stdout)
     assert [answer["preprocessing"][key] for key in ("mean", "scale", "color", "size")] == [3, 2, "GRAY", [8, 8]]
@@ -377,7 +377,25 @@ def test_methods_lists_every_method_and_option():
         assert all(option in text for option in entry["options"])
 
 
-@pytest.mark.parametrize("command", [[], ["explain"], ["convert"], ["inspect"], ["methods"]])
+@pytest.mark.parametrize("method", ox.METHODS)
+def test_methods_describes_one(method):
+    spec, text = ox.METHODS[method], " ".join(run("methods", method).stdout.split())
+    answer = json.loads(run("methods", method, "--json").stdout)
+    assert answer["summary"] == spec.summary
+    assert answer["cost"]["forward"] == spec.cost.forward
+    assert [option["unit"] for option in answer["options"]] == [option.unit for option in spec.options]
+    assert ("lrp" in answer) == (method == "lrp")
+    assert all(option.name in text for option in spec.options)
+    assert all(paper.url in text for paper in spec.papers)
+
+
+def test_methods_knows_no_other():
+    error, hint = refuse("methods", "gradeint")
+    assert error.endswith("there is no method 'gradeint'")
+    assert "Did you mean 'gradient'?" in hint
+
+
+@pytest.mark.parametrize("command", [[], ["explain"], ["convert"], ["inspect"], ["influence"], ["methods"]])
 def test_help(command):
     text = run(*command, "--help").stdout
     found = main.commands[command[0]] if command else main
@@ -426,6 +444,15 @@ def python(code):
 def test_importing_the_library_is_light():
     heavy = python("import sys, onnxplain; print([m for m in ('click', 'rich', 'cv2') if m in sys.modules])")
     assert heavy.strip() == "[]"
+
+
+def test_photos_are_read_without_the_path_of_a_module():
+    code = "import sys, onnxplain as ox; before = 'cv2' in sys.modules; ox.read_image, ox.preprocess; "
+    assert python(code + "print(before, 'cv2' in sys.modules)").strip() == "False True"
+    assert (ox.read_image, ox.preprocess, ox.find_note) == (read_image, preprocess, find_note)
+    assert set(ox.__all__) <= set(dir(ox))
+    with pytest.raises(AttributeError, match="'onnxplain' has no attribute 'read_photo'"):
+        _ = ox.read_photo
 
 
 def test_listing_methods_needs_no_pictures():

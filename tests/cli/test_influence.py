@@ -101,10 +101,10 @@ def test_refusals(folder):
     assert "target 10 is out of range" in refused("x.npy", "--versus", "10")[0]
     assert "--mean is for photos" in refused("x.npy", "--mean", "1")[0]
     (folder / "empty").mkdir()
-    assert "no photo and no array in 'empty'" in refused("empty")[0]
+    assert "'empty' holds neither photos nor arrays" in refused("empty")[0]
     (folder / "photos" / "a.png").write_bytes(b"no photo")
     assert "a.png' is not an image" in refused("photos")[0]
     np.save("wide.npy", np.zeros((2, 1, 8, 9), np.float32))
     assert "axis 3 differs" in refused("wide.npy")[0]
     assert "the model takes" in refused(DIGIT, at="y", model=saved(TWO))[0]
-    assert "nothing says how" in refused(DIGIT, at="y", model=saved(SMALL))[0]
+    assert "it is unknown how" in refused(DIGIT, at="y", model=saved(SMALL))[0]

@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pytest
 
 import onnxplain as ox
-from onnxplain.composites import composite as composites
+from onnxplain import composites
+from onnxplain.arguments import number
 from onnxplain.distributions import Distribution, Line, LineIncrements, Lines, Point, References, Root, row_of
 from onnxplain.errors import OptionError
 from onnxplain.execution import LOOPS, Answer, Runner
@@ -20,7 +21,8 @@ from onnxplain.execution.point import explain_point
 from onnxplain.export import WRITERS, Specification
 from onnxplain.export.specification import finished
 from onnxplain.graph.ir import Graph
-from onnxplain.methods.method import Method
+from onnxplain.methods import Cost, Method
+from onnxplain.methods.spec import Doc, documented
 from onnxplain.programs.compile import COMPILERS
 from tests.export.test_explainer import bare
 from tests.models import IMAGES, MLP, Array
@@ -109,7 +111,8 @@ def write_shifted(spec: Specification, shifted: Shifted) -> Graph:
     return finished(inside, dict(zip(names, inside(inside.emitter, points, list(names.values())), strict=True)))
 
 
-def shifted_gradient(shift: float = 0.5) -> Method:
+@documented("gradients", formula="g(x + shift)", latex="", cost=Cost("1", "1"), use="Here.", avoid="Elsewhere.")
+def shifted_gradient(shift: Annotated[float, number(), Doc("What is added.", "units of the input")] = 0.5) -> Method:
     """Gradient at the input plus a number."""
     return Method("shifted_gradient", composites.gradient(), Shifted(shift))
 

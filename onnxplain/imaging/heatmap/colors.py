@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from onnxplain.errors import OptionError, did_you_mean
+from onnxplain.arguments import one_of
 
 Table = npt.NDArray[np.uint8]
 
@@ -83,8 +83,7 @@ def palette(colors: str, signed: bool) -> Palette:
     OptionError
         The name is unknown.
     """
-    if colors not in COLORS:
-        raise OptionError(f"unknown colors {colors!r}", did_you_mean(str(colors), COLORS))
+    one_of(COLORS).check("color scale", colors)
     if colors == "auto":
         colors = "blue_white_red" if signed else "inferno"
     table = _table(colors)

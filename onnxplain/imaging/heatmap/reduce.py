@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from onnxplain.errors import InputError, OptionError, did_you_mean
+from onnxplain.arguments import one_of
+from onnxplain.errors import InputError, OptionError
 
 POOLINGS: Mapping[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {  # name -> function of a (C, H, W) array
     "sum": lambda values: values.sum(axis=0, dtype=np.float64),
@@ -64,8 +65,7 @@ def heatmap(
 
 def pool(values: npt.ArrayLike, layout: str = "auto", pooling: str = "sum") -> npt.NDArray[np.float64]:
     """Reduce an attribution over its channels to shape (H, W); a 2-D attribution counts as one channel."""
-    if pooling not in POOLINGS:
-        raise OptionError(f"unknown pooling {pooling!r}", did_you_mean(str(pooling), POOLINGS))
+    one_of(POOLINGS).check("pooling", pooling)
     array = np.ascontiguousarray(channels_first(values, layout))
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
@@ -76,8 +76,7 @@ def pool(values: npt.ArrayLike, layout: str = "auto", pooling: str = "sum") -> n
 
 def channels_first(values: npt.ArrayLike, layout: str) -> npt.NDArray[Any]:
     """Return a view of one sample's attribution with shape (C, H, W)."""
-    if layout not in LAYOUTS:
-        raise OptionError(f"unknown layout {layout!r}", did_you_mean(str(layout), LAYOUTS))
+    one_of(LAYOUTS).check("layout", layout)
     array = np.asarray(values)
     if array.ndim not in (1, 2, 3) or not array.size:
         raise InputError(

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from onnxplain.errors import InputError, OptionError, did_you_mean
+from onnxplain.arguments import one_of
+from onnxplain.errors import InputError
 from onnxplain.imaging.heatmap import letters
 from onnxplain.imaging.heatmap.draw import Image, overlay, render
 from onnxplain.imaging.heatmap.reduce import LAYOUTS
@@ -80,8 +81,7 @@ def montage(
 
 
 def _channels_first(array: npt.NDArray[Any], layout: str) -> npt.NDArray[Any]:
-    if layout not in LAYOUTS:
-        raise OptionError(f"unknown layout {layout!r}", did_you_mean(str(layout), LAYOUTS))
+    one_of(LAYOUTS).check("layout", layout)
     if array.ndim != 4 or not array.size:
         hint = "Give one sample, without its batch axis: (C, D, H, W) or (D, H, W, C)."
         raise InputError(f"a volume must have four axes, not shape {array.shape}", hint)

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 from types import EllipsisType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from onnxplain.errors import OptionError, TargetError, did_you_mean
+from onnxplain.arguments import one_of
+from onnxplain.errors import OptionError, TargetError
 from onnxplain.graph.ir import Value
 from onnxplain.graph.var import Var
 from onnxplain.questions.quantities.derived import Derived, Expressed, Greatest, LogProbabilities
@@ -205,10 +206,13 @@ def Neuron(tensor: str, index: Element) -> Quantity:
     return Quantity(((1.0, index),), ExplainedTensor(tensor))
 
 
-def Channel(tensor: str, channel: int, reduce: str = "sum") -> Quantity:
+Reduction = Literal["sum", "max"]
+"""What becomes of the elements of a channel."""
+
+
+def Channel(tensor: str, channel: int, reduce: Reduction = "sum") -> Quantity:
     """A channel (axis 1) of an internal tensor of pictures, volumes or signals: its sum, or its max."""
+    one_of(get_args(Reduction)).check("reduction", reduce)
     if reduce == "max":
         return Quantity(((1.0, 0),), ExplainedTensor(derived=Greatest(tensor, channel)))
-    if reduce != "sum":
-        raise OptionError(f"there is no reduction {reduce!r}", did_you_mean(str(reduce), ["sum", "max"]))
     return Quantity(((1.0, (channel, ...)),), ExplainedTensor(tensor))
