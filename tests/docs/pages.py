@@ -2,8 +2,8 @@
 
 A page's blocks run in order, in an empty folder that has ``models/``. ``python`` blocks share their names. Of ``sh``
 blocks, lines that begin with ``onnxplain`` are run. A ``text`` block right after a block of code is what that block
-prints, ``...`` standing for anything. A block is skipped if the paragraph before it begins with "*Not run by the tests"
-and says why.
+prints, ``...`` standing for anything. ``py`` blocks are excerpts from the package. A block is skipped if the paragraph
+before it begins with "*Not run by the tests" and says why.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shlex
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from textwrap import dedent
 
 from click.testing import CliRunner
 
@@ -26,8 +27,8 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(DOCS.rglob("*.md"))
 SKIP = "*Not run by the tests"
 RUN = ("python", "sh")
-KNOWN = {*RUN, "text", "json", "js", "python-sketch"}
-FENCE = re.compile(r"^```([\w-]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+KNOWN = {*RUN, "py", "text", "json", "js"}  # py: an excerpt from the package
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ def blocks(path: Path) -> list[Block]:
     found = []
     for match, following in zip_longest(matches, matches[1:]):
         before = text[: match.start()].rstrip().rpartition("\n\n")[2]
-        right_after = following and following[1] == "text" and not text[match.end() : following.start()].strip()
-        prints = following[2] if following and right_after else None
+        right_after = following and following[2] == "text" and not text[match.end() : following.start()].strip()
+        prints = following[3] if following and right_after else None
         line = text.count("\n", 0, match.start()) + 1
-        found.append(Block(match[1], match[2], line, before if before.startswith(SKIP) else "", prints))
+        found.append(Block(match[2], dedent(match[3]), line, before if before.startswith(SKIP) else "", prints))
     return found
 
 

@@ -34,8 +34,26 @@ def test_blocks_are_of_known_kinds(path):
 @pytest.mark.parametrize("path", pages.PAGES, ids=named)
 def test_what_is_not_run_says_why(path):
     for block in pages.blocks(path):
-        if block.language == "js" or block.skipped:
+        every_line = len(pages.commands(block)) == len(block.code.splitlines())
+        whole = block.language in ("python", "text", "json", "py") or every_line
+        in_ci = path.name == "README.md" and block.code.startswith("python3 -m venv")  # see test_readme
+        if block.skipped or not (whole or in_ci):
             assert re.match(r"\*Not run by the tests\b.*(because|: )", block.skipped, re.DOTALL), block.line
+
+
+def stripped(code):
+    """Code without indentation and blank lines."""
+    return "\n".join(line.strip() for line in code.splitlines() if line.strip())
+
+
+SOURCES = [stripped(path.read_text("utf-8")) for path in pages.ROOT.glob("onnxplain/**/*.py")]
+
+
+@pytest.mark.parametrize("path", pages.PAGES, ids=named)
+def test_excerpts_are_from_the_package(path):
+    for block in pages.blocks(path):
+        if block.language == "py":
+            assert any(stripped(block.code) in source for source in SOURCES), block.code
 
 
 def test_a_wrong_output_is_seen(tmp_path, workplace):
