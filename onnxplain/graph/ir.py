@@ -180,9 +180,9 @@ class Graph:
     @cached_property
     def captured(self) -> tuple[str, ...]:
         """Names of outer values that the graph reads: neither its inputs, nor its constants, nor computed in it."""
-        own = {v.name for v in self.inputs} | set(self.constants) | set(self.producer)
+        defined = {v.name for v in self.inputs} | set(self.constants) | set(self.producer)
         reads = [name for node in self.nodes for name in node.reads] + [v.name for v in self.outputs]
-        return tuple(dict.fromkeys(name for name in reads if name not in own))
+        return tuple(dict.fromkeys(name for name in reads if name not in defined))
 
     def value(self, name: str) -> Value:
         """The value of a name; that of a constant is made from its array."""

@@ -29,14 +29,11 @@ _UFUNCS: Mapping[np.ufunc, str] = {
     np.greater_equal: "GreaterOrEqual",
     np.less_equal: "LessOrEqual",
 }
-_SIZE_ARITHMETIC = {
-    "Add": np.add,
-    "Sub": np.subtract,
-    "Mul": np.multiply,
-}  # of constants: done at once
+_SIZE_ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}  # done at once, of constants
 
 
 def _error(tensor: Var, how: str, hint: str) -> TensorError:
+    """The error for a use that needs the numbers in a tensor."""
     return TensorError(f"the tensor {tensor} {how}, but has no values before the model runs", hint)
 
 

@@ -1,4 +1,4 @@
-"""AffineGrid, which calculates where to read, and DeformConv, which reads there."""
+"""AffineGrid, which computes positions to read, and DeformConv, which reads at positions."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ TABLE = OpTable(Kind.AVG_POOL)
 
 @TABLE.vjp("AffineGrid")
 def affine_grid(call: Call, ct: Var) -> list[Var]:
-    """Differentiate y = theta (p, 1), where p are the points of the grid: the operator's answer to theta = identity."""
+    """For y = theta (p, 1), with the points p of the grid, which the operator gives for theta = identity."""
     axes = call.y.rank - 2
     rest = call.op("Slice", call.need(1), call.ints([1]), call.ints([axes + 2]))
     identity = ct.like(np.eye(axes, axes + 1)[None])
     points = call.op("AffineGrid", identity, concat([call.ints([1]), rest]), **call.attrs)
-    arrived = ct.reshape([0, -1, axes], known=(None, None, axes))
-    linear = call.op("MatMul", arrived.transpose([0, 2, 1]), points.reshape([-1, axes]))
-    return [concat([linear, unsqueeze(arrived.sum([1]), [2])], axis=2)]
+    points_ct = ct.reshape([0, -1, axes], known=(None, None, axes))
+    linear = call.op("MatMul", points_ct.transpose([0, 2, 1]), points.reshape([-1, axes]))
+    return [concat([linear, unsqueeze(points_ct.sum([1]), [2])], axis=2)]
 
 
 def deform_kind(call: Call) -> Kind:
-    """CONV where of its operands only the image is explained."""
+    """CONV if only the image is active, PRODUCT if weights, offsets or mask are, too."""
     return Kind.PRODUCT if any(call.active[i] for i in (1, 2, 4) if i < len(call.active)) else Kind.CONV
 
 
@@ -37,7 +37,7 @@ def deform_kind(call: Call) -> Kind:
     "DeformConv", kind=deform_kind, traits=Trait.READS | Trait.CONTRACTS | Trait.MIXES_CHANNELS | Trait.CHANNELS_FIRST
 )
 def deform_conv(call: Call, ct: Var) -> Sequence[Cotangent]:
-    """Differentiate y = w (mask * read), where GridSample could read.
+    """For y = w (mask * read), where ``read`` is the output of a GridSample.
 
     Shapes: N images of C channels in D offset groups, O outputs in G groups; K elements of the kernel, P places for it.
     """
@@ -47,12 +47,12 @@ def deform_conv(call: Call, ct: Var) -> Sequence[Cotangent]:
     by_x, by_w, by_offset, by_bias, by_mask = (*call.active, False, False)[:5]
     outputs = w.size(0) / call.attrs["group"]
     weights = w.reshape(concat([group, outputs, rest]), known=(None,) * 3)  # G O/G CK/G
-    arrived = ct.reshape(concat([ct.size(0), group, outputs, rest]), known=(None,) * 4)  # N G O/G P
+    grouped_ct = ct.reshape(concat([ct.size(0), group, outputs, rest]), known=(None,) * 4)  # N G O/G P
     grid, scale = _grid(call)
     image = x.reshape(concat([rest, x.size(1) / call.attrs["offset_group"], x.sizes(2)]), known=(None,) * 4)
     reading = Node("GridSample", (), (), {"mode": "linear", "padding_mode": "zeros", "align_corners": 0})
     read = call.op("GridSample", image, grid, known=(None,) * 4, **reading.attrs)  # (N D) C/D K P
-    to_read = to_product = call.op("MatMul", weights.transpose([0, 2, 1]), arrived).reshape_like(read)
+    to_read = to_product = call.op("MatMul", weights.transpose([0, 2, 1]), grouped_ct).reshape_like(read)
     factor = None
     if mask is not None:
         factor = mask.reshape(concat([grid.size(0), call.ints([1]), grid.sizes(1, 3)]), known=(None,) * 4)
@@ -63,7 +63,7 @@ def deform_conv(call: Call, ct: Var) -> Sequence[Cotangent]:
     if by_w:
         rows = read if factor is None else read * factor
         rows = rows.reshape(concat([ct.size(0), group, rest, grid.size(2)]), known=(None,) * 4)
-        to_w = call.op("MatMul", arrived, rows.transpose([0, 1, 3, 2]), known=(None,) * 4).sum([0]).reshape_like(w)
+        to_w = call.op("MatMul", grouped_ct, rows.transpose([0, 1, 3, 2]), known=(None,) * 4).sum([0]).reshape_like(w)
     if to_grid is not None:  # N D K P and x, y become N D K and y, x and P
         turned = call.op("Gather", (to_grid * scale).transpose([0, 1, 3, 2]), call.ints([1, 0]), axis=2)
         to_offset = turned.reshape_like(offset)
@@ -74,7 +74,7 @@ def deform_conv(call: Call, ct: Var) -> Sequence[Cotangent]:
 
 
 def _grid(call: Call) -> tuple[Var, Var]:
-    """The places as GridSample takes them, axes (N D) K P 2, and how much they change with the offsets, shape (2,)."""
+    """Positions in the units of GridSample, axes (N D) K P 2, and their change per unit of the offsets, shape (2,)."""
     x, w, offset = call.x, call.need(1), call.need(2)
     strides, dilations = (call.attrs.get(name) or [1, 1] for name in ("strides", "dilations"))
     pads = call.attrs.get("pads") or [0] * 4

@@ -1,4 +1,4 @@
-"""Operators that pick elements by index, or put them there: their cotangents go the other way."""
+"""Operators that read or write elements by index. The cotangent of a read is a write, and the other way round."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def zeros(sizes: Var, dtype: Any, known: Shape | None = None) -> Var:
 
 
 def add_at(base: Var, index: Var, updates: Var, axis: int) -> Var:
-    """Add ``updates`` to ``base`` at ``index`` along ``axis``; an index may occur several times."""
-    # In half precision the CPU's kernel is registered but fails, and the sum would lose digits.
+    """Add ``updates`` to ``base`` at ``index`` along ``axis``; repeated indices add up."""
+    # In half precision, the CPU kernel is registered but fails, and sums would lose digits.
     wide = np.dtype(np.float32) if base.dtype.itemsize < 4 else base.dtype
     total = base.emitter.op(
         "ScatterElements", base.cast(wide), index, updates.cast(wide), axis=axis, reduction="add", known=base.shape
@@ -35,44 +35,44 @@ def add_at(base: Var, index: Var, updates: Var, axis: int) -> Var:
 
 
 def count(x: Var, start: int = 0, end: int | None = None) -> Var:
-    """Number of places that axes ``start:end`` of ``x`` span: their sizes' product, int64 of shape (1,)."""
+    """Product of the sizes of axes ``start:end`` of x, int64 of shape (1,)."""
     axes = range(x.rank)[start:end]
     sizes = [x.shape[axis] if x.shape else None for axis in axes]
     known = prod(size for size in sizes if isinstance(size, int))
-    # ReduceProd would do, but has no int64 kernel on CUDA.
+    # Not by ReduceProd, which has no int64 kernel on CUDA.
     free = [x.size(axis) for axis, size in zip(axes, sizes, strict=True) if not isinstance(size, int)]
     return reduce(mul, free, x.emitter.ints([known]))
 
 
 def ranked(x: Var, rank: int) -> Var:
-    """Make the rank known: ONNX does not infer it for every operator where sizes are free."""
+    """Note the rank of x, which ONNX does not infer for every operator if sizes are free."""
     return x.emitter.refine(x, x.shape or (None,) * rank)
 
 
 def counter(size: Var) -> Var:
-    """0, 1, 2, ...: as many numbers as ``size`` says, which has shape (1,)."""
+    """The numbers from 0 to size - 1; ``size`` has shape (1,)."""
     emitter, count = size.emitter, None if size.value is None else int(size.value[0])
     scalars = (emitter.const(np.int64(0)), size.reshape([]), emitter.const(np.int64(1)))
     return emitter.op("Range", *scalars, known=(count,))
 
 
 def positions(x: Var, axes: int) -> Var:
-    """0, 1, 2, ... in the shape of the first ``axes`` axes of ``x``: an operator applied to it tells what it picks."""
+    """Numbers from 0 on in the shape of the first ``axes`` axes of x; an operator picks its index from them."""
     return counter(count(x, 0, axes)).reshape(x.sizes(0, axes), known=x.shape and x.shape[:axes])
 
 
 def as_rows(x: Var, axes: int) -> Var:
-    """Reshape ``x`` to a matrix: its first ``axes`` axes make the rows, the others the columns."""
+    """Reshape x to a matrix: its first ``axes`` axes become the rows, the others the columns."""
     return x.reshape(concat([x.emitter.ints([-1]), count(x, axes)]))
 
 
 def row_index(rows: Var, columns: Var) -> Var:
-    """Index for ScatterElements that moves whole rows; ``columns`` is their length, of shape (1,)."""
+    """Index with which ScatterElements moves whole rows; ``columns``: their length, of shape (1,)."""
     return rows.emitter.op("Expand", rows.reshape([-1, 1]), concat([rows.emitter.ints([1]), columns]))
 
 
 def unpick(ct: Var, rows: Var, x: Var, axes: int) -> Var:
-    """Cotangent of ``x`` where the output selects ``rows``: flat positions over the first ``axes`` axes of ``x``."""
+    """Cotangent of x if the output is the selection ``rows``: flat positions over the first ``axes`` axes of x."""
     columns = count(x, axes)
     updates = ct.reshape(concat([x.emitter.ints([-1]), columns]))
     base = zeros(concat([count(x, 0, axes), columns]), ct.dtype)
@@ -80,7 +80,7 @@ def unpick(ct: Var, rows: Var, x: Var, axes: int) -> Var:
 
 
 def pad(ct: Var, begins: Sequence[Var], ends: Sequence[Var], known: Shape | None) -> Var:
-    """Zeros around ``ct``: one Var of shape (1,) per axis and side; negative ones crop."""
+    """Put zeros around ct; one width of shape (1,) per axis and side, negative ones crop."""
     widths = concat([*begins, *ends])
     if widths.value is not None and not widths.value.any():
         return ct.emitter.refine(ct, known) if known else ct
@@ -88,7 +88,7 @@ def pad(ct: Var, begins: Sequence[Var], ends: Sequence[Var], known: Shape | None
 
 
 def untake(ct: Var, index: Var, x: Var, axis: int) -> Var:
-    """Cotangent of ``x`` in ``Gather(x, index, axis)`` with a 1-D index: ``ct`` added up where it came from."""
+    """Cotangent of x in Gather(x, index, axis) with an index of one axis: ct is added up at the index."""
     emitter, size = x.emitter, x.shape[axis] if x.shape else None
     if index.value is not None and index.value.size:
         order = index.value.astype(np.int64)
@@ -105,7 +105,7 @@ def untake(ct: Var, index: Var, x: Var, axis: int) -> Var:
                 begins[axis], ends[axis] = emitter.ints([first]), left
             return pad(ct, begins, ends, x.shape)
         if isinstance(size, int) and len(set(order.tolist())) == order.size:
-            # Where each element of x went; the others went to one more place, a zero.
+            # For each element of x its place in the output; the other elements read one more place, a zero.
             inverse = np.full(size, order.size)
             inverse[order] = np.arange(order.size)
             if order.size < size:
@@ -120,6 +120,7 @@ def untake(ct: Var, index: Var, x: Var, axis: int) -> Var:
 
 @TABLE.vjp("Gather", traits=Trait.MOVES | Trait.LOOKS_UP | Trait.KEEPS_NON_NEGATIVE)
 def gather(call: Call, ct: Var) -> list[Var]:
+    """As `untake`, with the axes of the index merged into one."""
     x, index = call.x, call.need(1)
     axis = call.attrs["axis"] % x.rank
     known = None if x.shape is None else (*x.shape[:axis], None, *x.shape[axis + 1 :])
@@ -133,12 +134,14 @@ def gather(call: Call, ct: Var) -> list[Var]:
 
 @TABLE.vjp("GatherElements", traits=Trait.LOOKS_UP)
 def gather_elements(call: Call, ct: Var) -> list[Var]:
+    """Adds ct up at the index."""
     index = call.need(1)
     return [add_at(zeros(call.x.sizes(), ct.dtype, call.x.shape), index, ct, call.attrs["axis"])]
 
 
 @TABLE.vjp("GatherND")
 def gather_nd(call: Call, ct: Var) -> list[Var]:
+    """As `unpick`, with the rows that GatherND picks of the positions."""
     x, index = call.x, call.need(1)
     axes = x.rank + index.rank - 1 - call.y.rank  # batch_dims and the last size of the index together
     rows = call.op("GatherND", positions(x, axes), index, batch_dims=call.attrs["batch_dims"])
@@ -146,13 +149,14 @@ def gather_nd(call: Call, ct: Var) -> list[Var]:
 
 
 def scatter_kind(call: Call) -> Kind:
-    """MOVEMENT only without a reduction; adding, multiplying and choosing are what they are elementwise."""
+    """MOVEMENT without a reduction, otherwise the kind of the elementwise sum, product or choice."""
     kinds = {"none": Kind.MOVEMENT, "add": sum_kind(call), "mul": product_kind(call)}
     return kinds.get(call.attrs["reduction"], Kind.MAX_POOL)
 
 
 @TABLE.vjp("ScatterElements", kind=scatter_kind, traits=Trait.READS)
 def scatter_elements(call: Call, ct: Var) -> Sequence[Cotangent]:
+    """To the updates ct at the index; to the data ct, with 0 at the index if the updates replace it."""
     x, index, updates = (call.need(i) for i in range(3))
     axis, reduction = call.attrs["axis"], call.attrs["reduction"]
     if reduction not in ("none", "add"):
@@ -167,14 +171,15 @@ def scatter_elements(call: Call, ct: Var) -> Sequence[Cotangent]:
 
 @TABLE.vjp("ScatterND", kind=scatter_kind, traits=Trait.READS)
 def scatter_nd(call: Call, ct: Var) -> Sequence[Cotangent]:
+    """To the updates ct at the index; to the data ct, with 0 at the index if the updates replace it."""
     x, index, updates = (call.need(i) for i in range(3))
     reduction = call.attrs["reduction"]
     if reduction not in ("none", "add"):
         axes = x.rank + index.rank - 1 - updates.rank
         rows = row_index(call.op("GatherND", positions(x, axes), index, batch_dims=0), count(x, axes))
-        data, result, arrived = (as_rows(v, axes) for v in (x, call.y, ct))
+        data, y_rows, ct_rows = (as_rows(v, axes) for v in (x, call.y, ct))
         flat = as_rows(updates, index.rank - 1)
-        to_data, to_updates = _reduced(reduction, data, rows, flat, result, arrived, 0)
+        to_data, to_updates = _reduced(reduction, data, rows, flat, y_rows, ct_rows, 0)
         return [to_data.reshape_like(x), None, to_updates.reshape_like(updates)]
     taken = call.op("GatherND", ct, index, batch_dims=0, known=updates.shape)
     if reduction == "none":
@@ -185,7 +190,7 @@ def scatter_nd(call: Call, ct: Var) -> Sequence[Cotangent]:
 
 
 def _reduced(reduction: str, data: Var, index: Var, updates: Var, y: Var, ct: Var, axis: int) -> tuple[Var, Var]:
-    """Cotangents of data and updates where ScatterElements multiplies or chooses (max, min: ties share evenly)."""
+    """Cotangents of data and updates if ScatterElements multiplies, or takes extremes (ties share ct equally)."""
     emitter = data.emitter
 
     def take(v: Var) -> Var:
@@ -196,7 +201,7 @@ def _reduced(reduction: str, data: Var, index: Var, updates: Var, y: Var, ct: Va
 
     nothing = zeros(data.sizes(), data.dtype, data.shape)
     if reduction == "mul":
-        # The product of all others is the product of the nonzero ones, or 0 where another one is zero.
+        # The product of the others is the product of the nonzero ones, or 0 if one of the others is 0.
         zero = updates.equal(0.0).cast(data.dtype)
         nonzero = updates + zero
         zeros_met = take(add_at(nothing, index, zero, axis))
@@ -209,6 +214,7 @@ def _reduced(reduction: str, data: Var, index: Var, updates: Var, y: Var, ct: Va
 
 @TABLE.vjp("Compress", traits=Trait.DATA_SIZED)
 def compress(call: Call, ct: Var) -> list[Var]:
+    """Puts ct back at the places that were kept."""
     x, condition = call.x, call.need(1)
     axis = call.attrs.get("axis")
     if axis is None:
@@ -217,6 +223,7 @@ def compress(call: Call, ct: Var) -> list[Var]:
 
 
 def _kept(condition: Var, size: Var) -> Var:
+    """Positions at which a condition holds, among ``size`` ones."""
     if condition.value is not None:
         return size.emitter.ints(np.flatnonzero(condition.value).tolist())
     return size.emitter.op("Compress", counter(size), condition, axis=0)
@@ -224,7 +231,7 @@ def _kept(condition: Var, size: Var) -> Var:
 
 @TABLE.vjp("Unique", traits=Trait.DATA_SIZED)
 def unique(call: Call, ct: Var, *_: Cotangent) -> list[Var]:
-    """To the first one of equal elements."""
+    """To the first of equal elements."""
     shapes = [call.y.shape, (None,)]
     first = call.outputs[1] if len(call.outputs) > 1 else None
     if first is None:
@@ -238,20 +245,21 @@ def unique(call: Call, ct: Var, *_: Cotangent) -> list[Var]:
 
 @TABLE.vjp("Range", kind=sum_kind)
 def range_(call: Call, ct: Var) -> Sequence[Cotangent]:
-    """Differentiate start + k delta; the limit only says how many there are."""
+    """For y[k] = start + k delta: the sum of ct to start, that of k ct to delta; the limit only sets the size."""
     step = (ct * counter(ct.size(0)).cast(ct.dtype)).sum() if call.active[2] else None
     return [ct.sum(), None, step]
 
 
 @TABLE.vjp("OneHot", traits=Trait.LOOKS_UP)
 def one_hot(call: Call, ct: Var) -> Sequence[Cotangent]:
+    """Sums of ct where the output is off, and where it is on, to the two values."""
     hot = call.op("OneHot", *call.inputs[:2], ct.like([0, 1]), dtype=ct.dtype, known=ct.shape, axis=call.attrs["axis"])
     on = (ct * hot).sum()
     return [None, None, concat([(ct.sum() - on).reshape([1]), on.reshape([1])])]
 
 
-# What GridSample reads along an axis: offsets of elements, and the weight of each as a polynomial of the position
-# between offsets 0 and 1, lowest power first. The cubic one is Keys' kernel with a = -0.75.
+# Elements that GridSample reads along an axis: their offsets, and the coefficients of their weights, polynomials of the
+# position between offsets 0 and 1, lowest power first. The cubic kernel is that of Keys with a = -0.75.
 _READS: dict[str, tuple[list[int], list[list[float]]]] = {
     "nearest": ([0], [[1]]),
     "linear": ([0, 1], [[1, -1], [0, 1]]),
@@ -263,13 +271,13 @@ _READS: dict[str, tuple[list[int], list[list[float]]]] = {
 
 
 def grid_kind(call: Call) -> Kind:
-    """AVG_POOL on a fixed grid; PRODUCT where the weights depend on what is explained as well."""
+    """AVG_POOL on a fixed grid, PRODUCT if the grid is active, too."""
     return Kind.PRODUCT if call.active[1] else Kind.AVG_POOL
 
 
 @TABLE.vjp("GridSample", kind=grid_kind, traits=Trait.READS | Trait.CONTRACTS)
 def grid_sample(call: Call, ct: Var) -> Sequence[Cotangent]:
-    """Every output is a sum of weight * element over all combinations of one element read per axis.
+    """For y = the sum of weight * element over the elements read, one combination of offsets each.
 
     Shapes: N samples, C channels, R elements read per output, P outputs, and one axis of reads per spatial axis.
     """
@@ -290,7 +298,9 @@ def grid_sample(call: Call, ct: Var) -> Sequence[Cotangent]:
         base = call.op("Round" if mode == "nearest" else "Floor", position)
         between = position - base
         weight = slope = ct.like(0)
-        for column in zip(*(row[::-1] for row in coefficients), strict=True):  # Horner, and its derivative
+        for column in zip(
+            *(row[::-1] for row in coefficients), strict=True
+        ):  # Horner's scheme, and that of the derivative
             slope, weight = slope * between + weight, weight * between + ct.like(np.reshape(column, along))
         place, inside = _padded(call, base + ct.like(np.reshape(offsets, along)), size)
         weights.append(weight if inside is None else weight * inside)
@@ -299,15 +309,15 @@ def grid_sample(call: Call, ct: Var) -> Sequence[Cotangent]:
         index = place if index is None else index * x.size(2 + axis) + place
     assert index is not None
     index = call.op("Expand", index.reshape([0, 1, -1]), concat([call.ints([1]), x.size(1), call.ints([1])]))
-    arrived = ct.reshape([0, 0, 1, -1])  # N C 1 P
+    flat_ct = ct.reshape([0, 0, 1, -1])  # N C 1 P
     to_x = to_grid = None
     if call.active[0]:
-        updates = (arrived * reduce(mul, weights).reshape([0, 1, reads, -1])).reshape([0, 0, -1])
+        updates = (flat_ct * reduce(mul, weights).reshape([0, 1, reads, -1])).reshape([0, 0, -1])
         base = zeros(concat([x.sizes(0, 2), count(x, 2)]), ct.dtype)
         to_x = add_at(base, index, updates, 2).reshape_like(x)
     if call.active[1] and mode != "nearest":
         read = call.op("GatherElements", x.reshape([0, 0, -1]), index, axis=2).reshape([0, 0, reads, -1])
-        seen = (read * arrived).sum([1])  # N R P
+        seen = (read * flat_ct).sum([1])  # N R P
         changes = [reduce(mul, [*weights[:a], slopes[a], *weights[a + 1 :]]) for a in reversed(range(axes))]
         parts = [(seen * change.reshape([0, reads, -1])).sum([1], keepdims=True) for change in changes]
         to_grid = concat(parts, axis=1).transpose([0, 2, 1]).reshape_like(grid)
@@ -315,7 +325,7 @@ def grid_sample(call: Call, ct: Var) -> Sequence[Cotangent]:
 
 
 def _padded(call: Call, place: Var, size: Var) -> tuple[Var, Var | None]:
-    """Where GridSample reads for a position that may lie outside, and whether (0 or 1) that counts; None: always."""
+    """The position that GridSample reads for one that may lie outside, and its factor, 0 or 1; None: always 1."""
     last, inside = size - 1.0, None
     if call.attrs["padding_mode"] == "zeros":
         inside = ((place >= 0.0) & (place <= last)).cast(place.dtype)

@@ -21,12 +21,12 @@ END = np.iinfo(np.int64).max
 
 
 def linear_kind(kind: Kind) -> Callable[[Call], Kind]:
-    """``kind`` where one of the two operands is active, PRODUCT where both are; SUM where only the summand is."""
+    """``kind`` where one of the two factors is active, PRODUCT where both are, SUM where only the bias is."""
     return lambda call: (Kind.SUM, kind, Kind.PRODUCT)[sum(call.active[:2])]
 
 
 def einsum_kind(call: Call) -> Kind:
-    """DENSE where the other one of two operands holds weights; without a matrix of weights it is a sum like a mean."""
+    """PRODUCT of several active operands, DENSE of one and of weights, otherwise AVG_POOL, which is a sum."""
     if sum(call.active) > 1:
         return Kind.PRODUCT
     return Kind.DENSE if len(call.active) == 2 else Kind.AVG_POOL
@@ -38,6 +38,7 @@ LAYER = Trait.LAYER | Trait.CONTRACTS | Trait.MIXES_CHANNELS | Trait.QUADRATIC
 
 @TABLE.vjp("Conv", kind=linear_kind(Kind.CONV), traits=LAYER | Trait.SLIDING | Trait.CHANNELS_FIRST)
 def conv(call: Call, ct: Var) -> list[Cotangent]:
+    """To x: `ConvWindow.spread`; to the weights: `ConvWindow.kernel_gradient`; to the bias: the sum of ct."""
     window = ConvWindow(call)
     return wanted(
         call, lambda: window.spread(ct), lambda: window.kernel_gradient(call.x, ct), lambda: window.bias_gradient(ct)
@@ -46,6 +47,7 @@ def conv(call: Call, ct: Var) -> list[Cotangent]:
 
 @TABLE.vjp("ConvTranspose", kind=linear_kind(Kind.CONV), traits=LAYER | Trait.CHANNELS_FIRST)
 def conv_transpose(call: Call, ct: Var) -> list[Cotangent]:
+    """To x: `ConvWindow.gather`; to the weights: `ConvWindow.kernel_gradient`; to the bias: the sum of ct."""
     window = ConvWindow(call)
     return wanted(
         call, lambda: window.gather(ct), lambda: window.kernel_gradient(ct, call.x), lambda: window.bias_gradient(ct)
@@ -54,6 +56,7 @@ def conv_transpose(call: Call, ct: Var) -> list[Cotangent]:
 
 @TABLE.vjp("Gemm", traits=LAYER)
 def gemm(call: Call, ct: Var) -> list[Cotangent]:
+    """For y = alpha a b + beta c: alpha ct b^T to a, alpha a^T ct to b, beta ct to c."""
     a, b, *c = operands(call)
     alpha, beta, flip_a, flip_b = (call.attrs[name] for name in ("alpha", "beta", "transA", "transB"))
 
@@ -74,6 +77,7 @@ def gemm(call: Call, ct: Var) -> list[Cotangent]:
 
 @TABLE.vjp("MatMul", traits=LAYER)
 def matmul(call: Call, ct: Var) -> list[Cotangent]:
+    """For y = a b: ct b^T to a, a^T ct to b."""
     a, b = operands(call)
     row, column = a.rank == 1, b.rank == 1  # 1-D operands are matrices of one row, of one column
     ct = unsqueeze(ct, [-2] * row + [-1] * column)
@@ -101,7 +105,7 @@ def matmul(call: Call, ct: Var) -> list[Cotangent]:
 
 @TABLE.vjp("Einsum", kind=einsum_kind, traits=Trait.CONTRACTS | Trait.MIXES_CHANNELS | Trait.QUADRATIC)
 def einsum(call: Call, ct: Var) -> list[Cotangent]:
-    """Exchange the output and one operand: ``ij,jk->ik`` gives ``ik,jk->ij`` and ``ik,ij->jk``."""
+    """An Einsum with the output and one operand exchanged: ``ij,jk->ik`` gives ``ik,jk->ij`` and ``ik,ij->jk``."""
     inputs = operands(call)
     terms, output = subscripts(call.attrs["equation"], [x.rank for x in inputs])
     unused = [letter for letter in ascii_letters if letter not in "".join(terms)]
@@ -115,13 +119,13 @@ def einsum(call: Call, ct: Var) -> list[Cotangent]:
         elsewhere = {(c, s) for t, v in factors for c, s in zip(t, shape(v), strict=True) if s is not None}
         target = ""
         for axis, (letter, size) in enumerate(zip(term, shape(x), strict=True)):
-            if letter in target:  # x is read on a diagonal only
+            if letter in target:  # only the diagonal of x is read
                 target += unused[axis]
                 factors.append((letter + unused[axis], identity(x.size(axis), x)))
                 continue
             target += letter
             if letter not in output and term.count(letter) == 1 and size != 1 and (letter, size) not in elsewhere:
-                # No other factor has this axis for sure: x was summed over it, and the gradient is spread along it.
+                # Maybe no other factor has this axis: x was summed over it, and the gradient is the same along it.
                 factors.append((letter, call.op("Expand", x.like([1]), x.size(axis), known=(size,))))
         equation = ",".join([output, *(t for t, _ in factors)]) + "->" + target
         result = call.op("Einsum", ct, *(v for _, v in factors), equation=equation)
@@ -131,7 +135,7 @@ def einsum(call: Call, ct: Var) -> list[Cotangent]:
 
 
 def subscripts(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """Parse an Einsum equation into its terms and its output; each axis of an ellipsis gets a letter of its own."""
+    """Parse an Einsum equation into the terms of operands and that of the output; axes of an ellipsis get letters."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     unused = [letter for letter in ascii_letters if letter not in equation]
     counts = [rank - len(t.replace("...", "")) for t, rank in zip(left.split(","), ranks, strict=True)]
@@ -142,9 +146,9 @@ def subscripts(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
 
 
 class ConvWindow:
-    """How the kernel of a convolution moves over the larger of its two tensors: x of Conv, y of ConvTranspose.
+    """The kernel of a convolution on the larger of its two tensors: on x of a Conv, on y of a ConvTranspose.
 
-    Kernel position k joins element i of the smaller one to element i * stride + k * dilation - begin of the larger one.
+    Kernel position k joins element i of the smaller tensor to element i stride + k dilation - begin of the larger one.
     """
 
     def __init__(self, call: Call) -> None:
@@ -160,14 +164,14 @@ class ConvWindow:
 
     @cached_property
     def span(self) -> Vector:
-        """Elements from the first to the last one under the kernel."""
+        """Number of elements from the first to the last one under the kernel, per spatial axis."""
         kernel = self.call.attrs.get("kernel_shape")
         sizes = np.array(kernel, np.int64) if kernel else vector(self.w.sizes(2))
         return (sizes - 1) * self.dilations + 1
 
     @cached_property
     def pads(self) -> tuple[Vector, Vector]:
-        """Padding of the larger tensor, at the beginnings and at the ends of its axes."""
+        """Padding of the larger tensor, at the beginnings and at the ends of its spatial axes."""
         automatic = self.call.attrs["auto_pad"]
         output_shape = self.call.attrs.get("output_shape")
         if output_shape or automatic.startswith("SAME"):
@@ -178,7 +182,7 @@ class ConvWindow:
         return begins, ends
 
     def _lack(self, output_shape: Sequence[int] | None) -> Vector:
-        """Tell what the larger sizes lack to be the smaller ones times the strides."""
+        """Number of elements that the larger sizes lack to be the smaller sizes times the strides."""
         added = self._attribute("output_padding", 0)
         sizes = vector(self.x.sizes(2))
         if output_shape:
@@ -197,20 +201,23 @@ class ConvWindow:
         return self._conv(ct, self.w, *self.pads, self.strides, self.dilations)
 
     def spread(self, ct: Var) -> Var:
-        """From the smaller tensor to the larger one: Conv's gradient.
+        """Map the smaller tensor to the larger one: the gradient of a Conv by x.
 
-        With stride 1 it is a Conv with flipped weights, the fastest form on the CPU. Otherwise a ConvTranspose with
-        equal padding on both sides, since CUDA has no other; what that cannot express is cut off.
+        With stride 1, this is a Conv with flipped weights, the fastest form on the CPU. Otherwise it is a ConvTranspose
+        with equal padding on both sides, as CUDA has no other, and a Slice where the padding differs.
         """
         (begins, ends), strides, span, sizes = self.pads, self.strides, self.span, vector(self.x.sizes(2))
         if isinstance(begins, Var) or isinstance(ends, Var):
             return self._crop(self._conv_transpose(ct, strides * 0, strides - 1), begins, sizes)
         if (strides == 1).all() and not isinstance(span, Var) and self.w.static_shape:
             return self._conv(ct, self._flipped(), span - 1 - begins, span - 1 - ends, strides, self.dilations)
-        rest, known = strides - 1, (strides == 1).all()  # the last elements, at most, that the stride did not reach
+        rest, known = (
+            strides - 1,
+            (strides == 1).all(),
+        )  # upper bound of the number of last elements that no window reaches
         if not isinstance(span, Var) and not isinstance(sizes, Var):
             rest, known = (sizes + begins + ends - span) % strides, True
-        cut = ends - rest  # if negative: zeros to add
+        cut = ends - rest  # elements to cut off at the ends; if negative, zeros to add
         added = np.clip(begins - cut, 0, strides - 1)
         pads = np.minimum(begins, cut + added)
         result = self._conv_transpose(ct, pads, added)
@@ -218,7 +225,7 @@ class ConvWindow:
         return result if exact else self._crop(result, begins - pads, sizes)
 
     def kernel_gradient(self, larger: Var, smaller: Var) -> Var:
-        """Conv with batch and channels exchanged, and with them strides and dilations."""
+        """The gradient by the kernel: a Conv with batch and channels, and strides and dilations, exchanged."""
         exchange = [1, 0, *self.spatial]
         if self.group == 1:
             rows = larger.transpose(exchange)
@@ -231,11 +238,11 @@ class ConvWindow:
         return self._crop(products.transpose(exchange), self.strides * 0, vector(self.w.sizes(2)))
 
     def bias_gradient(self, ct: Var) -> Var:
-        """Sum over everything but the channels."""
+        """The gradient by the bias: the sum over all axes but the channels."""
         return ct.sum([0, *self.spatial])
 
     def _flipped(self) -> Var:
-        """Exchange the weights' input and output channels in each group, and reverse every spatial axis."""
+        """The weights with input and output channels exchanged in each group, and all spatial axes reversed."""
         assert self.w.static_shape
         outputs, inputs, *kernel = self.w.static_shape
         if self.group == 1:
@@ -251,7 +258,7 @@ class ConvWindow:
         return self.call.op("Slice", w, starts, ends, self.call.ints(axes), starts)
 
     def _conv(self, x: Var, w: Var, begins: Vector, ends: Vector, strides: Ints, dilations: Ints) -> Var:
-        """Conv with any padding: also negative, which crops, or known at run time only."""
+        """A Conv with any padding: negative padding crops, and padding may be known at run time only."""
         if isinstance(begins, Var) or isinstance(ends, Var):
             zeros = self.call.ints([0, 0])
             x = self.call.op("Pad", x, concat([zeros, as_var(x, begins), zeros, as_var(x, ends)]), mode="constant")
@@ -276,7 +283,7 @@ class ConvWindow:
 
 
 def operands(call: Call) -> list[Var]:
-    """List the inputs that are there."""
+    """The inputs that are present."""
     return [v for v in call.inputs if v is not None]
 
 
@@ -286,29 +293,29 @@ def wanted(call: Call, *gradients: Callable[[], Var]) -> list[Cotangent]:
 
 
 def shape(x: Var) -> Shape:
-    """Return the shape of a tensor whose rank is known."""
+    """The shape of a tensor whose rank is known."""
     assert x.shape is not None
     return x.shape
 
 
 def vector(sizes: Var) -> Vector:
-    """Take the numbers themselves where they are known."""
+    """The array of a constant; other tensors as they are."""
     return sizes if sizes.value is None else sizes.value
 
 
 def as_var(like: Var, numbers: Vector) -> Var:
-    """Undo `vector`."""
+    """Make a tensor of the result of `vector`."""
     return numbers if isinstance(numbers, Var) else like.emitter.ints(numbers.tolist())
 
 
 def swap(x: Var) -> Var:
-    """Transpose the matrices along the last two axes."""
+    """Transpose the matrices in the last two axes."""
     axes = list(range(x.rank))
     return x.transpose([*axes[:-2], axes[-1], axes[-2]])
 
 
 def unsqueeze(x: Var, axes: Sequence[int]) -> Var:
-    """Add axes of size 1; none emits nothing."""
+    """Insert axes of size 1; no axes write nothing."""
     if not axes:
         return x
     known = list(shape(x))
@@ -318,7 +325,7 @@ def unsqueeze(x: Var, axes: Sequence[int]) -> Var:
 
 
 def identity(size: Var, x: Var) -> Var:
-    """Make an identity matrix with ``size`` rows, in the dtype of ``x``."""
+    """An identity matrix with ``size`` rows, in the dtype of x."""
     if size.value is not None:
         return x.like(np.eye(size.value.item()))
     zeros = x.emitter.op("Expand", x.like(0), concat([size, size]), known=(None, None))

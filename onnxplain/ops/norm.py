@@ -1,4 +1,4 @@
-"""Normalisation by statistics, and softmax. Statistics are computed in float32 where the tensors are shorter."""
+"""Normalisation by statistics, and softmax. Statistics of half-precision tensors are computed in float32."""
 
 from __future__ import annotations
 
@@ -14,32 +14,34 @@ from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 from onnxplain.ops.traits import Trait
 
 TABLE = OpTable(Kind.NORMALIZATION)
-FROZEN = "frozen"  # an attribute that LRP gives a node: what it divides by counts as constant
+FROZEN = "frozen"  # attribute that LRP adds to a node: the divisor counts as constant
 
 
 def wide(x: Var) -> Var:
-    """Raise short floats to float32."""
+    """Cast floats shorter than float32 to float32."""
     return x.cast(np.float32) if x.dtype.itemsize < 4 else x
 
 
 def mean(x: Var, axes: Sequence[int]) -> Var:
+    """Mean over axes, which stay, with size 1."""
     assert x.shape is not None
     known = tuple(1 if i in axes else d for i, d in enumerate(x.shape))
     return x.emitter.op("ReduceMean", x, x.emitter.ints(axes), known=known, keepdims=1)
 
 
 def inverse_root(x: Var) -> Var:
+    """Write 1 / sqrt(x)."""
     return 1 / x.emitter.op("Sqrt", x)
 
 
 def statistics(x: Var, axes: Sequence[int], epsilon: float) -> tuple[Var, Var]:
-    """Subtract the mean over ``axes`` from x; the second result is 1 / the standard deviation."""
+    """The centered x (x minus its mean over ``axes``), and the inverse of its standard deviation."""
     centered = x - mean(x, axes)
     return centered, inverse_root(mean(centered * centered, axes) + epsilon)
 
 
 def standardization_vjp(call: Call, ct: Var, centered: Var, inverse: Var, axes: Sequence[int]) -> Var:
-    """VJP of z = centered * inverse: what is left of ct without its mean and its part along z, times inverse."""
+    """VJP of z = centered * inverse by x: inverse times (ct - mean(ct) - z mean(ct z))."""
     by_centered = ct - mean(ct, axes)
     if not call.attrs.get(FROZEN):
         by_centered = by_centered - centered * (inverse * inverse * mean(ct * centered, axes))
@@ -47,18 +49,19 @@ def standardization_vjp(call: Call, ct: Var, centered: Var, inverse: Var, axes: 
 
 
 def column(parameter: Var, x: Var) -> Var:
-    """Shape a vector, one number per channel (axis 1) of x, so that it broadcasts to x."""
+    """Reshape a vector with one number per channel (axis 1) of x, so that it broadcasts to x."""
     return parameter.reshape([-1, *[1] * (x.rank - 2)])
 
 
 def fit(call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-    """Cotangents in the dtypes of their inputs."""
+    """Cast each cotangent to the dtype of its input."""
     pairs = zip(cotangents, call.inputs, strict=False)
     return [None if ct is None or i is None else ct.cast(i.dtype) for ct, i in pairs]
 
 
 @TABLE.vjp("BatchNormalization", kind=Kind.AFFINE, traits=Trait.ALONG_CHANNELS | Trait.CHANNELS_FIRST | Trait.AFFINE)
 def batch_normalization(call: Call, ct: Var, *running: Cotangent) -> Sequence[Cotangent]:
+    """For y = (x - average) factor + bias, factor = scale / sqrt(variance + epsilon): ct factor to x."""
     if call.attrs["training_mode"]:
         raise UnsupportedOperatorError(
             f"{call.node.label} is in training mode: its output depends on the other samples of the batch",
@@ -81,7 +84,7 @@ def batch_normalization(call: Call, ct: Var, *running: Cotangent) -> Sequence[Co
 def layer_normalization(
     call: Call, ct: Cotangent, to_mean: Cotangent = None, to_inverse: Cotangent = None
 ) -> Sequence[Cotangent]:
-    """Normalise rows; their means and the inverses of their standard deviations may be outputs, too."""
+    """Of y = z scale + bias, z the standardized x; mean and inverse standard deviation may be outputs, too."""
     x, scale = wide(call.x), wide(call.need(1))
     axes = range(call.attrs["axis"] % x.rank, x.rank)
     if len(call.outputs) == 3 and all(o is not None for o in call.outputs):
@@ -105,10 +108,10 @@ def layer_normalization(
 
 @TABLE.vjp("GroupNormalization", "InstanceNormalization", traits=Trait.CHANNELS_FIRST | Trait.STANDARDIZES)
 def channel_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
-    """Normalises each group of channels, an instance normalisation each channel, over all positions."""
+    """Of y = z scale + bias, z standardized over each group of channels, or, for instances, over each channel."""
     x, scale = wide(call.x), wide(call.need(1))
     assert x.shape is not None
-    groups = call.attrs.get("num_groups", 0)  # to Reshape, 0 means: as many as there are channels
+    groups = call.attrs.get("num_groups", 0)  # 0 tells Reshape to keep the number of channels
     known = (x.shape[0], groups or x.shape[1], None)
     centered, inverse = statistics(x.reshape([0, groups, -1], known), [2], call.attrs["epsilon"])
     ct = wide(ct)
@@ -122,6 +125,7 @@ def channel_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
 
 @TABLE.vjp("MeanVarianceNormalization", traits=Trait.STANDARDIZES)
 def mean_variance_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
+    """As `standardization_vjp`."""
     x = wide(call.x)
     axes = [a % x.rank for a in call.attrs["axes"]]
     centered, inverse = statistics(x, axes, 1e-18)  # the operator adds 1e-9 to the standard deviation
@@ -130,7 +134,10 @@ def mean_variance_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
 
 @TABLE.vjp("LRN", traits=Trait.ALONG_CHANNELS | Trait.CHANNELS_FIRST)
 def local_response_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
-    """Differentiate y = x d^-beta, d = bias + alpha/size (sum of x^2 over ``size`` neighbouring channels)."""
+    """For y = x d^-beta, d = bias + rate (sum of x^2 over ``size`` neighbouring channels) and rate = alpha / size.
+
+    ct d^-beta - 2 rate beta x (sum of ct y / d over the channels whose d depends on x).
+    """
     size, beta = call.attrs["size"], call.attrs["beta"]
     rate = call.attrs["alpha"] / size
     x, y, ct = wide(call.x), wide(call.y), wide(ct)
@@ -139,12 +146,12 @@ def local_response_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
     power = call.op("Exp", call.op("Log", d) * -beta)  # Pow with a fractional exponent is slow
     if call.attrs.get(FROZEN):
         return fit(call, ct * power)
-    reach = neighbours(ct * y / d, size - 1 - before, size)  # of whose neighbourhood x is a part
+    reach = neighbours(ct * y / d, size - 1 - before, size)  # channels whose neighbourhood x is in
     return fit(call, ct * power - x * reach * (2 * rate * beta))
 
 
 def neighbours(x: Var, before: int, size: int) -> Var:
-    """Sum over ``size`` neighbouring channels, the first of them ``before`` channels ahead."""
+    """Sum over ``size`` neighbouring channels, of which the first is ``before`` channels ahead."""
     emitter = x.emitter
     channels = emitter.ints([1])
     padded = emitter.op("Pad", x, emitter.ints([before, size - 1 - before]), None, channels, mode="constant")
@@ -158,7 +165,7 @@ def neighbours(x: Var, before: int, size: int) -> Var:
 
 @TABLE.vjp("LpNormalization", traits=Trait.ALONG_AXIS)
 def lp_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
-    """Remove the part of ct along y = x / norm. A vector of zeros stays one, and gets no gradient."""
+    """For y = x / norm: (ct - y (sum of ct y)) / norm, with sign(x) for the first y if p = 1; 0 where norm is 0."""
     x, y, p, axis = call.x, call.y, call.attrs["p"], call.attrs["axis"]
     assert x.shape is not None
     known = tuple(1 if i == axis % x.rank else d for i, d in enumerate(x.shape))
@@ -170,12 +177,13 @@ def lp_normalization(call: Call, ct: Var) -> Sequence[Cotangent]:
 
 @TABLE.vjp("Softmax", kind=Kind.SOFTMAX, traits=Trait.ALONG_AXIS | Trait.NON_NEGATIVE)
 def softmax(call: Call, ct: Var) -> Sequence[Cotangent]:
+    """For y = softmax(x): y (ct - sum of ct y)."""
     y = without_masked_rows(call)
     return [y * (ct - (ct * y).sum([call.attrs["axis"]], keepdims=True))]
 
 
 def without_masked_rows(call: Call) -> Var:
-    """Return y, or what the model makes of it with Where(row, 0, y): rows that are masked altogether are NaN in y."""
+    """The y without NaN, if the model has it: Where(row, 0, y), since rows that are masked entirely are NaN in y."""
     emitter, y = call.emitter, call.y
     name, users = y.name, users_of(call, y.name)
     if [node.op for node in users] == ["Cast"]:
@@ -193,10 +201,11 @@ def without_masked_rows(call: Call) -> Var:
 
 
 def users_of(call: Call, name: str) -> list[Node]:
-    """Nodes that read a value, of those written so far."""
+    """Nodes written so far that read a value."""
     return [node for node in call.emitter.nodes if name in node.inputs]
 
 
 @TABLE.vjp("LogSoftmax", kind=Kind.SOFTMAX, traits=Trait.ALONG_AXIS)
 def log_softmax(call: Call, ct: Var) -> Sequence[Cotangent]:
+    """For y = log softmax(x): ct - exp(y) (sum of ct)."""
     return [ct - call.op("Exp", call.y) * ct.sum([call.attrs["axis"]], keepdims=True)]

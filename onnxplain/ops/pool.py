@@ -138,8 +138,8 @@ class PoolingWindows:
 
     def _widened(self, x: Var, before: Var, after: Var) -> Var:
         """Put zeros before and after the spatial axes; negative numbers crop."""
-        none = x.emitter.ints([0, 0])
-        widths = concat([none, before, none, after])
+        unpadded = x.emitter.ints([0, 0])
+        widths = concat([unpadded, before, unpadded, after])
         if widths.value is not None and not widths.value.any():
             return x
         return x.emitter.op("Pad", x, widths, mode="constant")

@@ -1,7 +1,7 @@
 """Pooling over regions of interest.
 
-Shapes: N images of C channels, H x W; R regions, for each of them P x Q outputs. Along an axis, each output reads G
-samples of the image. ``down`` is the axis of H, P; ``across`` that of W, Q.
+Shapes: N images of C channels and H x W elements; R regions with P x Q outputs each. Along an axis, each output reads G
+samples of the image. The axis of H and P is called ``down``, that of W and Q ``across``.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from onnxplain.ops.linear import unsqueeze
 from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 from onnxplain.ops.traits import Trait
 
-DOWN, ACROSS = [3, 4], [1, 2]  # the axes that are missing in R P G, in R Q G, to be R P G Q G
+DOWN, ACROSS = [3, 4], [1, 2]  # axes to insert in R P G, and in R Q G, for the axes R P G Q G
 
 
 def region_kind(call: Call) -> Kind:
-    """A choice, or a weighted mean; PRODUCT where its weights depend on what is explained as well."""
+    """MAX_POOL or, for means, AVG_POOL; PRODUCT if the regions, which set the weights, are active, too."""
     if call.attrs["mode"] == "max":
         return Kind.MAX_POOL
     return Kind.PRODUCT if call.active[1] else Kind.AVG_POOL
@@ -32,6 +32,7 @@ TABLE = OpTable(region_kind)
 
 @TABLE.vjp("RoiAlign", traits=Trait.READS | Trait.CONTRACTS)
 def roi_align(call: Call, ct: Var) -> Sequence[Cotangent]:
+    """As `_largest` in mode max, otherwise as `_mean`."""
     down, across = (
         SampledAxis.of(call, 1, call.attrs["output_height"]),
         SampledAxis.of(call, 0, call.attrs["output_width"]),
@@ -40,7 +41,7 @@ def roi_align(call: Call, ct: Var) -> Sequence[Cotangent]:
 
 
 def _mean(call: Call, ct: Var, down: SampledAxis, across: SampledAxis) -> Sequence[Cotangent]:
-    """Means of bilinear interpolations: y[r] = A[r] x[image of r] B[r]^T, A of shape P x H and B of shape Q x W."""
+    """For means of bilinear interpolations: y[r] = a[r] x[image of r] b[r]^T, with a of shape P x H and b of Q x W."""
     x, images = call.x, call.need(2)
     a, b = unsqueeze(down.matrix(), [1]), unsqueeze(across.matrix(), [1])
     to_x = to_regions = None
@@ -60,7 +61,7 @@ def _mean(call: Call, ct: Var, down: SampledAxis, across: SampledAxis) -> Sequen
 
 
 def _largest(call: Call, ct: Var, down: SampledAxis, across: SampledAxis) -> Sequence[Cotangent]:
-    """The largest single product of an element and its weight: ONNX does not add up the four before it chooses."""
+    """For the largest product of one element and its weight: ONNX does not add up the four products of a sample."""
     reads = down.corners(), across.corners()
     weights = [unsqueeze(r.weight, [*missing, 5]) for r, missing in zip(reads, (DOWN, ACROSS), strict=True)]
     index, read, chosen = choose(call.x, call.need(2), ct, *reads)
@@ -76,7 +77,7 @@ def _largest(call: Call, ct: Var, down: SampledAxis, across: SampledAxis) -> Seq
 
 @TABLE.vjp("MaxRoiPool", kind=Kind.MAX_POOL)
 def max_roi_pool(call: Call, ct: Var) -> list[Var]:
-    """To the maxima of windows of whole elements."""
+    """Gives ct to the maximum of each window of elements; ties share it equally."""
     x, regions = call.x, call.need(1)
     corners = call.op("Floor", regions * call.attrs["spatial_scale"] + 0.5)
 
@@ -106,20 +107,20 @@ def matmul(a: Var, b: Var) -> Var:
 
 
 def pick(table: Var, column: int) -> Var:
-    """One column of a table, with shape R x 1."""
+    """A column of a table, of shape R x 1."""
     return table.emitter.op("Gather", table, table.emitter.ints([column]), axis=1, known=(None, 1))
 
 
 def most(counts: Var) -> Var:
-    """The largest one of some counts, but at least 1; its shape is (1,)."""
-    counts = counts.cast(np.float32).reshape([-1])  # on CUDA there is no ReduceMax for integers
-    counts = concat([counts, counts.like([1])])  # there may be no region
+    """The largest of some counts, at least 1, of shape (1,)."""
+    counts = counts.cast(np.float32).reshape([-1])  # CUDA has no ReduceMax of integers
+    counts = concat([counts, counts.like([1])])  # ReduceMax of no regions would be minus infinity
     return counts.emitter.op("ReduceMax", counts, known=(1,), keepdims=1).cast(np.int64)
 
 
 @dataclass(frozen=True)
 class Reads:
-    """Elements of which each output chooses one, along one axis: index, weight, validity; all with axes R P G."""
+    """Elements from which each output chooses one, along one axis: index, weight and validity, with axes R P G."""
 
     index: Var
     weight: Var
@@ -127,13 +128,13 @@ class Reads:
 
 
 def choose(x: Var, images: Var, ct: Var, down: Reads, across: Reads) -> tuple[Var, Var, Var]:
-    """Read all pairs of elements along the two axes, and share out ``ct`` among those with the largest product.
+    """Read all pairs of positions along the two axes, and share ct among those with the largest product.
 
     Returns
     -------
     tuple
-        The positions in the image (axes R P G Q G), what was read there and how much of the cotangent that gets (axes
-        R P G Q G C), both without weights.
+        Positions in the images (axes R P G Q G), and, with axes R P G Q G C, the elements there and their shares of ct,
+        both without weights.
     """
     emitter = x.emitter
     row = images.reshape([-1, 1, 1, 1, 1]) * x.size(2) + unsqueeze(down.index, DOWN)
@@ -150,7 +151,7 @@ def choose(x: Var, images: Var, ct: Var, down: Reads, across: Reads) -> tuple[Va
 
 
 def scatter(x: Var, index: Var, updates: Var) -> Var:
-    """Add ``updates`` (R P G Q G C) to zeros shaped like ``x``."""
+    """Add ``updates`` (axes R P G Q G C) at ``index`` to zeros in the shape of x."""
     channels = x.size(1)
     sizes = concat([x.size(0), x.sizes(2), channels])
     base = zeros(concat([x.size(0) * count(x, 2), channels]), updates.dtype)
@@ -160,24 +161,25 @@ def scatter(x: Var, index: Var, updates: Var) -> Var:
 
 
 def line_ends(down: tuple[Var, Var], across: tuple[Var, Var]) -> Var:
-    """Cotangent of the regions (x1, y1, x2, y2) from those of the two lines' ends."""
+    """Cotangent of the regions (x1, y1, x2, y2) from those of the ends along the two axes."""
     return concat([across[0], down[0], across[1], down[1]], axis=1)
 
 
 @dataclass(frozen=True)
 class SampledAxis:
-    """Where RoiAlign's samples are along one axis: place = begin + part * (end - begin), in elements of the image.
+    """The samples of RoiAlign along one axis, at place = begin + part * (end - begin), in elements of the image.
 
     Attributes
     ----------
     size, place, part
-        Of the image, shape (1,); of the samples, with axes R P G. Adaptive sampling makes some of them invalid.
+        Size of the image, of shape (1,); place and part of each sample, with axes R P G.
     valid, count
-        Which samples there are (R P G), and how many each output has (R 1 1).
+        Whether a sample exists (R P G), and how many each output has (R 1 1): with adaptive sampling, regions have
+        different numbers of samples.
     free
-        Where the length of the line is not forced to be 1 (R 1 1); None: everywhere.
+        Where the region is longer than 1 element, to which shorter ones are extended (R 1 1); None: none is extended.
     scale
-        From units of the regions to elements.
+        Elements per unit of the regions.
     """
 
     size: Var
@@ -190,7 +192,7 @@ class SampledAxis:
 
     @classmethod
     def of(cls, call: Call, column: int, outputs: int) -> SampledAxis:
-        """Read one axis of the regions."""
+        """The samples along one axis: ``column`` 0 across, 1 down."""
         regions, ratio, scale = call.need(1), call.attrs["sampling_ratio"], call.attrs["spatial_scale"]
         halved = call.attrs["coordinate_transformation_mode"] == "half_pixel"
         begin, end = (unsqueeze(pick(regions, c) * scale - 0.5 * halved, [2]) for c in (column, column + 2))
@@ -205,46 +207,46 @@ class SampledAxis:
 
     @property
     def limit(self) -> Var:
-        """The last element's place."""
+        """Place of the last element."""
         return (self.size - 1).cast(self.place.dtype)
 
     @property
     def clipped(self) -> Var:
-        """The places, moved to the image."""
+        """Places, with those outside moved to the edge of the image."""
         emitter = self.place.emitter
         return emitter.op("Min", emitter.op("Max", self.place, self.place.like(0)), self.limit)
 
     @property
     def inside(self) -> Var:
-        """1 where a sample counts, which it does up to one element beyond the image; else 0."""
+        """1 for samples up to one element beyond the image, which count; 0 for the others."""
         near = (self.place >= -1) & (self.place <= self.limit + 1)
         return near.cast(self.place.dtype)
 
     @property
     def moves(self) -> Var:
-        """1 where a sample's weights change with its place, else 0."""
+        """1 for samples whose weights depend on their place, 0 for samples at the edge or outside."""
         return ((self.place > 0) & (self.place < self.limit)).cast(self.place.dtype)
 
     def _hats(self) -> tuple[Var, Var, Var]:
-        """Distance of each sample to each element, weight of the element, and weight of the sample (R P G H)."""
+        """Distance of each sample to each element, weight of the element for it, and share of the sample (R P G H)."""
         away = unsqueeze(self.clipped, [3]) - counter(self.size).cast(self.place.dtype)
         hat = away.emitter.op("Max", 1 - abs(away), away.like(0))
         share = self.valid.cast(hat.dtype) / hat.emitter.op("Max", self.count, self.count.like(1))
         return away, hat, unsqueeze(share, [3])
 
     def matrix(self) -> Var:
-        """The weight of each element in each output (R P H)."""
+        """Weight of each element in each output (R P H)."""
         _, hat, share = self._hats()
         return (hat * (share * unsqueeze(self.inside, [3]))).sum([2])
 
     def from_matrix(self, ct: Var) -> tuple[Var, Var]:
-        """Cotangents of the two ends of the line from that of the matrix."""
+        """Cotangents of begin and end from that of the matrix."""
         away, hat, share = self._hats()
         slope = (away.emitter.op("Sign", away) * (share * unsqueeze(self.moves, [3]))).mask(hat > 0)
         return self._to_ends(-(unsqueeze(ct, [2]) * slope).sum([3]))
 
     def corners(self) -> Reads:
-        """The two elements around each sample."""
+        """The two elements around each sample, with their weights."""
         clipped = unsqueeze(self.clipped, [3])
         place = clipped.emitter.op("Floor", clipped) + clipped.like([0, 1])
         weight = (1 - abs(clipped - place)) * unsqueeze(self.inside, [3])
@@ -254,11 +256,12 @@ class SampledAxis:
         return Reads(*(v.reshape(sizes, known=(None,) * 3) for v in (index, weight, valid)))
 
     def from_corners(self, ct: Var) -> tuple[Var, Var]:
-        """Cotangents of the two ends of the line from those of the two elements' weights."""
+        """Cotangents of begin and end from those of the weights of the two elements."""
         pairs = ct.reshape(concat([self.place.sizes(), self.size.like([2])]), known=(None,) * 4)
         return self._to_ends((pairs * pairs.like([-1, 1])).sum([3]) * self.moves)
 
     def _to_ends(self, ct: Var) -> tuple[Var, Var]:
+        """Cotangents of begin and end from those of the places."""
         stretch = (ct * self.part).sum([1, 2], keepdims=True)
         stretch = stretch if self.free is None else stretch.mask(self.free)
         shift = ct.sum([1, 2], keepdims=True)

@@ -1,8 +1,8 @@
-"""Resize: linear, one axis after the other, y = M x along each. So the cotangent is multiplied by each M, transposed.
+"""Resize: a linear map y = M x along one axis after the other. So the cotangent is multiplied by each M, transposed.
 
-M comes from the operator itself, applied to an identity matrix: the gradient is that of whatever ONNX Runtime computes,
-which is not always what the ONNX text says (linear and cubic with align_corners when sizes shrink). Where sizes are
-known, ONNX Runtime folds M into a constant.
+M is the operator itself applied to an identity matrix. So the gradient is that of ONNX Runtime's computation, which
+differs from ONNX's specification for linear and cubic interpolation with align_corners when sizes shrink. Where sizes
+are known, ONNX Runtime constant-folds M.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NEAREST: dict[str, Callable[[Any], Any]] = {
 
 
 def resize_kind(call: Call) -> Kind:
-    """Interpolation takes weighted means; nearest-neighbour copies."""
+    """MOVEMENT for nearest neighbours, which are copies; AVG_POOL for interpolation."""
     return Kind.MOVEMENT if call.attrs["mode"] == "nearest" else Kind.AVG_POOL
 
 
@@ -34,6 +34,7 @@ TABLE = OpTable(resize_kind)
 
 @TABLE.vjp("Resize")
 def resize(call: Call, ct: Var) -> list[Var]:
+    """An AveragePool times its size for copies, otherwise M^T ct along one axis after the other."""
     repeats = _repeats(call)
     if repeats is not None:
         mean = call.op("AveragePool", ct, known=call.x.shape, kernel_shape=repeats, strides=repeats)
@@ -45,18 +46,19 @@ def resize(call: Call, ct: Var) -> list[Var]:
 
 
 def _given(call: Call, index: int) -> Var | None:
-    """Look up an input; None also where it is an empty constant, the way in which older opsets leave one out."""
+    """An optional input; None also for an empty constant, which in older opsets stands for a missing one."""
     value = call.input(index)
     return None if value is None or (value.value is not None and not value.value.size) else value
 
 
 def _axes(call: Call) -> list[int]:
+    """The resized axes, not negative."""
     rank = call.x.rank
     return [a % rank for a in call.attrs.get("axes") or range(rank)]
 
 
 def _scale(call: Call, place: int, axis: int) -> float | None:
-    """Look up the scale of one axis; None where it is not known."""
+    """The scale of one axis; None if unknown."""
     scales = _given(call, 2)
     if scales is not None:
         return None if scales.value is None else float(scales.value[place])
@@ -68,7 +70,7 @@ def _scale(call: Call, place: int, axis: int) -> float | None:
 
 
 def _keeps(call: Call, place: int, axis: int) -> bool:
-    """Whether nothing happens along an axis, for certain."""
+    """Whether the operator surely changes nothing along an axis."""
     if call.attrs["coordinate_transformation_mode"] == "tf_crop_and_resize":
         roi = _given(call, 1)
         if roi is None or roi.value is None or tuple(roi.value[[place, place + len(_axes(call))]]) != (0, 1):
@@ -77,14 +79,14 @@ def _keeps(call: Call, place: int, axis: int) -> bool:
 
 
 def _shared_scale(call: Call) -> bool:
-    """Whether ``keep_aspect_ratio_policy`` makes one scale for all axes; cropping goes by sizes alone."""
+    """Whether ``keep_aspect_ratio_policy`` gives all axes one scale; tf_crop_and_resize ignores it."""
     attrs = call.attrs
     stretched = _given(call, 3) is None or attrs["keep_aspect_ratio_policy"] == "stretch"
     return not stretched and attrs["coordinate_transformation_mode"] != "tf_crop_and_resize"
 
 
 def _repeats(call: Call) -> list[int] | None:
-    """How often nearest-neighbour upsampling repeats each element along each spatial axis; None where it does not."""
+    """Times that each element is repeated along each spatial axis; None if the operator does not just repeat."""
     mode = call.attrs["coordinate_transformation_mode"]
     if call.attrs["mode"] != "nearest" or _shared_scale(call) or mode in ("align_corners", "tf_crop_and_resize"):
         return None
@@ -103,13 +105,13 @@ def _repeats(call: Call) -> list[int] | None:
 
 
 def _matrix(call: Call, place: int) -> Var:
-    """M transposed (in x out) for the axis at ``place``: the operator on the columns of an identity matrix."""
+    """M transposed (in x out) for the axis at ``place`` of the attribute axes: the operator on an identity matrix."""
     axes = _axes(call)
     size = call.x.size(axes[place])
     identity = call.op("EyeLike", zeros(concat([size, size]), np.float32), k=0)
     if not _shared_scale(call):
         return _again(call, identity, [place], [1], call.y.sizes(axes[place], axes[place] + 1))
-    # All axes have to be there for the scale. Along the others every number is the same, so one of them is enough.
+    # The scale depends on the sizes of all axes. Along the other axes all numbers are equal, so one is kept.
     one, count = call.ints([1]), len(axes)
     column = identity.reshape(concat([size, one, *(size if p == place else one for p in range(count))]))
     full = call.op("Expand", column, concat([size, one, *(call.x.size(a) for a in axes)]))
@@ -120,7 +122,7 @@ def _matrix(call: Call, place: int) -> Var:
 
 
 def _again(call: Call, x: Var, places: list[int], axes: list[int], sizes: Var | None) -> Var:
-    """Do to the axes of ``x`` what the operator does at ``places``; a crop reaching outside finds zeros there."""
+    """Apply the operator to axes of x as it is applied at ``places``; a crop that reaches outside reads zeros there."""
     roi, scales = _given(call, 1), _given(call, 2)
     cropped = call.attrs["coordinate_transformation_mode"] == "tf_crop_and_resize"
     ends = [p + len(_axes(call)) for p in places]
@@ -135,6 +137,7 @@ def _again(call: Call, x: Var, places: list[int], axes: list[int], sizes: Var | 
 
 
 def _pick(vector: Var | None, places: list[int]) -> Var | None:
+    """The numbers of a vector at ``places``."""
     if vector is None:
         return None
     if vector.value is None:
@@ -143,7 +146,7 @@ def _pick(vector: Var | None, places: list[int]) -> Var | None:
 
 
 def _contract(ct: Var, axis: int, matrix: Var, x: Var) -> Var:
-    """Multiply ``ct`` by ``matrix`` (in x out) along one axis, which gets the size that it has in ``x``."""
+    """Multiply ct by ``matrix`` (in x out) along an axis, which gets its size in x."""
     matrix, rank = matrix.cast(ct.dtype), x.rank
     known = ct.shape and x.shape and (*ct.shape[:axis], x.shape[axis], *ct.shape[axis + 1 :])
     if axis == rank - 1:

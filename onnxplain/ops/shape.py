@@ -1,4 +1,4 @@
-"""Operators that move, copy or drop elements and change none: their cotangents move back."""
+"""Operators that move, copy or drop elements and change none. Cotangents move back, and those of copies add up."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ MOVES = Trait.MOVES | Trait.KEEPS_NON_NEGATIVE
 
 @TABLE.vjp("Identity", traits=MOVES | Trait.PASSES)
 def identity(call: Call, ct: Var) -> list[Var]:
+    """Passes ct on."""
     return [ct]
 
 
 @TABLE.vjp("Cast", traits=Trait.PASSES | Trait.KEEPS_NON_NEGATIVE | Trait.ON_INTEGERS)
 @TABLE.vjp("CastLike", traits=Trait.PASSES | Trait.ON_INTEGERS)
 def cast(call: Call, ct: Var) -> list[Var]:
+    """Casts ct to the dtype of x."""
     return [ct.cast(call.x.dtype)]
 
 
 @TABLE.vjp("Dropout", traits=Trait.KEEPS_NON_NEGATIVE)
 def dropout(call: Call, ct: Var, *_: Cotangent) -> list[Var]:
+    """Passes ct on: dropout does nothing at inference."""
     training = call.input(2)
     if training is not None and (training.value is None or training.value.any()):
         raise UnsupportedOperatorError(f"{call.node.label} drops at random (training_mode): it has no fixed gradient")
@@ -38,23 +41,26 @@ def dropout(call: Call, ct: Var, *_: Cotangent) -> list[Var]:
 
 @TABLE.vjp("Reshape", "Flatten", "Squeeze", "Unsqueeze", traits=MOVES | Trait.RESHAPES)
 def reshape(call: Call, ct: Var) -> list[Var]:
+    """Reshapes ct to the shape of x."""
     return [ct.reshape_like(call.x)]
 
 
 @TABLE.vjp("Transpose", traits=MOVES)
 def transpose(call: Call, ct: Var) -> list[Var]:
+    """Permutes the axes of ct back."""
     perm = call.attrs.get("perm") or range(call.x.rank)[::-1]
     return [ct.transpose(np.argsort(perm).tolist())]
 
 
 @TABLE.vjp("Expand", broadcast=True, traits=MOVES)
 def expand(call: Call, ct: Var) -> list[Var]:
+    """Passes ct on; the walk sums it over the repeats."""
     return [ct]
 
 
 @TABLE.vjp("Tile", traits=MOVES)
 def tile(call: Call, ct: Var) -> list[Var]:
-    """Reshape to (r0, d0, r1, d1, ...) and sum over the repeats; axes known not to be repeated have no r."""
+    """Reshape ct to (r0, d0, r1, d1, ...) and sum over the repeats r; axes that are surely not repeated have no r."""
     repeats = call.need(1)
     counts = _numbers(repeats, ())
     sizes: list[Var] = []
@@ -76,6 +82,7 @@ def tile(call: Call, ct: Var) -> list[Var]:
 
 @TABLE.vjp("Concat", traits=Trait.ALONG_AXIS | Trait.KEEPS_NON_NEGATIVE)
 def concat_(call: Call, ct: Var) -> Sequence[Var]:
+    """Splits ct into the parts."""
     parts = [part for part in call.inputs if part is not None]
     axis = call.attrs["axis"]
     if len(parts) == 1:
@@ -86,13 +93,15 @@ def concat_(call: Call, ct: Var) -> Sequence[Var]:
 
 @TABLE.vjp("Split", traits=MOVES | Trait.ALONG_AXIS)
 def split(call: Call, *cts: Cotangent) -> list[Var]:
-    pairs = zip((o for o in call.outputs if o is not None), cts, strict=True)  # none of a Split's outputs is optional
-    arrived = [zeros(y.sizes(), y.dtype, y.shape) if ct is None else ct for y, ct in pairs]
-    return [concat(arrived, axis=call.attrs["axis"])]
+    """Joins the cotangents of the parts, zeros for those without one."""
+    pairs = zip((o for o in call.outputs if o is not None), cts, strict=True)  # no output of Split is optional
+    parts = [zeros(y.sizes(), y.dtype, y.shape) if ct is None else ct for y, ct in pairs]
+    return [concat(parts, axis=call.attrs["axis"])]
 
 
 @TABLE.vjp("Slice", traits=MOVES)
 def slice_(call: Call, ct: Var) -> list[Var]:
+    """Puts ct back at the positions that were taken, zeros elsewhere."""
     padded = _padded_slice(call, ct)
     if padded is not None:
         return [padded]
@@ -101,7 +110,7 @@ def slice_(call: Call, ct: Var) -> list[Var]:
 
 
 def _padded_slice(call: Call, ct: Var) -> Var | None:
-    """Write the cotangent as a Pad, which is cheap, if the arguments are constant or all steps are one."""
+    """The cotangent as a Pad, which is cheap; None unless the arguments are constants or all steps are 1."""
     x, starts, ends = call.x, call.need(1), call.need(2)
     count = starts.shape[0] if starts.shape else None
     axes = _numbers(call.input(3), range(count) if isinstance(count, int) else ())
@@ -115,7 +124,7 @@ def _padded_slice(call: Call, ct: Var) -> Var | None:
         size = x.size(axis)
         if size.value is not None and starts.value is not None and ends.value is not None:
             length = int(size.value[0])
-            # ONNX clamps a start before the first element to that one; Python, going down, takes nothing then.
+            # ONNX clamps a start before the first element to 0; Python would take nothing then if the step is negative.
             taken = range(length)[max(int(starts.value[k]), -length) : int(ends.value[k]) : step]
             first = min(taken, default=0)
             before[axis] = call.ints([first])
@@ -137,7 +146,7 @@ def _padded_slice(call: Call, ct: Var) -> Var | None:
 
 
 def _spread(ct: Var, strided: dict[int, tuple[int, int]]) -> Var:
-    """Put stride - 1 zeros behind every element, for axis -> (size, stride): a new axis, padded, then merged."""
+    """Put stride - 1 zeros behind every element: pad a new axis, then merge it; axis -> (size, stride)."""
     if not strided:
         return ct
     axes = sorted(strided)
@@ -153,6 +162,7 @@ def _spread(ct: Var, strided: dict[int, tuple[int, int]]) -> Var:
 
 @TABLE.vjp("Pad", traits=Trait.KEEPS_NON_NEGATIVE)
 def pad_(call: Call, ct: Var) -> Sequence[Cotangent]:
+    """Crops ct; what reflection, repetition or wrapping has copied is added to its source."""
     x, pads, axes, mode = call.x, call.need(1), call.input(3), call.attrs["mode"]
     if mode == "constant":
         back = -pads if pads.value is None else call.emitter.const(-pads.value)
@@ -170,14 +180,14 @@ def pad_(call: Call, ct: Var) -> Sequence[Cotangent]:
             for axis, size in sizes.items():
                 ct = _unpad(ct, axis, size, *moved[axis], mode)
             return [ct]
-    # On CUDA there is a Pad for float64 but none for integers; float64 counts exactly up to 2**53.
+    # CUDA has a Pad of float64, but none of integers; float64 is exact up to 2^53.
     counted = positions(x, x.rank).cast(np.float64)
     rows = call.op("Pad", counted, pads, None, axes, mode=mode).cast(np.int64)
     return [unpick(ct, rows, x, x.rank)]
 
 
 def _unpad(ct: Var, axis: int, size: int, begin: int, end: int, mode: str) -> Var:
-    """Undo Pad by reflection, repetition or wrapping on one axis: the middle, plus the borders where they came from."""
+    """Undo Pad by reflection, repetition or wrapping along an axis: the borders are added to their sources."""
     left, right = max(begin, 0), max(end, 0)
     kept = np.arange(size)[max(-begin, 0) : size - max(-end, 0)]
     source = np.pad(kept, (left, right), mode)  # type: ignore[call-overload]  # one of np.pad's modes, but only a str
@@ -194,6 +204,7 @@ def _unpad(ct: Var, axis: int, size: int, begin: int, end: int, mode: str) -> Va
 
 @TABLE.vjp("CenterCropPad")
 def center_crop_pad(call: Call, ct: Var) -> list[Var]:
+    """The operator with the sizes of x."""
     axes = call.attrs.get("axes")
     sizes = call.x.sizes() if axes is None else concat([call.x.size(axis) for axis in axes])
     return [call.op("CenterCropPad", ct, sizes, known=call.x.shape, **call.attrs)]
@@ -201,6 +212,7 @@ def center_crop_pad(call: Call, ct: Var) -> list[Var]:
 
 @TABLE.vjp("DepthToSpace", traits=MOVES | Trait.CHANNELS_FIRST)
 def depth_to_space(call: Call, ct: Var) -> list[Var]:
+    """SpaceToDepth, or its steps in the order of mode CRD."""
     block = call.attrs["blocksize"]
     if call.attrs["mode"] == "DCR":
         return [call.op("SpaceToDepth", ct, known=call.x.shape, blocksize=block)]
@@ -211,25 +223,26 @@ def depth_to_space(call: Call, ct: Var) -> list[Var]:
 
 @TABLE.vjp("SpaceToDepth", traits=MOVES | Trait.CHANNELS_FIRST)
 def space_to_depth(call: Call, ct: Var) -> list[Var]:
+    """DepthToSpace in mode DCR."""
     return [call.op("DepthToSpace", ct, known=call.x.shape, blocksize=call.attrs["blocksize"], mode="DCR")]
 
 
 @TABLE.vjp("Trilu", "ReverseSequence")
 def again(call: Call, ct: Var) -> list[Var]:
-    """Apply the operator again: a reversal undoes itself, a triangle keeps what it kept."""
+    """The operator applied to ct: a reversal undoes itself, and a triangle keeps the same elements."""
     return [call.op(call.node.op, ct, *call.inputs[1:], known=call.x.shape, **call.attrs)]
 
 
 @TABLE.vjp("Col2Im")
 def col2im(call: Call, ct: Var) -> list[Var]:
-    """Every element of a column goes to one place of the padded image: Gather with a constant index."""
+    """Each element of a column goes to one place of the padded image, so ct is gathered with a constant index."""
     image, block = _numbers(call.input(1), ()), _numbers(call.input(2), ())
     if image is None or block is None:
         raise UnsupportedOperatorError(f"{call.node.label} gets its sizes at run time: no gradient is known for that")
     axes = len(image)
     pads = call.attrs.get("pads") or [0] * 2 * axes
     strides, dilations = (call.attrs.get(name) or [1] * axes for name in ("strides", "dilations"))
-    index = np.zeros([1] * 2 * axes, np.int64)  # block axes, then the axes along which blocks are laid
+    index = np.zeros([1] * 2 * axes, np.int64)  # axes of the block, then axes of the positions of blocks
     for axis in range(axes):
         size = image[axis] + pads[axis] + pads[axes + axis]
         inside = np.arange(block[axis]) * dilations[axis]
@@ -244,7 +257,7 @@ def col2im(call: Call, ct: Var) -> list[Var]:
 
 
 def _numbers(var: Var | None, default: Sequence[int]) -> list[int] | None:
-    """Read the integers in an input: the default if it is missing, None if they are known at run time only."""
+    """The integers in an input; the default if it is missing, None if they are known at run time only."""
     if var is None:
         return list(default)
     return None if var.value is None else [int(v) for v in var.value]

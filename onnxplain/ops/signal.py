@@ -19,7 +19,7 @@ from onnxplain.ops.traits import Trait
 
 
 def window_kind(call: Call) -> Kind:
-    """A weighted sum with fixed weights, unless the window is explained as well."""
+    """AVG_POOL, a sum with fixed weights; PRODUCT if the window is active, too."""
     return Kind.PRODUCT if any(call.active[2:3]) else Kind.AVG_POOL
 
 
@@ -28,11 +28,12 @@ TABLE = OpTable(Kind.AVG_POOL)
 
 @TABLE.vjp("DFT")
 def dft(call: Call, ct: Var) -> list[Var]:
+    """The transform in the other direction, times L; pairs in a one-sided spectrum count twice."""
     x, inverse, onesided = call.x, call.attrs["inverse"], call.attrs["onesided"]
     axis, rank, ct = _axis(call), (None,) * x.rank, ranked(ct, x.rank)
     length = ct.sizes(axis, axis + 1)
     if onesided and inverse:
-        # y[n] = sum over k of c[k] Re(x[k] exp(2 pi i k n / L)) / L: c is 2 where -k stands for another element than k.
+        # y[n] = sum over k of c[k] Re(x[k] exp(2 pi i k n / L)) / L, c[k] = 2 where k and -k differ, else 1.
         half = call.op("DFT", ct, None, call.emitter.const(np.int64(axis)), known=rank, inverse=0, onesided=1)
         k = counter(length / 2 + 1)
         alone = k.equal(0) | (k * 2).equal(length)
@@ -40,17 +41,18 @@ def dft(call: Call, ct: Var) -> list[Var]:
         back = half * pairs.reshape([-1] + [1] * (x.rank - axis - 1))
     else:
         if onesided:
-            given = call.input(1)
-            length = x.size(axis) if given is None else given.reshape([1]).cast(np.int64)
+            dft_length = call.input(1)
+            length = x.size(axis) if dft_length is None else dft_length.reshape([1]).cast(np.int64)
             ct = _fit(ct, {axis: length})
         back = call.op("DFT", ct, None, call.emitter.const(np.int64(axis)), known=rank, inverse=1 - inverse, onesided=0)
         size = length.cast(ct.dtype)
         back = back / size if inverse else back * size
-    # What was cut off gets zeros, what was added is cut off, and a real x has no imaginary part.
+    # Zeros where x was cut off, no cotangent for padding, and no imaginary part for a real x.
     return [call.emitter.refine(_fit(back, {axis: x.size(axis), x.rank - 1: x.size(-1)}), x.shape)]
 
 
 def _axis(call: Call) -> int:
+    """The axis of the transform, not negative."""
     axis = call.input(2)
     if axis is None:
         return call.x.rank - 2
@@ -60,7 +62,7 @@ def _axis(call: Call) -> int:
 
 
 def _fit(x: Var, sizes: dict[int, Var]) -> Var:
-    """Cut off the ends of axes, or add zeros to them, so that they get the given sizes."""
+    """Cut or pad axes at their ends to the given sizes, axis -> size."""
     ends = [sizes[axis] - x.size(axis) if axis in sizes else x.emitter.ints([0]) for axis in range(x.rank)]
     widths = concat([x.emitter.ints([0] * x.rank), *ends])
     if widths.value is not None and not widths.value.any():
@@ -70,7 +72,7 @@ def _fit(x: Var, sizes: dict[int, Var]) -> Var:
 
 @TABLE.vjp("STFT", kind=window_kind, traits=Trait.READS | Trait.CONTRACTS)
 def stft(call: Call, ct: Var) -> Sequence[Cotangent]:
-    """Undo the transform of each frame by a matrix product, then add up the frames where they came from.
+    """The adjoint of each frame's transform, a matrix product, then the sum of the frames where they overlap.
 
     Shapes: B signals of T samples, F frames of L samples, K frequencies; C is 1 for real signals, 2 for complex ones.
     """
@@ -81,7 +83,7 @@ def stft(call: Call, ct: Var) -> Sequence[Cotangent]:
     frames = call.op("MatMul", ct.reshape([0, 0, -1]), _spectrum(x, ct.size(2), size))
     frames = frames.reshape(concat([ct.sizes(0, 2), size, call.ints([-1])]), known=(None,) * 4)  # B F L C
     starts = counter(ct.size(1)) * step.reshape([1]).cast(np.int64)
-    index = starts.reshape([-1, 1]) + counter(size)  # F L: where each sample of a frame comes from
+    index = starts.reshape([-1, 1]) + counter(size)  # F L: position in the signal of each sample of a frame
     to_x = to_window = None
     if call.active[0]:
         samples = frames if window is None else frames * window.reshape([-1, 1])
@@ -95,7 +97,7 @@ def stft(call: Call, ct: Var) -> Sequence[Cotangent]:
 
 
 def _spectrum(x: Var, frequencies: Var, size: Var) -> Var:
-    """Matrix, 2 K x L C, that takes a spectrum's cotangent to that of the frame."""
+    """Matrix of shape 2 K x L C that maps the cotangent of a spectrum to that of its frame."""
     emitter, one = x.emitter, x.emitter.ints([1])
     turns = emitter.op("Mod", counter(frequencies).reshape([-1, 1]) * counter(size), size, fmod=0)
     angle = turns.cast(x.dtype) * (2 * math.pi) / size.cast(x.dtype)
