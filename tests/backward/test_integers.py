@@ -151,7 +151,7 @@ def test_occlusion_replaces_tokens() -> None:
 
 def test_bad_baselines() -> None:
     for baseline in (0.5, "pad"):
-        with pytest.raises(ox.OptionError, match="nothing that the input 'x' can hold: int64"):
+        with pytest.raises(ox.OptionError, match="the input 'x' of dtype int64 cannot hold a baseline"):
             ox.explain(TOKENS.proto(), X, "integrated_gradients", baseline=baseline)
 
 

@@ -433,7 +433,7 @@ def test_baselines_for_each_sample_and_several() -> None:
 @pytest.mark.parametrize("options", [{"baseline": 0.2}, {"baselines": [0.2, -0.3]}], ids=["one", "several"])
 def test_tokens_have_tokens_for_baselines(options: dict[str, Any]) -> None:
     tokens = np.array([[1, 2, 3, 4, 5], [0, 1, 0, 6, 2]])
-    with pytest.raises(OptionError, match="nothing that the input 'x' can hold"):
+    with pytest.raises(OptionError, match="the input 'x' of dtype int64 cannot hold a baseline"):
         ox.explain(TOKENS.proto(), tokens, "deeplift", **options)
     ids = {name: np.asarray(value) for name, value in {"baseline": 3, "baselines": [3, 6]}.items() if name in options}
     result = ox.explain(TOKENS.proto(), tokens, "deeplift", target=0, **ids)
