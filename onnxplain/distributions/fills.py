@@ -1,40 +1,47 @@
-"""Fills made of a sample itself: what is put in the place of what a method takes away, by OpenCV."""
+"""Fills made of a sample itself, by OpenCV: they replace the parts of the sample that a method hides."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-NAMES = ("blur", "inpaint")  # baselines that are made of the sample
-CHANNELS = (1, 3, 4)
-WIDTH = 1 / 22  # standard deviation of the blur, in shorter axes: 10 pixels of 224 (Fong and Vedaldi 2017)
-RADIUS = 3  # of the neighbourhood that Telea's method looks at, in elements; OpenCV's examples use it
-RANGE = 65535
+NamedFill = Literal["blur", "inpaint"]
+"""Baselines that are made of each sample."""
+
+NAMES: tuple[NamedFill, ...] = get_args(NamedFill)
+CHANNEL_COUNTS = (1, 3, 4)  # sizes of a last axis that can hold the channels of a picture
+BLUR_WIDTH = 1 / 22  # standard deviation, as a share of the shorter axis: 10 pixels of 224 (Fong and Vedaldi 2017)
+INPAINT_RADIUS = 3  # elements: radius of the neighbourhood in Telea's method, as in OpenCV's examples
+INPAINT_RANGE = 65535  # range of the values that OpenCV's inpainting is given
 
 
 def spatial(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes of a sample that are no channels; they are last in pictures where only the last axis can hold them."""
+    """Spatial axes of a sample: all but the channels.
+
+    Channels are the first axis, or the last one where only that has the size of a picture's channels. A sample with
+    less than two axes has no channels.
+    """
     if len(shape) < 2:
         return tuple(range(len(shape)))
-    last = len(shape) > 2 and shape[-1] in CHANNELS and shape[0] not in CHANNELS
+    last = len(shape) > 2 and shape[-1] in CHANNEL_COUNTS and shape[0] not in CHANNEL_COUNTS
     return tuple(range(len(shape) - 1)) if last else tuple(range(1, len(shape)))
 
 
 def blurred(x: Array) -> Array:
-    """Samples blurred by a Gaussian along their spatial axes, all by the same width; mirrored at the borders.
+    """Samples blurred by a Gaussian of the same width along all spatial axes, mirrored at the borders.
 
     Parameters
     ----------
     x
-        Floats, the batch axis in front, and at least one more.
+        Floats of shape (N, ...), with at least one axis besides the batch.
     """
     import cv2
 
     axes = [1 + axis for axis in spatial(x.shape[1:])]
-    width = WIDTH * min(x.shape[axis] for axis in axes)
+    width = BLUR_WIDTH * min(x.shape[axis] for axis in axes)
     for axis in axes:
         last = np.moveaxis(x, axis, -1)
         rows = np.ascontiguousarray(last.reshape(-1, last.shape[-1]))
@@ -44,16 +51,17 @@ def blurred(x: Array) -> Array:
 
 
 def inpainted(sample: Array, hole: Array) -> Array:
-    """A picture, channel by channel, whose hole is filled from what is left around it (Telea 2004).
+    """A picture whose hole is filled from its surroundings, channel by channel (Telea 2004).
 
-    What lies in the hole has no influence, unless nothing else is left of a channel: then the hole becomes its mean.
+    The values in the hole have no influence, except in a channel that is hidden as a whole: that is filled with its
+    mean.
 
     Parameters
     ----------
     sample
-        Floats with two spatial axes and one for channels.
+        Floats with two spatial axes and one axis for channels.
     hole
-        Booleans of the same shape.
+        Booleans of the same shape, True where the sample is hidden.
     """
     filled = sample.copy()
     channel = ({0, 1, 2} - set(spatial(sample.shape))).pop()
@@ -63,11 +71,12 @@ def inpainted(sample: Array, hole: Array) -> Array:
 
 
 def _telea(plane: Array, hidden: Array) -> Array:
-    """OpenCV adds the direction of the slope, a step of up to 1.4 in any units: so the units are made small."""
+    """One channel, inpainted in small units: OpenCV adds up to 1.4 for the slope's direction, whatever the units."""
     import cv2
 
-    left = plane[~hidden]
-    low, span = left.min(), np.ptp(left)
-    unit = span / RANGE if span > 0 else 1.0 / RANGE
+    visible = plane[~hidden]
+    low, span = visible.min(), np.ptp(visible)
+    unit = span / INPAINT_RANGE if span > 0 else 1.0 / INPAINT_RANGE
     scaled = np.where(hidden, 0, (plane - low) / unit).astype(np.float32)
-    return np.asarray(low + unit * cv2.inpaint(scaled, hidden.astype(np.uint8), RADIUS, cv2.INPAINT_TELEA))
+    filled = cv2.inpaint(scaled, hidden.astype(np.uint8), INPAINT_RADIUS, cv2.INPAINT_TELEA)
+    return np.asarray(low + unit * filled)

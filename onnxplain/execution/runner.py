@@ -1,4 +1,4 @@
-"""A program with its sessions, and what every loop over points asks of it."""
+"""`Runner`: a program with its sessions, and the runs that every loop over points is made of."""
 
 from __future__ import annotations
 
@@ -31,22 +31,24 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a run gives.
+    """The explanation of a batch of N samples.
 
     Attributes
     ----------
     attributions
-        By tensor name.
-    target, score
-        Per sample.
+        Name of an explained tensor -> attribution.
+    target
+        Resolved targets: positions in the output, int64, shape (N,), or (N, K) for weighted sums; or labels.
+    score
+        Explained quantity of each sample, shape (N,).
     residual
-        Per sample, if something is promised.
+        Sum of the attributions less the sum that the method promises, float64, shape (N,); None if it promises none.
     errors
-        Standard errors of the attributions, if the method knows them.
+        Standard errors of the attributions, by name; empty if the method has none.
     copies
-        Per sample: number of masked copies that were run, if any are.
+        Number of masked copies that were run of each sample, int64, shape (N,); None for methods without copies.
     kept
-        The attributions that stay where they were calculated.
+        The attributions that stay on the device, by name.
     """
 
     attributions: dict[str, Array]
@@ -60,7 +62,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a program runs in.
+    """The conditions under which a program runs.
 
     Attributes
     ----------
@@ -69,10 +71,10 @@ class Setting:
     graph
         The canonical graph that the program was compiled for.
     fixed_batch
-        The batch size that it is bound to, if it is.
+        The batch size that the model is bound to; None: any.
     memory
-        Bytes; a bound on what one run takes: activations and copies of weights. Where one sample takes more, sessions
-        are lean, and if that is not enough, `recomputed` saves some.
+        Bound in bytes on what one run takes: activations and copies of weights. If one sample takes more, the sessions
+        are lean; if that is not enough, activations are recomputed (`onnxplain.programs.checkpointing`).
     """
 
     choice: ProviderChoice
@@ -83,14 +85,19 @@ class Setting:
 
 @dataclass(frozen=True)
 class Runner:
-    """A program, ready to run, with its front and back (see `Program`) where it has them.
+    """A program, ready to run.
 
     Attributes
     ----------
+    program
+        The program. Its graph may have inputs and outputs only.
+    main, front, back
+        The sessions of the program's graph, and of its front and back (see `Program`); None where it has none.
     incremental
-        Makes the sessions of incremental occlusion, or None where they would not save time; None where none would do.
+        Makes the sessions of incremental occlusion, or None where they would not save time. None where the sessions
+        would not fit this runner's batches or device.
     lean
-        Whether the sessions calculate with the program's own weights, see `Session`.
+        Whether the sessions use the program's own weights, without copies in another layout (see `Session`).
     """
 
     program: Program
@@ -111,8 +118,17 @@ class Runner:
 
         Parameters
         ----------
+        program
+            The program.
+        setting
+            The conditions under which it runs.
         saved
-            Folder that they are saved in, see `Session`, unless they are lean.
+            Folder in which the sessions are saved (see `Session`), unless they are lean.
+
+        Raises
+        ------
+        UnsupportedModelError
+            The model is bound to several samples that share one output.
         """
         if program.question.axis is None and setting.fixed_batch not in (None, 1):
             raise UnsupportedModelError(f"the model is bound to {setting.fixed_batch} samples, which share one output")
@@ -132,9 +148,8 @@ class Runner:
         made = {name: Session(graph, setting.choice, save[name], lean) for name, graph in graphs.items()}
         cpu = made["main"].provider == CPU
         fits = samples_that_fit(max(peaks.values()), room // GPU_RUNS_AT_ONCE) >= (setting.fixed_batch or 1)
-        at_once = (
-            GPU_RUNS_AT_ONCE if fits and not cpu and not setting.choice.replays else 1
-        )  # those take turns in any case
+        concurrent = fits and not cpu and not setting.choice.replays  # runs that replay a CUDA graph take turns
+        at_once = GPU_RUNS_AT_ONCE if concurrent else 1
         sessions = {name: (session, chunk_size(peaks[name], room // at_once, cpu)) for name, session in made.items()}
         return cls.of(program, sessions, setting, lambda: program, lean, at_once)
 
@@ -148,16 +163,23 @@ class Runner:
         lean: bool = False,
         at_once: int = 1,
     ) -> Runner:
-        """Take sessions that are there, each with the number of samples that its memory allows.
+        """Take sessions that exist.
 
         Parameters
         ----------
         program
-            Of its graph, the inputs and outputs will do.
+            The program; its graph may have inputs and outputs only.
+        sessions
+            "main", and "front" and "back" where the program has them -> the session, and the number of samples that fit
+            into the memory of one run.
+        setting
+            The conditions under which the program runs.
         compiled
-            Gives the whole of it.
+            Compiles the program with its whole graph.
+        lean
+            Whether the sessions are lean.
         at_once
-            Runs that its memory allows at a time.
+            Number of runs that fit into memory at a time.
         """
         question, names, graph = program.question, program.names, setting.graph
         axes = {**batch_axes(graph.inputs), names.target: 0} | ({names.weights: 0} if names.weights else {})
@@ -185,7 +207,26 @@ class Runner:
         progress: Progress | None = None,
         into: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Array]:
-        """Run all samples, one target each; what is wanted besides the outputs goes ``into`` tensors."""
+        """Run all samples.
+
+        Parameters
+        ----------
+        feeds
+            Inputs of the program but the target, the batch axis of arrays in front.
+        target
+            One target per sample.
+        outputs
+            Names of the outputs to return.
+        progress
+            Called with (done, total) samples after each run.
+        into
+            Tensors on the device into which further outputs are written, by name of the output.
+
+        Raises
+        ------
+        UnsupportedModelError
+            The output that is explained has no batch axis in front.
+        """
         results = self.main.run({**feeds, self.names.target: target}, len(target), outputs, progress, into)
         score = results.get(self.names.score)
         if score is not None and len(score) != len(target):
@@ -195,45 +236,45 @@ class Runner:
         return results
 
     def in_front(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """The inputs, as the user gave them, with the batch axis in front."""
+        """Arrays as the user gave them, by input name, with the batch axis moved to the front."""
         axes = self.main.axes
         return {name: np.moveaxis(a, axes[name], 0) if name in axes else a for name, a in feeds.items()}
 
     def room(self, samples: int) -> dict[str, Tensor]:
-        """Where the attributions of some samples can be written to, by name of the output, on the session's device.
+        """Tensors on the session's device into which attributions can be written, by name of the output.
 
         Raises
         ------
         OptionError
-            Nobody knows the shape of one.
+            The shape of an attribution is unknown before a run.
         """
-        program, found = self.program, {}
+        program, tensors = self.program, {}
         for name, output in program.names.attributions.items():
             value = next(v for v in program.graph.outputs if v.name == output)
             shape = [samples if d == BATCH else d for d in value.shape or (None,)]
             sizes = [d for d in shape if isinstance(d, int)]
             if sizes != shape or sizes[self.main.axes[output]] != samples:
-                raise OptionError(f"the shape of '{name}' is not known before it runs: {value}", "Leave device= out.")
-            found[output] = Tensor.empty(sizes, value.dtype, self.main.session.device)
-        return found
+                raise OptionError(f"the shape of '{name}' is unknown before it runs: {value}", "Leave device= out.")
+            tensors[output] = Tensor.empty(sizes, value.dtype, self.main.session.device)
+        return tensors
 
     def no_target(self, count: int) -> Array:
-        """What stands for targets where the output that they choose from is not read."""
+        """Targets for runs whose score is not read."""
         value = next(v for v in self.program.graph.inputs if v.name == self.names.target)
         shape = (count, *[1] * (len(value.shape or (None,)) - 1))
         return np.full(shape, "" if value.dtype.kind == "O" else 0, value.dtype)
 
     def tensors(self, feeds: Mapping[str, Array], count: int) -> dict[str, Array]:
-        """The tensors that move."""
+        """The tensors that move from point to point (see `Program.points`), at the input ``feeds``."""
         inner = self.front.run(self._without_weights(feeds), count, self.front.session.outputs) if self.front else {}
         return {name: feeds[name] if name in feeds else inner[name] for name in self.program.points}
 
-    def attributions(self, arrived: Mapping[str, Array], feeds: Mapping[str, Array], count: int) -> dict[str, Array]:
-        """Attributions of tensors -> attributions of slices, by name of the output that holds them."""
+    def attributions(self, readouts: Mapping[str, Array], feeds: Mapping[str, Array], count: int) -> dict[str, Array]:
+        """Attributions of the slices, by name of the output, from readouts of the tensors that they stand for."""
         names = self.names
         if self.back is None:
-            return {names.attributions[name]: a for name, a in arrived.items()}
-        inputs = {names.cotangents[name]: a for name, a in arrived.items()}
+            return {names.attributions[name]: readout for name, readout in readouts.items()}
+        inputs = {names.cotangents[name]: readout for name, readout in readouts.items()}
         return self.back.run({**self._without_weights(feeds), **inputs}, count, list(names.attributions.values()))
 
     def _without_weights(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -241,7 +282,7 @@ class Runner:
 
 
 def sum_per_sample(attributions: Mapping[str, Array], samples: int) -> Array:
-    """Sum of all attributions of each sample."""
+    """Sum of all attributions of each sample, float64, shape (samples,)."""
     total = np.zeros(samples)
     for values in attributions.values():
         total += values.reshape(samples, -1).sum(axis=1, dtype=np.float64)
@@ -249,21 +290,21 @@ def sum_per_sample(attributions: Mapping[str, Array], samples: int) -> Array:
 
 
 def resolve(runner: Runner, feeds: Mapping[str, Array], target: Array) -> tuple[Array, Array]:
-    """Targets at the input itself (a predicted class stays the same at every other point), and their scores."""
+    """Resolved targets and their scores at the input ``feeds``; a class predicted there is explained at all points."""
     names = runner.names
     results = runner.run(feeds, target, [names.resolved, names.score])
     return results[names.resolved], results[names.score]
 
 
 def baselines_of(
-    runner: Runner, baseline: Baseline, feeds: Mapping[str, Array], here: Mapping[str, Array], count: int
+    runner: Runner, baseline: Baseline, feeds: Mapping[str, Array], moved: Mapping[str, Array], count: int
 ) -> dict[str, Array]:
-    """The tensors at the baseline: itself, or what the model makes of it where it stands for an input."""
+    """The tensors that move, at the baseline: the baseline itself, or the model's values with it as an input."""
     parts = runner.program.slices
-    given = {}
+    baselines = {}
     for part in parts:
-        natural = np.moveaxis({**here, **feeds}[part.name], 0, part.axis)
-        given[part.name] = np.moveaxis(baseline_like(baseline, natural, part.name, part.axis), part.axis, 0)
+        natural = np.moveaxis({**moved, **feeds}[part.name], 0, part.axis)
+        baselines[part.name] = np.moveaxis(baseline_like(baseline, natural, part.name, part.axis), part.axis, 0)
     if all(part.direct for part in parts):
-        return given
-    return runner.tensors({**feeds, **given}, count)
+        return baselines
+    return runner.tensors({**feeds, **baselines}, count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxplain.distributions.perturbation import Windows
-from onnxplain.distributions.perturbation.features import share
+from onnxplain.distributions.perturbation.features import default_parts
 from onnxplain.errors import UnsupportedModelError
 from onnxplain.export.specification import Specification, finished
 from onnxplain.graph.emit import Emitter
@@ -32,7 +32,7 @@ def _occluded(inside: Inside, name: str, windows: Windows) -> Var:
     sizes = [_scalar(x.size(axis)) for axis in axes]
     window, stride = windows.per_axis(len(axes))
     extents = [
-        emitter.op("Max", one, size / share(len(axes))) if w is None else emitter.op("Min", one.like(w), size)
+        emitter.op("Max", one, size / default_parts(len(axes))) if w is None else emitter.op("Min", one.like(w), size)
         for w, size in zip(window, sizes, strict=True)
     ]
     strides = [

@@ -1,4 +1,4 @@
-"""Methods that mask parts of the input and look at the scores: forward passes only, on anything that runs."""
+"""Perturbations: methods that mask parts of the input and compare scores, with forward passes only, on any model."""
 
 from onnxplain.distributions.perturbation.ablation import Ablation, Permutation
 from onnxplain.distributions.perturbation.lime import Lime

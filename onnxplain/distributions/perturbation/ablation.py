@@ -1,4 +1,4 @@
-"""One feature after another replaced: by the baseline, or by what other samples of the batch have there."""
+"""Ablation: one feature after another replaced, by the baseline or by the feature of another sample of the batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxplain.arguments import Count, Seed, check_fields
 from onnxplain.distributions.baselines import Baseline
-from onnxplain.distributions.perturbation.coalitions import Coalitional, Coalitions, Game, Sets
+from onnxplain.distributions.perturbation.coalitions import Coalitional, Coalitions, FeatureSets, Game
 from onnxplain.distributions.perturbation.features import Features, check_features_fit, partition
 from onnxplain.distributions.perturbation.perturbation import CopyPlan
 from onnxplain.distributions.perturbation.standard_errors import mean_error
@@ -30,7 +30,7 @@ class Ablation(Coalitional):
         check_fields(self)
 
     def game(self, features: int) -> Game:
-        """All features but one."""
+        """One set per feature: all features but that one."""
         everyone = np.arange(features)
         return Game(
             (features,), lambda copies: everyone != copies[:, None], lambda score, scores: (score - scores, None)
@@ -38,11 +38,20 @@ class Ablation(Coalitional):
 
 
 @dataclass(frozen=True, eq=False)
-class Permutation(Sets):
-    """Loss of score when a feature is replaced by that of another sample, mean over several others.
+class Permutation(FeatureSets):
+    """Loss of score when a feature is replaced by that of another sample, mean over several other samples.
 
-    Each sample meets ``samples`` different others, and each is met as often; all others, if there are no more: then
-    nothing is random.
+    The features of each sample are replaced by those of ``samples`` different donors, and each sample is a donor as
+    often. If the batch has no more other samples than that, all of them are donors, and nothing is random.
+
+    Attributes
+    ----------
+    features
+        See `Features`; superpixels are refused, since they differ from sample to sample.
+    samples
+        Number of donors of each sample.
+    seed
+        Seed of the NumPy generator.
     """
 
     mixes_samples: ClassVar[bool] = True
@@ -53,37 +62,41 @@ class Permutation(Sets):
     def __post_init__(self) -> None:
         check_fields(self)
         if isinstance(self.features, str) and self.features == "slic":
-            raise OptionError("superpixels of one sample mean nothing in another", "Take features='grid'.")
+            raise OptionError("superpixels of one sample do not fit another sample", "Use features='grid'.")
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Raise OptionError where the features do not fit an input, or there is only one sample."""
+        """Raise OptionError if the features do not fit an input, or the batch has one sample only."""
         check_features_fit(self.features, shape[1:])
         _check_several(shape[0])
 
     def plans(self, here: Mapping[str, Array]) -> Sequence[CopyPlan]:
         """One plan per sample: for each of its donors, one copy per feature."""
-        found = partition(self.features, {name: x[0, ...] for name, x in here.items()})
+        features = partition(self.features, {name: x[0, ...] for name, x in here.items()})
         samples = len(next(iter(here.values())))
         _check_several(samples)
         order = np.random.default_rng(self.seed).permutation(samples)
         shifts = np.arange(1, min(self.samples, samples - 1) + 1)
         donors = np.empty((samples, len(shifts)), np.int64)
         donors[order] = order[(np.arange(samples)[:, None] + shifts) % samples]
-        game = self.game(found.count, len(shifts), samples - 1)
-        return [Coalitions(found, game, np.repeat(row, found.count)) for row in donors]
+        game = self.game(features.count, len(shifts), samples - 1)
+        return [Coalitions(features, game, np.repeat(row, features.count)) for row in donors]
 
     def game(self, features: int, donors: int, others: int) -> Game:
-        """Mean loss over the donors; of the mean over all others, the standard error, 0 if these are all others."""
+        """Mean loss over the donors, as an estimate of that over all others, with its standard error.
+
+        The error is 0 if all others are donors.
+        """
         everyone = np.arange(features)
-        left = 1 - donors / others  # donors are drawn from the others, and none is put back
+        correction = 1 - donors / others  # for a finite population: donors are drawn without replacement
 
         def solve(score: float, scores: Array) -> tuple[Array, Array]:
-            met = scores.reshape(donors, features)
-            return score - met.mean(axis=0), mean_error(met) * left**0.5 if left else np.zeros(features)
+            by_donor = scores.reshape(donors, features)
+            errors = mean_error(by_donor) * correction**0.5 if correction else np.zeros(features)
+            return score - by_donor.mean(axis=0), errors
 
         return Game((donors * features,), lambda copies: everyone != (copies % features)[:, None], solve)
 
 
 def _check_several(samples: int) -> None:
     if samples < 2:
-        raise OptionError("feature_permutation needs at least two samples, whose features it exchanges")
+        raise OptionError("feature_permutation exchanges features between samples, and needs at least two samples")

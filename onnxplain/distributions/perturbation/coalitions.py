@@ -1,4 +1,4 @@
-"""Copies of a sample that keep a set of its features each."""
+"""Masked copies that keep a set of a sample's features each; sets are the coalitions of a cooperative game."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.distributions.masked_copies import Prologue, chosen, compact, looked_up, named
+from onnxplain.distributions.masked_copies import Prologue, compact, keep_where, named, take_columns
 from onnxplain.distributions.perturbation.features import (
     Features,
     Partition,
@@ -20,22 +20,23 @@ from onnxplain.distributions.perturbation.perturbation import CopyPlan, Estimate
 from onnxplain.graph.var import Var
 
 Array = np.ndarray[Any, Any]
-KEPT = "copies/kept"  # the features in a copy's set
-FIRST = 16  # samples without which no standard error is good enough to stop at
+KEPT = "copies/kept"  # input with the set of each copy: bools, shape (copies, features)
+FIRST_STAGE = 16  # draws (sets, orders or masks): with fewer, standard errors are too uncertain to stop by
 
 
 @dataclass(frozen=True, eq=False)
 class Game:
-    """Sets of features, and what is made of the scores that they reach.
+    """Sets of features, and how the scores that they reach become values of the features.
 
     Attributes
     ----------
     stages
-        Numbers of sets after which there may be an estimate; the last is that of all sets.
+        Numbers of sets after which values can be estimated, rising; the last is that of all sets.
     keep
-        Numbers of sets, (K,) -> bools, (K, features): whether a feature stays.
+        (numbers of sets, shape (K,)) -> whether each feature stays, bools of shape (K, features).
     solve
-        (score of the sample, scores of the first sets) -> one value per feature, and their standard errors, if known.
+        (score of the sample, scores of the first sets) -> values of the features, and their standard errors if the
+        method has them, of shape (features,) each.
     """
 
     stages: Sequence[int]
@@ -45,7 +46,17 @@ class Game:
 
 @dataclass(frozen=True, eq=False)
 class Coalitions:
-    """The plan of a game; ``others``: per copy, whose features stand where the sample's own are hidden."""
+    """The plan of a game: one copy per set.
+
+    Attributes
+    ----------
+    partition
+        The features of the sample.
+    game
+        The game.
+    others
+        For each copy, the sample of the batch whose features replace the hidden ones; None: the baseline does.
+    """
 
     partition: Partition
     game: Game
@@ -53,50 +64,50 @@ class Coalitions:
 
     @property
     def stages(self) -> Sequence[int]:
-        """Those of the game."""
+        """Stages of the game."""
         return self.game.stages
 
     @property
     def shared(self) -> Mapping[str, Array]:
-        """Nothing."""
+        """Empty: samples may have different features."""
         return {}
 
     @property
     def own(self) -> Mapping[str, Array]:
-        """The features of the elements."""
+        """Feature of each element, in an input per tensor."""
         return {_labels_of(name): compact(labels) for name, labels in self.partition.labels.items()}
 
     def describe(self, copies: Array) -> Mapping[str, Array]:
-        """The sets."""
+        """Set of each copy; copy -1 keeps all features."""
         return {KEPT: self.game.keep(np.maximum(copies, 0)) | (copies < 0)[:, None]}
 
     def donors(self, copies: Array) -> Array | None:
-        """Those of exchanged features."""
+        """Samples whose features replace the hidden ones, if features are exchanged between samples."""
         return None if self.others is None else self.others[copies]
 
     def hole(self, copy: int) -> Mapping[str, Array]:
-        """The features that are not in the set."""
+        """Elements of the features that are not in the copy's set."""
         (keep,) = self.game.keep(np.array([copy]))
         return {name: ~keep[labels] for name, labels in self.partition.labels.items()}
 
     def estimate(self, score: float, scores: Array) -> Estimate:
-        """The value of a feature at each of its elements."""
+        """Value of each feature, at each of its elements."""
         values, errors = self.game.solve(score, scores)
         return Estimate(self.partition.spread(values), None if errors is None else self.partition.spread(errors))
 
 
-class Sets(Perturbation):
-    """A method that hides sets of features."""
+class FeatureSets(Perturbation):
+    """A method whose copies keep a set of features each."""
 
     def masked(self, prologue: Prologue, name: str, x: Var, fill: Var) -> Var:
-        """Write what hides the features that are not in a copy's set."""
+        """Write the nodes that hide the features which are not in a copy's set."""
         kept = prologue.per_copy(KEPT, bool, (None,))
         labels = prologue.per_plan(_labels_of(name), np.int32, (None,) * (x.rank - 1))
-        return chosen(looked_up(kept, labels), x, fill)
+        return keep_where(take_columns(kept, labels), x, fill)
 
 
-class Coalitional(Sets):
-    """A method that only asks which sets of features reach which score."""
+class Coalitional(FeatureSets):
+    """A method that depends on nothing but which sets of features reach which scores."""
 
     features: Features = None
 
@@ -105,30 +116,31 @@ class Coalitional(Sets):
         """The game for a number of features; the same for every sample that has as many."""
 
     def numbering(self, sample: Mapping[str, Array]) -> Features:
-        """How the features of samples like this one are numbered."""
+        """Choice of the features for samples like this one."""
         return self.features
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Raise OptionError where the features do not fit an input."""
+        """Raise OptionError if the features do not fit an input."""
         check_features_fit(self.features, shape[1:])
 
     def plans(self, here: Mapping[str, Array]) -> Sequence[CopyPlan]:
-        """One plan per sample."""
-        samples = range(len(next(iter(here.values()))))
+        """One plan per sample; the same one for all samples unless each has superpixels of its own."""
+        count = len(next(iter(here.values())))
         numbering = self.numbering({name: x[0, ...] for name, x in here.items()})
-        apart = isinstance(numbering, str) and numbering == "slic"  # else, features are the same for all
-        some = samples if apart else samples[:1]
-        found = [partition(numbering, {name: x[k, ...] for name, x in here.items()}) for k in some]
-        games = {count: self.game(count) for count in {one.count for one in found}}
-        plans = [Coalitions(one, games[one.count]) for one in found]
-        return plans if apart else plans * len(samples)
+        superpixels = isinstance(numbering, str) and numbering == "slic"
+        samples = range(count if superpixels else 1)
+        partitions = [partition(numbering, {name: x[k, ...] for name, x in here.items()}) for k in samples]
+        games = {features: self.game(features) for features in {part.count for part in partitions}}
+        plans = [Coalitions(part, games[part.count]) for part in partitions]
+        return plans if superpixels else plans * count
 
 
 def _labels_of(name: str) -> str:
+    """Name of the input with the feature of each element of a tensor."""
     return named("labels", name)
 
 
 def doubling(most: int, tolerance: float | None) -> tuple[int, ...]:
-    """Counts at which a sample may be done: `FIRST`, twice that, ... and ``most``; without a tolerance, only that."""
-    counts = [] if tolerance is None else [FIRST << k for k in range(max(0, most.bit_length()))]
+    """Numbers of draws that end a stage: `FIRST_STAGE`, its doubles, and ``most``; with no tolerance, ``most`` only."""
+    counts = [] if tolerance is None else [FIRST_STAGE << k for k in range(max(0, most.bit_length()))]
     return (*(count for count in counts if count < most), most)

@@ -1,4 +1,4 @@
-"""Features: which elements of a sample are masked together."""
+"""Features: groups of elements of a sample that are masked together."""
 
 from __future__ import annotations
 
@@ -15,14 +15,21 @@ from onnxplain.distributions.masked_copies import compact
 from onnxplain.errors import OptionError
 
 Array = np.ndarray[Any, Any]
-Numbering = Literal["grid", "slic"]
-"""Names of the ways to number the features of a sample."""
 
-SEGMENTS = 50  # superpixels of slic
+Numbering = Literal["grid", "slic"]
+"""Features made of each sample: cells of a grid, or superpixels."""
+
+SEGMENTS = 50  # superpixels per picture, about: what slic aims at
 
 
 def library(name: str, what: str) -> Any:
-    """A module of a library that only some methods need."""
+    """Import the module ``name`` of an optional library.
+
+    Raises
+    ------
+    OptionError
+        The library is not installed; ``what`` needs it.
+    """
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -32,7 +39,7 @@ def library(name: str, what: str) -> Any:
 
 
 def check_features(features: Any) -> None:
-    """Raise OptionError unless it is an array of whole numbers, one of `Numbering`, or None."""
+    """Raise OptionError unless the value is one of `Features`."""
     if isinstance(features, str):
         one_of(get_args(Numbering)).check("feature numbering", features)
     elif features is not None and np.asarray(features).dtype.kind not in "iu":
@@ -44,12 +51,12 @@ VALID_FEATURES = Valid(
     "ndarray or {'grid', 'slic'} or None",
     lambda _, value: check_features(value),
 )
-Features = Annotated[Array | str | None, VALID_FEATURES]
+Features = Annotated[Array | Numbering | None, VALID_FEATURES]
 """Number of the feature of each element, or the name of a numbering; None: the method's default."""
 
 
 def check_features_fit(features: Features, shape: tuple[int, ...]) -> None:
-    """Raise OptionError where an array of features does not broadcast to a sample of ``shape``."""
+    """Raise OptionError if an array of features does not broadcast to a sample of ``shape``."""
     if not isinstance(features, str | None):
         try:
             np.broadcast_to(np.asarray(features), shape)
@@ -58,13 +65,13 @@ def check_features_fit(features: Features, shape: tuple[int, ...]) -> None:
             raise OptionError(f"features of shape {np.shape(features)} {why}") from None
 
 
-def share(axes: int) -> int:
-    """Part of each axis that a window covers which nobody gives a size: a seventh in pictures, a 64th of a sequence."""
+def default_parts(axes: int) -> int:
+    """Reciprocal of the default size of windows and cells, as a share of an axis: 7 in pictures, 64 in sequences."""
     return 64 if axes == 1 else 7
 
 
 def is_picture(x: Array) -> bool:
-    """Whether a sample can be segmented: floats or pixels with two spatial axes."""
+    """Whether a sample can be segmented: floats or unsigned integers with three axes, one of them for channels."""
     return x.ndim == 3 and x.dtype.kind in "fu"
 
 
@@ -75,7 +82,8 @@ class Partition:
     Attributes
     ----------
     labels
-        Name of a tensor -> number of the feature that each element belongs to, int32; no number is in two tensors.
+        Name of a tensor -> number of the feature of each element, int32, shape of a sample; no number is in two
+        tensors.
     count
         Number of features.
     """
@@ -84,16 +92,16 @@ class Partition:
     count: int
 
     def spread(self, values: Array) -> dict[str, Array]:
-        """One value per feature -> one per element."""
+        """Name of a tensor -> the value of each element's feature, from ``values`` of shape (count,)."""
         return {n: np.broadcast_to(values[compact(labels)], labels.shape) for n, labels in self.labels.items()}
 
 
 def partition(features: Features, sample: Mapping[str, Array]) -> Partition:
-    """Number the features of a sample from 0, one tensor after the other."""
+    """Number the features of a sample from 0, one tensor after the other, without gaps."""
     labels, count = {}, 0
     for name, x in sample.items():
-        given = compact(_numbers(features, x))
-        numbers = np.unique(given, return_inverse=True)[1].reshape(given.shape)
+        gapped = compact(_numbers(features, x))
+        numbers = np.unique(gapped, return_inverse=True)[1].reshape(gapped.shape)
         labels[name] = np.broadcast_to((numbers + count).astype(np.int32), x.shape)
         count += int(numbers.max()) + 1
     return Partition(labels, count)
@@ -109,26 +117,26 @@ def _numbers(features: Features, x: Array) -> Array:
 
 
 def _grid(shape: tuple[int, ...]) -> Array:
-    """Each element of a table or a row of tokens; else cells over the spatial axes, all channels together."""
+    """Cells of a grid over the spatial axes, all channels together; of a table or a row of tokens, each element."""
     axes = spatial(shape)
     if len(shape) < 2:
         return np.arange(int(np.prod(shape))).reshape(shape)
     numbers = np.zeros([1] * len(shape), np.int64)
     for axis in axes:
-        cells = min(shape[axis], share(len(axes)))
+        cells = min(shape[axis], default_parts(len(axes)))
         along = np.arange(shape[axis]) * cells // shape[axis]
         numbers = numbers * cells + along.reshape([-1 if a == axis else 1 for a in range(len(shape))])
     return np.broadcast_to(numbers, shape)
 
 
 def _superpixels(x: Array) -> Array:
-    """SLIC (Achanta et al. 2012) of the picture, its values scaled to 0..1."""
+    """Superpixels of a picture by SLIC (Achanta et al. 2012), its values scaled to 0..1."""
     slic = library("skimage.segmentation", "features='slic'").slic
     channel = ({0, 1, 2} - set(spatial(x.shape))).pop()
     picture = np.moveaxis(x.astype(np.float64), channel, -1)
     low, high = picture.min(), picture.max()
     scaled = (picture - low) / (high - low if high > low else 1)
-    # Three channels become Lab, whose lightness is up to 100: there 10 is the usual weight of nearness.
+    # Three channels are converted to Lab, with a lightness up to 100: there 10 is the usual weight of nearness.
     compactness = 10 if picture.shape[-1] == 3 else 0.1
     labels = slic(scaled, SEGMENTS, compactness, channel_axis=-1)
     return np.broadcast_to(np.expand_dims(labels, channel), x.shape)

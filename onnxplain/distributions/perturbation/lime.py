@@ -1,4 +1,4 @@
-"""LIME (Ribeiro et al. 2016): a linear model of the scores near the sample."""
+"""LIME (Ribeiro et al. 2016): a linear model of the scores of random sets of features."""
 
 from __future__ import annotations
 
@@ -17,32 +17,41 @@ from onnxplain.distributions.perturbation.standard_errors import regression_erro
 from onnxplain.errors import OptionError
 
 Array = np.ndarray[Any, Any]
-Surrogate = Literal["ridge", "lasso"]
 
-# Class of scikit-learn, and its regularisation where the option alpha is None.
+Surrogate = Literal["ridge", "lasso"]
+"""Linear model that is fitted to the scores."""
+
 SURROGATES: dict[Surrogate, tuple[str, float]] = {"ridge": ("Ridge", 1.0), "lasso": ("Lasso", 0.01)}
+"""Surrogate -> its class in scikit-learn, and the default strength of its penalty."""
 
 
 @dataclass(frozen=True, eq=False)
 class Lime(Coalitional):
     """Coefficients of a linear model from sets of features to scores.
 
-    Each feature is in a set with probability 1/2; the first set has all of them. A set at cosine distance d from that
-    weighs exp(-d^2 / width^2 / 2). The standard errors of a ridge are those of `regression_errors`: the spread of its
-    coefficients over sets drawn anew, without what its penalty pulls them to 0. Those of a lasso are not known.
+    Each feature is in a set with probability 1/2; the first set has all of them. A set at cosine distance d from the
+    first one has the weight exp(-d^2 / kernel_width^2 / 2). The standard errors of a ridge are those of
+    `regression_errors`: the spread of its coefficients over sets drawn anew, without the bias that its penalty causes.
+    A lasso has no standard errors.
 
     Attributes
     ----------
     features
-        Default: superpixels of pictures, else a grid.
+        See `Features`; by default, superpixels of pictures, otherwise a grid.
     samples
         Number of sets.
     kernel_width
-        The width.
+        Width of the kernel, as a cosine distance.
     surrogate
-        "ridge" or "lasso".
+        The linear model.
     alpha
-        Strength of its regularisation; default: 1 for ridge (as in lime), 0.01 for lasso.
+        Strength of its penalty; by default 1 for a ridge (as in the package lime), 0.01 for a lasso.
+    baseline
+        See `Perturbation`.
+    seed
+        Seed of the NumPy generator.
+    tolerance
+        See `Perturbation`; for a ridge only.
     """
 
     features: Features = None
@@ -57,21 +66,22 @@ class Lime(Coalitional):
     def __post_init__(self) -> None:
         check_fields(self)
         if self.tolerance is not None and self.surrogate != "ridge":
-            raise OptionError(f"nobody knows the standard errors of a {self.surrogate}: there is no tolerance for them")
+            why = f"surrogate={self.surrogate!r} does not provide"
+            raise OptionError(f"tolerance= needs standard errors, which {why}", "Use surrogate='ridge'.")
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Raise OptionError where the features do not fit an input, or scikit-learn is missing."""
+        """Raise OptionError if the features do not fit an input, or scikit-learn is not installed."""
         super().check_shape(shape)
         self._model()
 
     def numbering(self, sample: Mapping[str, Array]) -> Features:
-        """How the features of samples like this one are numbered."""
+        """Superpixels for pictures, unless features are given."""
         pictures = self.features is None and any(is_picture(x) for x in sample.values())
         return "slic" if pictures else self.features
 
     def game(self, features: int) -> Game:
-        """Random sets."""
-        self._model()  # before they are run
+        """The set of all features, and random sets."""
+        self._model()  # an error for a missing library comes before any run
         sets = np.random.default_rng(self.seed).random((self.samples, features)) < 0.5
         sets[0] = True
         return Game(doubling(self.samples, self.tolerance), sets.__getitem__, partial(self._fit, sets))

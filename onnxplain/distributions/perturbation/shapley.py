@@ -1,4 +1,4 @@
-"""Shapley values: what a feature adds to the score, mean over all orders in which features may come."""
+"""Shapley values: the change of score when a feature is added, mean over all orders of the features."""
 
 from __future__ import annotations
 
@@ -21,9 +21,20 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, eq=False)
 class ShapleySampling(Coalitional):
-    """Mean over random orders (Castro et al. 2009); over all of them, if there are no more than ``samples``.
+    """Mean over random orders (Castro et al. 2009), or over all orders if there are no more than ``samples``.
 
-    Standard errors are those of a mean over orders; 0 if these are all.
+    Standard errors are those of a mean over orders; 0 if all orders are run.
+
+    Attributes
+    ----------
+    features
+        See `Features`; by default a grid.
+    samples
+        Number of orders. Each takes as many forward passes as there are features, less one.
+    baseline, tolerance
+        See `Perturbation`.
+    seed
+        Seed of the NumPy generator.
     """
 
     features: Features = None
@@ -36,7 +47,7 @@ class ShapleySampling(Coalitional):
         check_fields(self)
 
     def game(self, features: int) -> Game:
-        """No feature at all, and then, order by order, the first one, the first two ..."""
+        """The empty set, and then, order by order, the sets of its first feature, its first two features, ..."""
         every = features < 20 and factorial(features) <= self.samples
         if every:
             orders = np.array(list(permutations(range(features))))
@@ -54,22 +65,34 @@ class ShapleySampling(Coalitional):
 
 
 def _steps(orders: Array, every: bool, score: float, scores: Array) -> tuple[Array, Array]:
+    """Mean change of score at the step of each order that adds a feature, and its standard error."""
     features = orders.shape[1]
     inner = scores[1:].reshape(-1, features - 1) if features > 1 else np.empty((1, 0))
     orders = orders[: len(inner)]
-    way = np.column_stack([np.full(len(orders), scores[0]), inner, np.full(len(orders), score)])
+    rising = np.column_stack([np.full(len(orders), scores[0]), inner, np.full(len(orders), score)])
     values = np.empty(orders.shape)
-    np.put_along_axis(values, orders, np.diff(way, axis=1), axis=1)
+    np.put_along_axis(values, orders, np.diff(rising, axis=1), axis=1)
     return values.mean(axis=0), np.zeros(features) if every else mean_error(values)
 
 
 @dataclass(frozen=True, eq=False)
 class KernelShap(Coalitional):
-    """Weighted least squares over sets of features (Lundberg and Lee 2017), the sum held to the change of score.
+    """Weighted least squares over sets of features (Lundberg and Lee 2017); values sum to the change of score.
 
-    All sets, if there are no more than ``samples``: then the result is exact. Else sets drawn by the Shapley kernel,
-    each with its complement, and standard errors are those of a fit to random pairs (see `regression_errors`); NaN
-    while the sets leave some values open.
+    If there are no more than ``samples`` sets, all of them are run, and the result is exact. Otherwise sets are drawn
+    by the Shapley kernel, each with its complement, and the standard errors are those of a fit to random pairs (see
+    `regression_errors`); they are NaN while the sets do not determine all values.
+
+    Attributes
+    ----------
+    features
+        See `Features`; by default a grid.
+    samples
+        Number of sets.
+    baseline, tolerance
+        See `Perturbation`.
+    seed
+        Seed of the NumPy generator.
     """
 
     features: Features = None
@@ -82,10 +105,10 @@ class KernelShap(Coalitional):
         check_fields(self)
 
     def game(self, features: int) -> Game:
-        """No feature at all, and then the sets, each followed by its complement."""
+        """The empty set, and then the other sets, each followed by its complement."""
         every = features < 60 and 2**features <= max(2, self.samples)
         if every:
-            numbers = np.arange(1, 2 ** (features - 1))  # the complements have the last feature
+            numbers = np.arange(1, 2 ** (features - 1))  # sets without the last feature: their complements have it
             sets = (numbers[:, None] >> np.arange(features)) % 2 == 1
             sizes = sets.sum(axis=1)
             weights = np.array([1 / (comb(features, s) * s * (features - s)) for s in sizes.tolist()])
@@ -96,34 +119,34 @@ class KernelShap(Coalitional):
             sets = rng.permuted(np.arange(features) < sizes[:, None], axis=1)
             weights = np.ones(len(sets))
 
-        held = np.concatenate([np.zeros((1, features), bool), sets])
+        padded = np.concatenate([np.zeros((1, features), bool), sets])
 
         def keep(copies: Array) -> Array:
             complements = (copies > 0) & (copies % 2 == 0)
-            return np.asarray(held[(copies + 1) // 2] ^ complements[:, None])
+            return np.asarray(padded[(copies + 1) // 2] ^ complements[:, None])
 
         counts = doubling(len(sets), None if every else self.tolerance)
-        return Game([1 + 2 * n for n in counts], keep, partial(_regression, held[1:], weights, every))
+        return Game([1 + 2 * n for n in counts], keep, partial(_regression, padded[1:], weights, every))
 
 
 def _regression(sets: Array, weights: Array, every: bool, score: float, scores: Array) -> tuple[Array, Array]:
-    """Values that sum to the change: an equal share each, and a least-squares fit of the rest that sums to 0.
+    """Values that sum to the change of score: an equal share each, and a least-squares fit of the rest, of sum 0.
 
-    A set and its complement have opposite rows and the same weight, so half their difference is all that counts. The
-    rows sum to 0, so the shortest solution, which lstsq gives, does, too.
+    A set and its complement have opposite rows and the same weight, so only half their difference counts. Each row sums
+    to 0, so the shortest solution, which lstsq returns, sums to 0, too.
     """
     change = score - scores[0]
     pairs = scores[1:].reshape(-1, 2)
     sets, weights, features = sets[: len(pairs)], weights[: len(pairs)], sets.shape[1]
     share = sets.mean(axis=1)
     centred = sets - share[:, None]
-    wanted = (pairs[:, 0] - pairs[:, 1] - change * (2 * share - 1)) / 2
+    observed = (pairs[:, 0] - pairs[:, 1] - change * (2 * share - 1)) / 2
     roots = np.sqrt(weights)
-    rest, _, rank, _ = np.linalg.lstsq(roots[:, None] * centred, roots * wanted)
+    rest, _, rank, _ = np.linalg.lstsq(roots[:, None] * centred, roots * observed)
     if every:
         errors = np.zeros(features)
-    elif rank < features - 1:  # the sets leave values open
+    elif rank < features - 1:  # the sets do not determine all values
         errors = np.full(features, np.nan)
     else:
-        errors = regression_errors(centred, weights, wanted - centred @ rest)
+        errors = regression_errors(centred, weights, observed - centred @ rest)
     return change / features + rest, errors

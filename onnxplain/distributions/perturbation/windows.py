@@ -1,4 +1,4 @@
-"""Occlusion: one window of the input after another replaced by the baseline."""
+"""Occlusion: one window of the input after another is replaced by the baseline."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from onnxplain.arguments import Share, Valid, check_fields, whole_number
 from onnxplain.distributions.baselines import Baseline
 from onnxplain.distributions.fills import spatial
-from onnxplain.distributions.perturbation.coalitions import Coalitions, Game, Sets
-from onnxplain.distributions.perturbation.features import Partition, share
+from onnxplain.distributions.perturbation.coalitions import Coalitions, FeatureSets, Game
+from onnxplain.distributions.perturbation.features import Partition, default_parts
 from onnxplain.distributions.perturbation.perturbation import CopyPlan
 from onnxplain.errors import OptionError
 
@@ -34,24 +34,25 @@ Sizes = Annotated[int | tuple[int, ...], VALID_SIZES]
 
 
 @dataclass(frozen=True, eq=False)
-class Windows(Sets):
+class Windows(FeatureSets):
     """The input with one window after another replaced by the baseline.
 
-    Windows start every ``stride`` elements, ceil((size - window) / stride) + 1 of them an axis, the last cropped at the
-    border (captum's convention). They span the spatial axes, all channels together: those that come after the
-    channels, or before them in pictures whose last axis is 1, 3 or 4 long. A tuple spans the trailing axes.
+    Windows start every ``stride`` elements, ceil((size - window) / stride) + 1 of them on an axis; the last one is
+    cropped at the border (captum's convention). They span the spatial axes (`onnxplain.distributions.fills.spatial`),
+    and hide all channels together. Windows given as a tuple span the trailing axes, as many as the tuple is long.
 
     Attributes
     ----------
     window, stride
-        One number for all spatial axes, or one per axis. A window of None is a seventh of each axis (32 of 224), or
-        a 64th if there is one only; a stride of None half the window. A stride beyond a window so found is that window.
+        Sizes in elements: one number for all spatial axes, or one per axis. A window of None is a seventh of each axis
+        (32 of 224), or a 64th if there is only one axis. A stride of None is half the window; with a window of None, a
+        stride above it becomes the window.
     baseline
         See `Perturbation`.
     reach
         None: exact. A number up to 1: where a window changes more than this share of an axis of a feature map (and
-        more than 7 places), what lies further from the window is taken for unchanged. Faster; it is exact all the same
-        where `onnxplain.execution.incremental` does not serve, such as on a GPU.
+        more than 7 elements), elements further from the window are taken as unchanged, which is faster. The result is
+        exact all the same where `onnxplain.execution.incremental` is not used, such as on a GPU.
     """
 
     window: Sizes | None = None
@@ -65,11 +66,11 @@ class Windows(Sets):
             if isinstance(self.window, tuple):
                 self.per_axis(len(self.window))
             if self.window is not None and any(s > w for s, w in np.broadcast(self.stride, self.window)):
-                why = "some elements would never be covered"
+                why = "some elements would never be hidden"
                 raise OptionError(f"stride {self.stride} is larger than window {self.window}: {why}")
 
     def axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The axes that windows span: those after batch and channels; the features of a table."""
+        """Axes that the windows span in an input of this shape, batch included."""
         if isinstance(self.window, tuple):
             if len(self.window) >= len(shape):
                 raise OptionError(f"window {self.window} has more axes than the input {shape} besides the batch")
@@ -77,7 +78,7 @@ class Windows(Sets):
         return tuple(axis + 1 for axis in spatial(shape[1:]))
 
     def per_axis(self, axes: int) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
-        """Window and stride of each of the axes that windows span."""
+        """Window and stride of each of the axes that the windows span; None for a default."""
         window = self.window if isinstance(self.window, tuple) else (self.window,) * axes
         stride = self.stride if isinstance(self.stride, tuple) else (self.stride,) * axes
         if len(stride) != axes:
@@ -85,18 +86,18 @@ class Windows(Sets):
         return window, stride
 
     def geometry(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        """Axes, window sizes, strides and numbers of windows for an input shape (batch included)."""
+        """Axes, window sizes, strides and numbers of windows, by axis, for an input of this shape, batch included."""
         axes = self.axes(shape)
-        asked_window, asked = self.per_axis(len(axes))
+        windows, strides = self.per_axis(len(axes))
         sizes = [shape[axis] for axis in axes]
-        part = share(len(axes))
-        window = tuple(max(1, n // part) if w is None else min(w, n) for w, n in zip(asked_window, sizes, strict=True))
-        stride = tuple(max(1, w // 2) if s is None else min(s, w) for s, w in zip(asked, window, strict=True))
+        parts = default_parts(len(axes))
+        window = tuple(max(1, n // parts) if w is None else min(w, n) for w, n in zip(windows, sizes, strict=True))
+        stride = tuple(max(1, w // 2) if s is None else min(s, w) for s, w in zip(strides, window, strict=True))
         counts = tuple(-(-(shape[a] - w) // s) + 1 for a, w, s in zip(axes, window, stride, strict=True))
         return axes, window, stride, counts
 
     def slices(self, shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-        """The windows, as indices into an array of ``shape`` without its batch axis."""
+        """The windows, as indices into one sample of an input of this shape, batch included."""
         axes, window, stride, counts = self.geometry(shape)
         for position in product(*map(range, counts)):
             index = [slice(None)] * (len(shape) - 1)
@@ -115,27 +116,27 @@ class Windows(Sets):
             raise OptionError(f"{method} with reach= cannot be exported: {why}", "Leave reach= out.")
 
     def plans(self, here: Mapping[str, Array]) -> Sequence[CopyPlan]:
-        """One copy per tensor and window; the plan is the same for all samples."""
+        """The same plan for all samples, with one copy per tensor and window."""
         cells = {name: _Cells.of(self, x.shape) for name, x in here.items()}
         labels, features = {}, 0
-        for name, own in cells.items():
-            labels[name] = np.broadcast_to(own.labels + np.int32(features), here[name].shape[1:])
-            features += own.count
-        parts, windows = [], 0  # and the number of the first window of each tensor
-        for own in cells.values():
-            parts.append((own, windows))
-            windows += own.windows
+        for name, part in cells.items():
+            labels[name] = np.broadcast_to(part.labels + np.int32(features), here[name].shape[1:])
+            features += part.count
+        parts, windows = [], 0  # cells of each tensor, and the number of its first window
+        for part in cells.values():
+            parts.append((part, windows))
+            windows += part.windows
 
         def keep(copies: Array) -> Array:
             hidden = []
-            for own, first in parts:
-                inside = (first <= copies) & (copies < first + own.windows)
-                hidden.append(own.covered((copies - first) % own.windows) & inside[:, None])
+            for part, first in parts:
+                inside = (first <= copies) & (copies < first + part.windows)
+                hidden.append(part.covered((copies - first) % part.windows) & inside[:, None])
             return ~np.concatenate(hidden, axis=1)
 
         def solve(score: float, scores: Array) -> tuple[Array, None]:
             losses = score - scores
-            return np.concatenate([own.mean(losses[first : first + own.windows]) for own, first in parts]), None
+            return np.concatenate([part.mean(losses[first : first + part.windows]) for part, first in parts]), None
 
         plan = Coalitions(Partition(labels, features), Game((windows,), keep, solve))
         return [plan] * len(next(iter(here.values())))
@@ -143,15 +144,15 @@ class Windows(Sets):
 
 @dataclass(frozen=True, eq=False)
 class _Cells:
-    """The cells into which all windows over a tensor together cut a sample; each window covers some of them.
+    """Cells: the largest parts of a sample that every window covers as a whole or not at all.
 
     Attributes
     ----------
     labels
         Number of the cell of each element, int32; broadcasts to a sample.
     covers
-        By axis of a sample: which places of windows (rows) cover which places of cells; of one place where windows span
-        all of an axis.
+        For each axis of a sample, whether a position of the windows (row) covers a position of the cells (column); one
+        row and one column where windows span all of an axis.
     """
 
     labels: Array
@@ -159,7 +160,7 @@ class _Cells:
 
     @classmethod
     def of(cls, windows: Windows, shape: tuple[int, ...]) -> _Cells:
-        """Cells of a tensor of this shape (batch included)."""
+        """Cells of a tensor of this shape, batch included."""
         geometry = {axis: sizes for axis, *sizes in zip(*windows.geometry(shape), strict=True)}
         labels, covers = np.zeros((), np.int32), []
         for axis, size in enumerate(shape[1:], 1):
@@ -182,23 +183,25 @@ class _Cells:
         return int(np.prod([len(table) for table in self.covers]))
 
     def covered(self, windows: Array) -> Array:
-        """Which cells some windows cover, by number: shape (windows, cells)."""
-        found = np.ones((len(windows), 1), bool)
+        """Whether windows, given by number, cover each cell: bools, shape (windows, cells)."""
+        covered = np.ones((len(windows), 1), bool)
         for table in reversed(self.covers):
             windows, places = np.divmod(windows, len(table))
-            found = (table[places][:, :, None] & found[:, None]).reshape(len(found), -1)
-        return found
+            covered = (table[places][:, :, None] & covered[:, None]).reshape(len(covered), -1)
+        return covered
 
     def mean(self, losses: Array) -> Array:
-        """Mean loss over the windows that cover a cell."""
+        """Mean loss of score over the windows that cover each cell, shape (cells,)."""
         return self._summed(losses) / self._covering
 
     @cached_property
     def _covering(self) -> Array:
+        """Number of windows that cover each cell."""
         return self._summed(np.ones(self.windows))
 
     def _summed(self, values: Array) -> Array:
-        found = values.reshape([len(table) for table in self.covers])
+        """Sum of values over the windows that cover each cell."""
+        sums = values.reshape([len(table) for table in self.covers])
         for table in self.covers:
-            found = np.moveaxis(found, 0, -1) @ table.astype(np.float64)
-        return np.asarray(found.reshape(-1))
+            sums = np.moveaxis(sums, 0, -1) @ table.astype(np.float64)
+        return np.asarray(sums.reshape(-1))

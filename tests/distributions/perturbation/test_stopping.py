@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import onnxplain as ox
-from onnxplain.distributions.perturbation.coalitions import FIRST, doubling
+from onnxplain.distributions.perturbation.coalitions import FIRST_STAGE, doubling
 from onnxplain.errors import OptionError
 from onnxplain.runtime.session import Session
 from tests.distributions.perturbation.cases import METHODS, by_hand
@@ -95,7 +95,7 @@ def test_doubling() -> None:
     assert doubling(100, None) == (100,)
     assert doubling(100, 0.1) == (16, 32, 64, 100)
     assert doubling(64, 0.1) == (16, 32, 64)
-    assert doubling(FIRST, 0.1) == (FIRST,)
+    assert doubling(FIRST_STAGE, 0.1) == (FIRST_STAGE,)
     assert doubling(3, 0.1) == (3,)
 
 
@@ -113,7 +113,7 @@ def test_bad_tolerances(tolerance: Any) -> None:
     for method in TOLERANT:
         with pytest.raises(OptionError, match="tolerance must be a finite number above 0"):
             ox.Explainer(MLP.proto(), method, tolerance=tolerance)
-    with pytest.raises(OptionError, match="standard errors of a lasso"):
+    with pytest.raises(OptionError, match="standard errors, which surrogate='lasso' does not"):
         ox.Explainer(MLP.proto(), "lime", surrogate="lasso", tolerance=0.1)
 
 

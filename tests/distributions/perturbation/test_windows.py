@@ -30,8 +30,8 @@ WINDOWS: list[tuple[dict[str, Any], str]] = [
     ({"stride": 0}, "stride must be a whole number"),
     ({"stride": (1, None)}, "stride must be a whole number"),
     ({"window": 3, "stride": 4}, "stride 4 is larger than window 3"),
-    ({"window": (5, 3), "stride": 4}, "never be covered"),
-    ({"window": (3, 5), "stride": (2, 6)}, "never be covered"),
+    ({"window": (5, 3), "stride": 4}, "never be hidden"),
+    ({"window": (3, 5), "stride": (2, 6)}, "never be hidden"),
     ({"window": (3, 3), "stride": (1, 1, 1)}, r"one number per axis of the window \(2\)"),
     ({"baseline": np.nan}, "NaN"),
 ]
