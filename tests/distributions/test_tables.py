@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 import onnxplain as ox
-from onnxplain import composites
-from onnxplain.arguments import number
 from onnxplain.distributions import Distribution, Line, LineIncrements, Lines, Point, References, Root, row_of
 from onnxplain.errors import OptionError
 from onnxplain.execution import LOOPS, Answer, Runner
@@ -21,8 +19,7 @@ from onnxplain.execution.point import explain_point
 from onnxplain.export import WRITERS, Specification
 from onnxplain.export.specification import finished
 from onnxplain.graph.ir import Graph
-from onnxplain.methods import Cost, Method
-from onnxplain.methods.spec import Doc, documented
+from onnxplain.methods.method import Method
 from onnxplain.programs.compile import COMPILERS
 from tests.export.test_explainer import bare
 from tests.models import IMAGES, MLP, Array
@@ -95,7 +92,7 @@ class Shifted(Distribution):
     """The input plus a number."""
 
     at_point: ClassVar[bool] = True
-    shift: float = 0.5
+    shift: float
 
 
 def explain_shifted(
@@ -111,23 +108,21 @@ def write_shifted(spec: Specification, shifted: Shifted) -> Graph:
     return finished(inside, dict(zip(names, inside(inside.emitter, points, list(names.values())), strict=True)))
 
 
-@documented("gradients", formula="g(x + shift)", latex="", cost=Cost("1", "1"), use="Here.", avoid="Elsewhere.")
-def shifted_gradient(shift: Annotated[float, number(), Doc("What is added.", "units of the input")] = 0.5) -> Method:
-    """Gradient at the input plus a number."""
-    return Method("shifted_gradient", composites.gradient(), Shifted(shift))
+def shifted_gradient() -> Method:
+    return replace(ox.METHODS["gradient"](), distribution=Shifted(0.25))
 
 
 @pytest.mark.parametrize("tiny", [MLP, IMAGES])
 def test_a_new_distribution_is_a_dataclass_and_its_rows(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ox.METHODS, "shifted_gradient", shifted_gradient)
+    monkeypatch.setitem(ox.METHODS, "shifted_gradient", replace(ox.METHODS["gradient"], build=shifted_gradient))
     proto, x = tiny.proto(), tiny.x(3)
     with pytest.raises(NotImplementedError, match="no row for Shifted"):
         ox.explain(proto, x, "shifted_gradient", target=1)
     monkeypatch.setitem(LOOPS, Shifted, explain_shifted)
     monkeypatch.setitem(WRITERS, Shifted, write_shifted)
-    explainer = ox.Explainer(proto, "shifted_gradient", shift=0.25)
+    explainer = ox.Explainer(proto, "shifted_gradient")
     expected = ox.explain(proto, x + np.float32(0.25), target=1)
     assert abs(expected.values - ox.explain(proto, x, target=1).values).max() > 0.01
     np.testing.assert_array_equal(explainer(x, target=1).values, expected.values)
