@@ -6,11 +6,11 @@ by their types, and the documentation of methods (`onnxplain.methods`) is made f
 
 from __future__ import annotations
 
-import sys
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cache
+from math import isfinite
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -74,7 +74,7 @@ def number(*, least: float | None = None, above: float | None = None, most: floa
         real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
         return bool(
             real
-            and abs(value) <= sys.float_info.max  # neither infinite nor NaN
+            and (isinstance(value, int) or isfinite(value))
             and (least is None or value >= least)
             and (above is None or value > above)
             and (most is None or value <= most)

@@ -13,9 +13,11 @@ import pytest
 import onnxplain as ox
 from onnxplain.distributions.lines import QUADRATURES, Quadrature
 from onnxplain.errors import OptionError
+from onnxplain.execution import Runner
 from onnxplain.methods import FAMILIES, METHODS, Method, MethodSpec, Option, cams, make, papers
 from onnxplain.methods.papers import Paper
 from onnxplain.methods.spec import Cost, Family, documented
+from tests.models import IMAGES
 
 SPECS = pytest.mark.parametrize("spec", METHODS.values(), ids=METHODS)
 OPTIONS = [(spec, option) for spec in METHODS.values() for option in spec.options]
@@ -150,6 +152,45 @@ def test_costs_are_formulas_in_options_and_names_that_are_explained(spec: Method
     for formula in (spec.cost.forward, spec.cost.backward):
         for name in re.findall(r"[a-z_]+", formula):
             assert name in {option.name for option in spec.options} or f"{name}: " in spec.cost.note
+
+
+COSTS: list[tuple[str, dict[str, Any], dict[str, int]]] = [
+    ("gradient", {}, {}),
+    ("lrp", {}, {}),
+    ("integrated_gradients", {"steps": 7}, {}),
+    ("expected_gradients", {"samples": 5, "baselines": np.zeros((2, 2, 9, 8), np.float32)}, {"baselines": 2}),
+    ("smoothgrad", {"samples": 4}, {}),
+    ("smoothgrad_squared", {"samples": 3}, {}),
+    ("vargrad", {}, {}),
+    ("internal_influence", {"steps": 6}, {}),
+    ("conductance", {"steps": 6}, {}),
+    ("occlusion", {"window": 3, "stride": 2}, {"windows": 4 * 4}),
+    ("feature_ablation", {}, {"features": 7 * 7}),
+    ("rise", {"samples": 20}, {}),
+    ("lime", {"samples": 21, "features": "grid"}, {}),
+    ("kernel_shap", {"samples": 30}, {}),
+    ("shapley_sampling", {"samples": 3}, {"features": 7 * 7}),
+]
+
+
+@pytest.mark.parametrize(("method", "options", "sizes"), COSTS, ids=[case[0] for case in COSTS])
+def test_costs_are_what_is_run(
+    method: str, options: dict[str, Any], sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For one sample: each run of the program is a forward pass, and one more where it returns a baseline's score."""
+    forward, backward, run = 0, 0, Runner.run
+
+    def counted(self: Runner, feeds: Any, target: Any, outputs: Any, *more: Any) -> Any:
+        nonlocal forward, backward
+        forward += len(target) * (1 + sum("baseline" in name for name in outputs))
+        backward += len(target) * any(name.startswith(("cotangent", "attribution")) for name in outputs)
+        return run(self, feeds, target, outputs, *more)
+
+    monkeypatch.setattr(Runner, "run", counted)
+    ox.explain(IMAGES.proto(), IMAGES.x(1), method, **options)
+    spec = METHODS[method]
+    names = {option.name: option.default for option in spec.options} | options | sizes
+    assert (forward, backward) == tuple(eval(formula, {}, names) for formula in (spec.cost.forward, spec.cost.backward))
 
 
 @pytest.mark.parametrize(
