@@ -13,10 +13,10 @@ import numpy as np
 
 from onnxplain import execution, export, methods
 from onnxplain.canonize import Canonical, prepare
-from onnxplain.compiler import Compiler
 from onnxplain.errors import OptionError
 from onnxplain.execution.requests import Request, Specialization, joined, separated
-from onnxplain.graph.axes import batch_axes
+from onnxplain.execution.specializer import Specializer
+from onnxplain.graph.axes import BatchAxes
 from onnxplain.methods.method import Method
 from onnxplain.model import Loadable, load
 from onnxplain.programs.program import Assignment, Program
@@ -113,7 +113,7 @@ class Explainer:
         self.memory = parse_memory(memory)
         self.providers: ProviderChoice = choose(providers)
         self.model = load(model)
-        self._compiler = Compiler(
+        self._specializer = Specializer(
             self.model,
             self.method,
             self.providers,
@@ -123,7 +123,7 @@ class Explainer:
             at=at,
             probability=probability,
         )
-        if not self.model.free_sizes and not self._compiler.is_stored(Specialization()):
+        if not self.model.free_sizes and not self._specializer.is_stored(Specialization()):
             self.report()  # raises what is wrong with the question
 
     def __call__(
@@ -194,7 +194,7 @@ class Explainer:
         tensors = {name: tensor for name, tensor in given.items() if isinstance(tensor, Tensor)}
         feeds = {name: array for name, array in given.items() if not isinstance(array, Tensor)}
         specialization = Specialization.of(sizes, target)
-        canonical, question = self._compiler.question(specialization)
+        canonical, question = self._specializer.question(specialization)
         positions, weights = _resolved(target, canonical, question, samples)
         unread = {name: np.broadcast_to(np.zeros((), t.dtype), t.shape) for name, t in tensors.items()}
         execution.check(self.method, {**feeds, **unread}, question)
@@ -206,11 +206,11 @@ class Explainer:
     ) -> list[Attribution]:
         """Explain checked requests that join each other (`Request.joins`), in one batch."""
         call = self._call(joined(requests))
-        answers = separated(self._run(call, progress), requests, call.runner.program.question.slices)
+        answers = separated(self._run(call, progress), requests, call.runner.program.question.axes)
         return [self._result(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
     def _call(self, request: Request) -> PreparedBatch:
-        runner = self._compiler.runner(request.specialization)
+        runner = self._specializer.runner(request.specialization)
         feeds, tensors = _fed(request, runner), request.tensors
         if not execution.runs_on_device(runner, self.method):
             copies, tensors = {name: tensor.numpy() for name, tensor in tensors.items()}, {}
@@ -224,13 +224,12 @@ class Explainer:
         if device and not execution.runs_on_device(call.runner, self.method):
             what = f"{self.method.name} looks at several points, and adds up on the host"
             raise OptionError(what, "Leave device= out.")
-        if call.target is not None and (device or call.tensors):
-            feeds: dict[str, Given] = {**call.feeds, **call.tensors}
-            return execution.run_on_device(call.runner, self.method, feeds, call.target, progress, device)
-        return execution.run(call.runner, self.method, call.feeds, call.target, progress)
+        return execution.run(
+            call.runner, self.method, {**call.feeds, **call.tensors}, call.target, progress, keep=device
+        )
 
     def _result(self, request: Request, answer: execution.Answer) -> Attribution:
-        canonical, question = self._compiler.question(request.specialization)
+        canonical, question = self._specializer.question(request.specialization)
         found: dict[str, Given] = {**answer.attributions, **answer.kept}
         parts = {name: Single(name, given, answer.errors.get(name)) for name, given in found.items()}
         trace = partial(self._trace, request, answer.target)
@@ -241,13 +240,13 @@ class Explainer:
     @property
     def provider(self) -> str | None:
         """The execution provider that runs it, once it has run; ``providers`` says why."""
-        runner = self._compiler.runner.newest()
+        runner = self._specializer.runner.newest()
         return None if runner is None else runner.main.session.provider
 
     @property
     def explained(self) -> tuple[str, ...]:
         """Names of the tensors that get an attribution."""
-        return tuple(part.name for part in self._compiler.question(Specialization())[1].slices)
+        return tuple(part.name for part in self._specializer.question(Specialization())[1].slices)
 
     def report(self) -> list[Assignment]:
         """Node -> kind -> rule of the reverse walk, in its order; empty for methods without one.
@@ -257,7 +256,7 @@ class Explainer:
         UnsupportedOperatorError, NoRuleError
             All nodes that stand in the way.
         """
-        return self._compiler.report(Specialization())
+        return self._specializer.report(Specialization())
 
     def program(self) -> Program:
         """Compile the program for inputs of any size and one element of the output, as a graph that can be read.
@@ -267,7 +266,7 @@ class Explainer:
         UnsupportedOperatorError, NoRuleError
             All nodes that stand in the way.
         """
-        return self._compiler.program(Specialization())
+        return self._specializer.program(Specialization())
 
     def export(
         self, path: str | os.PathLike[str], target: Target | Quantity = "input", *, share_weights: bool = False
@@ -299,7 +298,7 @@ class Explainer:
         atomic.check_writable(path, {".onnx"})
         source, path = self.model.source, Path(path)
         held = shared_weights.files_of(source.path, source.weights, path) if share_weights else {}
-        canonical, question = self._compiler.question(Specialization.of({}, target))
+        canonical, question = self._specializer.question(Specialization.of({}, target))
         asked = isinstance(target, str) and target == "input"
         positions, weights = (None, None) if asked else _resolved(target, canonical, question, 1)
         fixed = positions if positions is None or weights is None else (positions, weights)
@@ -309,15 +308,15 @@ class Explainer:
         writer.save(exported, path, {**source.metadata, "onnxplain.method": self.method.name}, shared=places)
 
     @cached_property
-    def _axes(self) -> dict[str, int]:
-        return batch_axes(self.model.inputs)
+    def _axes(self) -> BatchAxes:
+        return BatchAxes.of(self.model.inputs)
 
     def _trace(self, request: Request, target: Array) -> list[Assignment]:
         """The report of a batch, with the relevance at each node; the model is run once more."""
-        lines = self._compiler.report(request.specialization)
+        lines = self._specializer.report(request.specialization)
         if not lines:
             return []
-        runner = self._compiler.traced(request.specialization)
+        runner = self._specializer.traced(request.specialization)
         copies = {name: tensor.numpy() for name, tensor in request.tensors.items()}
         return execution.traced(runner, lines, {**_fed(request, runner), **copies}, target)
 

@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 import onnxplain as ox
-from onnxplain.graph.axes import batch_axes
+from onnxplain.graph.axes import BatchAxes
 from onnxplain.questions.inputs import check_inputs
 from onnxplain.questions.question import ask
 from onnxplain.storage.writer import to_proto
@@ -236,7 +236,7 @@ class Forward:
     """The model's canonical graph in a plain session, from the tensors at which gradients are taken to the score."""
 
     def __init__(self, model: ox.Model, feeds: Feeds, target: Array) -> None:
-        axes = batch_axes(model.inputs)
+        axes = BatchAxes.of(model.inputs)
         feeds, _, sizes = check_inputs(feeds, model.inputs, axes, model.takes_nan)
         self.graph = model.canonical(sizes).graph
         question = ask(self.graph)

@@ -178,7 +178,7 @@ def _scores(call: PreparedBatch, at: str, kept: Array, sizes: tuple[int, ...], b
     """Run the model behind tensor ``at`` for each sample and set of ``kept``: scores of shape (samples, sets)."""
     assert call.target is not None
     count, sets, units = kept.shape
-    runner, feeds = call.runner, call.runner.in_front(call.feeds)
+    runner, feeds = call.runner, call.runner.axes.to_front(call.feeds)
     tensors = runner.tensors(feeds, count)
     fills = {at: baseline_like(baseline, tensors[at], at)}
     labels = {at: np.broadcast_to(np.arange(units, dtype=np.int32).reshape(sizes), tensors[at].shape[1:])}

@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxplain.api import Explainer, PreparedBatch
 from onnxplain.errors import InputError, OnnxplainError, OptionError, TargetError
-from onnxplain.graph.axes import batch_axes
+from onnxplain.graph.axes import BatchAxes
 from onnxplain.questions.quantities import Quantity
 from onnxplain.runtime.device import Tensor, received
 
@@ -41,18 +41,17 @@ def for_each_chunk(
     InputError, TargetError, OptionError
         The data is invalid or empty. The message names the batch of an iterable, counted from 0.
     """
-    batched = batch_axes(explainer.model.inputs)
+    inputs = BatchAxes.of(explainer.model.inputs)
     done, size = 0, 1  # one sample first: preparing it tells how many samples fit into the memory bound
     for label, batch, batch_target in _batches(data, target):
         with _labelled(label):
             arrays = _arrays(explainer, batch)
-            axes = {n: axis for n, axis in batched.items() if np.ndim(arrays.get(n, 0)) > axis}
+            axes = BatchAxes({n: axis for n, axis in inputs.items() if np.ndim(arrays.get(n, 0)) > axis})
             count = _count({name: arrays[name].shape[axis] for name, axis in axes.items()})
             start = 0
             while start < count:
                 rows = slice(start, min(start + size, count))
-                part = {n: a[(slice(None),) * axes[n] + (rows,)] if n in axes else a for n, a in arrays.items()}
-                call = explainer.prepare(part, _target_of(batch_target, rows, count))
+                call = explainer.prepare(axes.cut(arrays, rows), _target_of(batch_target, rows, count))
                 size = min(chunked.chunk for chunked in (call.runner.main, call.runner.front) if chunked)
                 use(call, rows.stop - start)
                 done, start = done + rows.stop - start, rows.stop

@@ -2,11 +2,11 @@
 
 `LOOPS` has one row per distribution: `point`, `references`, `line` and `sampled` run programs that walk back, `masked`
 and `windows` run masked copies. All of them use a `Runner`, a program with its sessions. `averaged` runs any of them at
-sampled points. `kept` stores runners in a cache folder, `requests` joins requests into batches, and `incremental` makes
-occlusion faster.
+sampled points. `specializer` compiles a model and a method once for each specialization, `kept` stores runners in a
+cache folder, `requests` joins requests into batches, and `incremental` makes occlusion faster.
 """
 
-from onnxplain.execution.run import LOOPS, Loop, check, run, run_on_device, runs_on_device, traced
+from onnxplain.execution.run import LOOPS, Loop, check, run, runs_on_device, traced
 from onnxplain.execution.runner import Answer, Runner, Setting
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "Setting",
     "check",
     "run",
-    "run_on_device",
     "runs_on_device",
     "traced",
 ]

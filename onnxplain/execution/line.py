@@ -66,7 +66,7 @@ class _Ends:
 
     def rows(self, runner: Runner, rows: Array) -> _Ends:
         """The ends of some of the samples."""
-        feeds = {n: a[rows] if n in runner.main.axes else a for n, a in self.feeds.items()}
+        feeds = runner.axes.take(self.feeds, rows)
         moved, baselines = ({n: a[rows] for n, a in arrays.items()} for arrays in (self.moved, self.baselines))
         return _Ends(feeds, moved, baselines, self.target[rows], self.change[rows])
 
@@ -98,7 +98,7 @@ def _averaged(
     gap, square = np.zeros(samples), np.zeros(samples)  # weighted mean of slope - change, and of its square
     for part in chunks(total, runner.main.chunk):
         sample, step = np.divmod(np.arange(part.start, part.stop), line.steps)
-        points = {n: a[sample] if n in runner.main.axes else a for n, a in ends.feeds.items()}
+        points = runner.axes.take(ends.feeds, sample)
         points |= ends.between(positions[step], sample)
         results = runner.run(points, ends.target[sample], list(names.cotangents.values()))
         cotangents = {name: results[output] for name, output in names.cotangents.items()}

@@ -65,7 +65,7 @@ class MaskedCopies:
 
     def described(self, jobs: Array) -> dict[str, Array]:
         """Inputs from which the graph makes the copies, by name (`onnxplain.distributions.masked_copies`)."""
-        axes, weights = self.runner.main.axes, self.runner.names.weights
+        axes, weights = self.runner.axes, self.runner.names.weights
         samples, rows = np.unique(jobs[:, 0], return_inverse=True)
         plans = list(dict.fromkeys(self.plans[k] for k in samples))  # several samples may share one
         places = {plan: place for place, plan in enumerate(plans)}
@@ -123,7 +123,7 @@ def explain_masked(
     shortcut
         Scores of copies that need not be run.
     """
-    count = next((len(a) for name, a in feeds.items() if name in runner.main.axes), 1)
+    count = runner.axes.count(feeds)
     moved = runner.tensors(feeds, count)
     feeds = {**feeds, **moved}
     painted = perturbation.inpainted(moved)

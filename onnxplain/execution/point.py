@@ -32,3 +32,11 @@ def explain_point(
     change = score - results[program.names.baseline_score] if program.names.baseline_score else score
     residual = sum_per_sample(attributions, len(score)) - change if method.promise else None
     return Answer(attributions, results[program.names.resolved], score, residual)
+
+
+def keep_point(runner: Runner, feeds: Mapping[str, Given], target: Array, progress: Progress | None) -> Answer:
+    """Attributions from one run of the program at the input, which stay where the session computes them."""
+    names, room = runner.names, runner.room(len(target))
+    results = runner.run(feeds, target, [names.resolved, names.score], progress, room)
+    kept = {name: room[output] for name, output in names.attributions.items()}
+    return Answer({}, results[names.resolved], results[names.score], None, kept=kept)

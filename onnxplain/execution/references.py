@@ -40,7 +40,7 @@ def explain_references(
     means: dict[str, Array] = {}
     for part in chunks(total, runner.main.chunk):
         sample, index = np.divmod(np.arange(part.start, part.stop), count)
-        pairs = {n: a[sample] if n in runner.main.axes else a for n, a in feeds.items()}
+        pairs = runner.axes.take(feeds, sample)
         pairs |= {n: a[sample if references.baselines is None else index] for n, a in rows.items()}
         for name, values in runner.run(pairs, target[sample], runner.main.session.outputs).items():
             mean = means.setdefault(name, np.zeros((samples, *values.shape[1:])))

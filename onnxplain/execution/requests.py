@@ -10,8 +10,8 @@ import numpy as np
 
 from onnxplain.canonize.canonical import Sizes
 from onnxplain.execution import Answer
+from onnxplain.graph.axes import BatchAxes
 from onnxplain.questions.quantities import ExplainedTensor, Quantity, Target
-from onnxplain.questions.question import Slice
 from onnxplain.runtime.device import Tensor
 
 Array = np.ndarray[Any, Any]
@@ -65,7 +65,7 @@ class Request:
     specialization: Specialization
     target: Array | None
     weights: Array | None
-    axes: Mapping[str, int]
+    axes: BatchAxes
     joinable: bool
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -118,15 +118,12 @@ def _stacked(rows: Sequence[Array | None]) -> Array | None:
     return np.concatenate(given) if given else None
 
 
-def separated(answer: Answer, requests: Sequence[Request], slices: Sequence[Slice]) -> Iterator[Answer]:
+def separated(answer: Answer, requests: Sequence[Request], axes: BatchAxes) -> Iterator[Answer]:
     """What the answer to `joined` requests says about each of them."""
     start = 0
     for request in requests:
         rows = slice(start, start + request.samples)
         start = rows.stop
-        values, errors = (
-            {p.name: arrays[p.name][(*[slice(None)] * p.axis, rows)] for p in slices if p.name in arrays}
-            for arrays in (answer.attributions, answer.errors)
-        )
+        values, errors = axes.cut(answer.attributions, rows), axes.cut(answer.errors, rows)
         residual, copies = (None if column is None else column[rows] for column in (answer.residual, answer.copies))
         yield Answer(values, answer.target[rows], answer.score[rows], residual, errors, copies)

@@ -25,7 +25,7 @@ from onnxplain.distributions.perturbation import Perturbation, Windows
 from onnxplain.execution.averaged import explain_averaged
 from onnxplain.execution.line import explain_line
 from onnxplain.execution.masked import explain_masked
-from onnxplain.execution.point import explain_point
+from onnxplain.execution.point import explain_point, keep_point
 from onnxplain.execution.references import explain_references
 from onnxplain.execution.runner import Answer, Runner
 from onnxplain.execution.sampled import explain_increments, explain_input_lines, explain_lines, explain_noise
@@ -88,7 +88,12 @@ def check(method: Method, feeds: Mapping[str, Array], question: Question) -> Non
 
 
 def run(
-    runner: Runner, method: Method, feeds: Mapping[str, Array], target: Array | None, progress: Progress | None
+    runner: Runner,
+    method: Method,
+    feeds: Mapping[str, Given],
+    target: Array | None,
+    progress: Progress | None,
+    keep: bool = False,
 ) -> Answer:
     """Explain a batch.
 
@@ -97,58 +102,36 @@ def run(
     runner
         The method's program with its sessions.
     feeds
-        Arrays by input name; for weighted sums of targets, their weights, too.
+        Arrays by input name; for weighted sums of targets, their weights, too. Tensors on the device of the sessions
+        only if `runs_on_device` holds.
     target
         Positions in the output, shape (N,), or (N, K) for weighted sums; or labels. None: the labels that the model
         gives.
     progress
         Called with (done, total) after each run.
+    keep
+        Whether the attributions stay on the device, which `runs_on_device` has to allow. They are not summed there, so
+        the answer has no residual.
     """
-    axes, slices = runner.main.axes, runner.program.question.slices
-    feeds = runner.in_front(feeds)
+    arrays = {name: x for name, x in feeds.items() if not isinstance(x, Tensor)}
+    arrays = runner.axes.to_front(arrays)
+    if keep:
+        assert target is not None  # labels are explained by masked copies, on the host
+        return keep_point(runner, {**feeds, **arrays}, target, progress)
     if method.around:
-        batched = [name for name in feeds if name in axes and name != runner.names.weights]
-        inputs = [part.name for part in slices if part.name in feeds] or batched
+        batched = [name for name in arrays if name in runner.axes and name != runner.names.weights]
+        inputs = [part.name for part in runner.program.question.slices if part.name in arrays] or batched
         alone = replace(method, around=None)
-        answer = explain_averaged(partial(_explain, runner, alone), method.around, inputs, feeds, target, progress)
+        answer = explain_averaged(partial(_explain, runner, alone), method.around, inputs, arrays, target, progress)
     else:
-        answer = _explain(runner, method, feeds, target, progress)
-    return _in_place(runner, answer)
+        answer = _explain(runner, method, {**feeds, **arrays}, target, progress)
+    axes = runner.program.question.axes
+    return replace(answer, attributions=axes.to_place(answer.attributions), errors=axes.to_place(answer.errors))
 
 
 def runs_on_device(runner: Runner, method: Method) -> bool:
-    """Whether inputs and attributions can stay on the device of the sessions, so that `run_on_device` can be used."""
+    """Whether inputs and attributions can stay on the device of the sessions (see `run`)."""
     return method.distribution.runs_on_device and method.around is None and not runner.names.baselines
-
-
-def run_on_device(
-    runner: Runner,
-    method: Method,
-    feeds: Mapping[str, Given],
-    target: Array,
-    progress: Progress | None,
-    keep: bool,
-) -> Answer:
-    """Explain a batch whose inputs are on the device of the sessions, or whose attributions stay there.
-
-    Parameters
-    ----------
-    method
-        A method for which `runs_on_device` holds.
-    feeds, target
-        As for `run`; arrays or tensors.
-    keep
-        Whether the attributions stay on the device. They are not summed there, so the answer has no residual.
-    """
-    arrays = {name: given for name, given in feeds.items() if not isinstance(given, Tensor)}
-    fed: dict[str, Given] = {**feeds, **runner.in_front(arrays)}
-    if not keep:
-        return _in_place(runner, explain_point(runner, method, method.distribution, fed, target, progress))
-    program = runner.program
-    room = runner.room(len(target))
-    results = runner.run(fed, target, [program.names.resolved, program.names.score], progress, room)
-    kept = {name: room[output] for name, output in program.names.attributions.items()}
-    return Answer({}, results[program.names.resolved], results[program.names.score], None, kept=kept)
 
 
 def traced(runner: Runner, lines: Sequence[Assignment], feeds: Mapping[str, Array], target: Array) -> list[Assignment]:
@@ -156,8 +139,7 @@ def traced(runner: Runner, lines: Sequence[Assignment], feeds: Mapping[str, Arra
     names = runner.names.trace
     if not names or runner.names.baselines:
         return list(lines)
-    feeds = runner.in_front(feeds)
-    results = runner.run(feeds, target, [name for pair in names.values() for name in pair])
+    results = runner.run(runner.axes.to_front(feeds), target, [name for pair in names.values() for name in pair])
     sums = {node: (results[arrived], results[given]) for node, (arrived, given) in names.items()}
 
     def completed(line: Assignment) -> Assignment:
@@ -170,20 +152,10 @@ def traced(runner: Runner, lines: Sequence[Assignment], feeds: Mapping[str, Arra
 def _explain(
     runner: Runner,
     method: Method,
-    feeds: Mapping[str, Array],
+    feeds: Mapping[str, Given],
     target: Array | None,
     progress: Progress | None = None,
 ) -> Answer:
     if target is None and method.composite is not None:
         raise AssertionError("labels have no gradient")
     return row_of(LOOPS, method.distribution)(runner, method, method.distribution, feeds, target, progress)
-
-
-def _in_place(runner: Runner, answer: Answer) -> Answer:
-    """Move the batch axis to its place in each explained tensor."""
-    places = {part.name: part.axis for part in runner.program.question.slices}
-    values, errors = (
-        {name: np.moveaxis(array, 0, places[name]) for name, array in arrays.items()}
-        for arrays in (answer.attributions, answer.errors)
-    )
-    return replace(answer, attributions=values, errors=errors)

@@ -13,7 +13,7 @@ import numpy as np
 from onnxplain.distributions.baselines import Baseline, baseline_like
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.execution.incremental.sessions import IncrementalSessions, WindowsOver
-from onnxplain.graph.axes import batch_axes, batch_axis, rows
+from onnxplain.graph.axes import BatchAxes, batch_axis, rows
 from onnxplain.graph.ir import BATCH, Graph
 from onnxplain.graph.memory import copied_weights, peak_per_sample
 from onnxplain.ops import OPS, Trait
@@ -112,6 +112,11 @@ class Runner:
         """Names of the program's inputs and outputs."""
         return self.program.names
 
+    @property
+    def axes(self) -> BatchAxes:
+        """Batch axes of the inputs and outputs."""
+        return self.main.axes
+
     @classmethod
     def load(cls, program: Program, setting: Setting, saved: Path | None = None) -> Runner:
         """Make the sessions.
@@ -182,7 +187,8 @@ class Runner:
             Number of runs that fit into memory at a time.
         """
         question, names, graph = program.question, program.names, setting.graph
-        axes = {**batch_axes(graph.inputs), names.target: 0} | ({names.weights: 0} if names.weights else {})
+        axes: dict[str, int] = {**BatchAxes.of(graph.inputs), names.target: 0}
+        axes |= {names.weights: 0} if names.weights else {}
         axes |= {names.attributions[part.name]: part.axis for part in question.slices}
         axes |= {names.baselines[p.name]: p.axis for p in question.slices if p.name in names.baselines}
         tensors = dict.fromkeys((*question.tensors, *program.points))
@@ -193,7 +199,10 @@ class Runner:
             axes |= {v.name: 0 for v in program.copied.inputs if v.shape and v.shape[0] == BATCH}
         alone = question.axis is None or 1 in (rows(graph.value(n)) for n in (question.explained, *tensors))
         fixed = setting.fixed_batch or (1 if alone else None)
-        parts = {n: Chunked(s, axes, fixed or chunk, fixed is not None, at_once) for n, (s, chunk) in sessions.items()}
+        parts = {
+            name: Chunked(session, BatchAxes(axes), fixed or chunk, fixed is not None, at_once)
+            for name, (session, chunk) in sessions.items()
+        }
         main = parts["main"]
         alike = main.session.provider == CPU and fixed in (None, 1)
         incremental = Recent(partial(IncrementalSessions.load, compiled, setting.choice, lean)) if alike else None
@@ -235,11 +244,6 @@ class Runner:
             )
         return results
 
-    def in_front(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Arrays as the user gave them, by input name, with the batch axis moved to the front."""
-        axes = self.main.axes
-        return {name: np.moveaxis(a, axes[name], 0) if name in axes else a for name, a in feeds.items()}
-
     def room(self, samples: int) -> dict[str, Tensor]:
         """Tensors on the session's device into which attributions can be written, by name of the output.
 
@@ -253,7 +257,7 @@ class Runner:
             value = next(v for v in program.graph.outputs if v.name == output)
             shape = [samples if d == BATCH else d for d in value.shape or (None,)]
             sizes = [d for d in shape if isinstance(d, int)]
-            if sizes != shape or sizes[self.main.axes[output]] != samples:
+            if sizes != shape or sizes[self.axes[output]] != samples:
                 raise OptionError(f"the shape of '{name}' is unknown before it runs: {value}", "Leave device= out.")
             tensors[output] = Tensor.empty(sizes, value.dtype, self.main.session.device)
         return tensors
@@ -301,10 +305,9 @@ def baselines_of(
 ) -> dict[str, Array]:
     """The tensors that move, at the baseline: the baseline itself, or the model's values with it as an input."""
     parts = runner.program.slices
-    baselines = {}
-    for part in parts:
-        natural = np.moveaxis({**moved, **feeds}[part.name], 0, part.axis)
-        baselines[part.name] = np.moveaxis(baseline_like(baseline, natural, part.name, part.axis), part.axis, 0)
+    axes = BatchAxes({part.name: part.axis for part in parts})
+    inputs = axes.to_place({part.name: {**moved, **feeds}[part.name] for part in parts})
+    baselines = axes.to_front({name: baseline_like(baseline, x, name, axes[name]) for name, x in inputs.items()})
     if all(part.direct for part in parts):
         return baselines
     return runner.tensors({**feeds, **baselines}, count)

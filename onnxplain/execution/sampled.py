@@ -156,7 +156,7 @@ class _Batch:
         total = samples * sampled.count
         for part in chunks(total, runner.main.chunk):
             index, sample = np.divmod(np.arange(part.start, part.stop), samples)
-            fixed = {n: a[sample] if n in runner.main.axes else a for n, a in self.feeds.items()}
+            fixed = runner.axes.take(self.feeds, sample)
             contributions, weights = contribution(index, sample, fixed)
             attributions = runner.attributions(contributions, fixed, len(sample))
             for name, output in runner.names.attributions.items():

@@ -35,15 +35,14 @@ def explain_windows(
 def _incremental_scores(windows: Windows, copies: MaskedCopies, target: Array) -> Iterator[tuple[slice, int, Array]]:
     """Samples, the number of one of their copies, and its scores, for all tensors that have incremental sessions."""
     runner, feeds, fills = copies.runner, copies.feeds, copies.fills
-    axes, offset = runner.main.axes, 0
+    axes, offset = runner.axes, 0
     for name, x in copies.moved.items():
         load = runner.incremental if name in fills and axes[name] == 0 else None
         sessions = load(WindowsOver(windows, name, x.shape[1:])) if load else None
         for rows in chunks(len(target), runner.main.chunk):
             if sessions is None:
                 break
-            some = {n: np.moveaxis(a[rows], 0, axes[n]) if n in axes else a for n, a in feeds.items()}
-            some[runner.names.target] = target[rows]
+            some = {**axes.to_place(axes.take(feeds, rows)), runner.names.target: target[rows]}
             for place, scores in enumerate(sessions.scores(some, np.ascontiguousarray(fills[name][rows]))):
                 yield rows, offset + place, scores
         offset += sum(1 for _ in windows.slices(x.shape))

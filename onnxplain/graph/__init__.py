@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxplain.graph.axes import batch_axes, batch_axis
+from onnxplain.graph.axes import BatchAxes, batch_axis
 from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import BATCH, IR_VERSION, OPSET, Dim, Graph, Multiple, Node, Shape, Value, is_float
 from onnxplain.graph.var import Var, concat, where
@@ -11,6 +11,7 @@ __all__ = [
     "BATCH",
     "IR_VERSION",
     "OPSET",
+    "BatchAxes",
     "Dim",
     "Emitter",
     "Graph",
@@ -19,7 +20,6 @@ __all__ = [
     "Shape",
     "Value",
     "Var",
-    "batch_axes",
     "batch_axis",
     "concat",
     "is_float",

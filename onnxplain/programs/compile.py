@@ -9,7 +9,7 @@ from onnxplain.backward.control import as_scans
 from onnxplain.distributions import Distribution, Line, Root, row_of
 from onnxplain.distributions.masked_copies import with_copies
 from onnxplain.distributions.perturbation import Perturbation
-from onnxplain.graph.axes import batch_axes
+from onnxplain.graph.axes import BatchAxes
 from onnxplain.graph.ir import Graph
 from onnxplain.methods.method import Method
 from onnxplain.programs.assembly import compile_program, with_baseline_score
@@ -48,7 +48,7 @@ def compile_copies(
 ) -> Program:
     """Write the program of a sample, and the same behind nodes that make masked copies of it."""
     program = compile_program(graph, method, question, model_outputs, traced)
-    axes = {**batch_axes(graph.inputs), **{part.name: part.axis for part in program.slices}}
+    axes = {**BatchAxes.of(graph.inputs), **{part.name: part.axis for part in program.slices}}
     per_copy = [program.names.target, *filter(None, [program.names.weights])]
     return replace(program, copied=with_copies(program.graph, axes, per_copy, program.points, perturbation.masked))
 

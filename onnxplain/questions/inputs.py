@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxplain.canonize.prepare import names_of, rank_of, size_of
 from onnxplain.errors import InputError, did_you_mean
+from onnxplain.graph.axes import BatchAxes
 from onnxplain.graph.ir import Value
 from onnxplain.runtime.device import Given, received
 
@@ -16,7 +17,7 @@ Array = np.ndarray[Any, Any]
 
 
 def check_inputs(
-    x: Any, inputs: Sequence[Value], axes: Mapping[str, int], nan: bool = False, gpu: bool = False
+    x: Any, inputs: Sequence[Value], axes: BatchAxes, nan: bool = False, gpu: bool = False
 ) -> tuple[dict[str, Given], int, dict[str, int]]:
     """Check input arrays against what the model declares.
 

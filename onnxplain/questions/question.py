@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from onnxplain.backward import integers
 from onnxplain.errors import OptionError, UnsupportedModelError, did_you_mean
-from onnxplain.graph.axes import batch_axes, batch_axis
+from onnxplain.graph.axes import BatchAxes, batch_axis
 from onnxplain.graph.ir import Graph, Value
 from onnxplain.questions import quantities
 from onnxplain.questions.quantities import ExplainedTensor
@@ -70,6 +70,11 @@ class Question:
     def tensors(self) -> tuple[str, ...]:
         """Names of all tensors at which cotangents are read."""
         return tensors_of(self.slices)
+
+    @property
+    def axes(self) -> BatchAxes:
+        """Batch axes of the slices."""
+        return BatchAxes({part.name: part.axis for part in self.slices})
 
 
 def tensors_of(slices: Iterable[Slice]) -> tuple[str, ...]:
@@ -164,7 +169,7 @@ def moved(graph: Graph, question: Question) -> tuple[Slice, ...]:
     inputs = {v.name for v in graph.inputs}
     if all(part.name in inputs for part in question.slices):
         return question.slices
-    return tuple(_default(graph, batch_axes(graph.inputs), walks=True))
+    return tuple(_default(graph, BatchAxes.of(graph.inputs), walks=True))
 
 
 def _output(graph: Graph, name: str | None, walks: bool) -> str:
@@ -205,7 +210,7 @@ def _tensor(graph: Graph, name: str) -> str:
 
 def _inputs(graph: Graph, names: Sequence[str] | str | None, walks: bool) -> list[Slice]:
     known = {v.name: v for v in graph.inputs}
-    axes = batch_axes(graph.inputs)
+    axes = BatchAxes.of(graph.inputs)
     if names is None:
         return _default(graph, axes, walks)
     wanted = [names] if isinstance(names, str) else list(names)
@@ -234,7 +239,7 @@ def _floats(graph: Graph, value: Value) -> tuple[str, ...]:
     return tensors
 
 
-def _default(graph: Graph, axes: Mapping[str, int], walks: bool) -> list[Slice]:
+def _default(graph: Graph, axes: BatchAxes, walks: bool) -> list[Slice]:
     """Float inputs, and integer inputs that are looked up; where there are none, those that are converted to floats.
 
     A mask next to tokens is such an input, and so it is left alone.

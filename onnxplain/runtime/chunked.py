@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain.errors import InputError, RunError
+from onnxplain.graph.axes import BatchAxes
 from onnxplain.runtime.batching import chunks
 from onnxplain.runtime.device import Given, Tensor
 from onnxplain.runtime.session import Session
@@ -37,7 +38,7 @@ class Chunked:
     """
 
     session: Session
-    axes: Mapping[str, int]
+    axes: BatchAxes
     chunk: int
     exactly: bool
     at_once: int = 1

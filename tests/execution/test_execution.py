@@ -18,6 +18,7 @@ from onnxplain import execution
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.execution import Runner, Setting
 from onnxplain.execution import runner as runners
+from onnxplain.graph.axes import BatchAxes
 from onnxplain.graph.memory import peak_per_sample
 from onnxplain.methods import make
 from onnxplain.programs.program import Names, Program
@@ -79,7 +80,7 @@ FEEDS = {"x": X, "scale": np.float32(3)}
 TARGET = np.array([-1, 1, 2, 3, 4, 5, 6])
 
 
-AXES = dict.fromkeys(("x", "target", *PER_COPY), 0)
+AXES = BatchAxes(dict.fromkeys(("x", "target", *PER_COPY), 0))
 
 
 def runner(chunk: int, exactly: bool = False, **session: Any) -> Runner:

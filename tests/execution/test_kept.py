@@ -12,8 +12,7 @@ import pytest
 from onnxruntime import GraphOptimizationLevel
 
 import onnxplain as ox
-from onnxplain import compiler
-from onnxplain.execution import Setting, kept
+from onnxplain.execution import Setting, kept, specializer
 from onnxplain.execution.requests import Specialization
 from onnxplain.rules.base import Gradient
 from onnxplain.rules.lrp import Epsilon
@@ -54,7 +53,7 @@ def pooled() -> onnx.ModelProto:
 def count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count the programs compiled, and how ONNX Runtime starts."""
     COUNTED.clear()
-    compiled, resumed = compiler.compile_method, session._resumed
+    compiled, resumed = specializer.compile_method, session._resumed
 
     def compiles(*given: Any, **more: Any) -> Any:
         COUNTED.append("compiled")
@@ -66,7 +65,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> None:
         assert options.graph_optimization_level == GraphOptimizationLevel.ORT_DISABLE_ALL  # has been done
         return started
 
-    monkeypatch.setattr(compiler, "compile_method", compiles)
+    monkeypatch.setattr(specializer, "compile_method", compiles)
     monkeypatch.setattr(session, "_resumed", resumes)
 
 
@@ -174,7 +173,7 @@ def test_every_quantity_finds_the_same(name: str, method: str, tmp_path: Path) -
 
 def place(proto: onnx.ModelProto, folder: Path, method: str = "lrp", target: Any = None, **options: Any) -> Path | None:
     explainer = ox.Explainer(ox.load(proto, cache=folder), method, **options)
-    return explainer._compiler._entry(Specialization.of({}, target))
+    return explainer._specializer._entry(Specialization.of({}, target))
 
 
 CHANGES: dict[str, Mapping[str, Any]] = {
@@ -348,7 +347,7 @@ def test_what_onnxruntime_cannot_save_still_runs(tmp_path: Path, monkeypatch: py
 def test_a_kept_program_is_not_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         ox.explain(ox.load(pooled(), cache=tmp_path), np.ones((1, 2, 9, 8), np.float32), "lrp")
-        monkeypatch.setattr(compiler, "report", None)
+        monkeypatch.setattr(specializer, "report", None)
 
 
 def test_reports_and_exports_follow_a_kept_program(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxplain.errors import OptionError, UnsupportedModelError
-from onnxplain.graph.axes import batch_axes, rows
+from onnxplain.graph.axes import BatchAxes, rows
 from onnxplain.graph.ir import Graph, Shape, Value
 from onnxplain.questions.question import Question, Slice, ask
 from tests.models import MLP, SIGMOID, SOFTMAX, TOKENS, TWO_INPUTS, weights
@@ -77,7 +77,7 @@ INPUTS: list[tuple[list[Shape | None], dict[str, int]]] = [
 
 @pytest.mark.parametrize(("shapes", "batched"), INPUTS)
 def test_batch_axes(shapes: list[Shape | None], batched: dict[str, int]) -> None:
-    assert batch_axes([Value(str(i), np.dtype(np.float32), s) for i, s in enumerate(shapes)]) == batched
+    assert BatchAxes.of([Value(str(i), np.dtype(np.float32), s) for i, s in enumerate(shapes)]) == batched
 
 
 def test_rows() -> None:

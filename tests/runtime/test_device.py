@@ -14,6 +14,7 @@ import torch
 
 import onnxplain as ox
 from onnxplain.errors import InputError, OptionError
+from onnxplain.graph.axes import BatchAxes
 from onnxplain.graph.emit import Emitter
 from onnxplain.questions import inputs as checks
 from onnxplain.runtime.chunked import Chunked
@@ -211,7 +212,7 @@ def chunked(chunk: int, axis: int = 0, exactly: bool = False) -> Chunked:
     emitter = Emitter()
     x = emitter.input("x", "float32", ("batch", 3) if axis == 0 else (3, "batch"))
     graph = emitter.graph([x], {"y": x * 2, "z": x + 1})
-    return Chunked(Session(graph, choose([CPU])), dict.fromkeys("xyz", axis), chunk, exactly)
+    return Chunked(Session(graph, choose([CPU])), BatchAxes(dict.fromkeys("xyz", axis)), chunk, exactly)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4, 9])

@@ -1,4 +1,4 @@
-"""`Compiler`: a model and a method become a program and its sessions, once for each specialization."""
+"""`Specializer`: a model and a method become a program and its sessions, once for each specialization."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from onnxplain import execution
 from onnxplain.canonize import Canonical
 from onnxplain.canonize.cache import key
 from onnxplain.errors import OptionError
 from onnxplain.execution import kept
 from onnxplain.execution.requests import Specialization
+from onnxplain.execution.runner import Runner, Setting
 from onnxplain.methods import table as methods
 from onnxplain.methods.method import Method
 from onnxplain.model import Model
@@ -24,7 +24,7 @@ from onnxplain.runtime.providers import ProviderChoice
 from onnxplain.runtime.recent import Recent
 
 
-class Compiler:
+class Specializer:
     """Compiles a model and a method, and keeps the results for the specializations used last.
 
     Parameters
@@ -63,10 +63,10 @@ class Compiler:
         canonical, question = self.question(specialization)
         return compile_method(canonical.graph, self.method, question, traced=traced)
 
-    def traced(self, specialization: Specialization) -> execution.Runner:
+    def traced(self, specialization: Specialization) -> Runner:
         """A runner whose program tells what arrives at each node; it is not kept."""
         canonical, _ = self.question(specialization)
-        return execution.Runner.load(self.program(specialization, traced=True), self._setting(canonical))
+        return Runner.load(self.program(specialization, traced=True), self._setting(canonical))
 
     def report(self, specialization: Specialization) -> list[Assignment]:
         """The rule of each node, in the order of the reverse walk; empty for methods without one."""
@@ -91,11 +91,11 @@ class Compiler:
         cam = self.method.cam
         return canonical, cam.ask(graph, question, self._at) if cam else question
 
-    def _runner(self, specialization: Specialization) -> execution.Runner:
+    def _runner(self, specialization: Specialization) -> Runner:
         canonical, question = self.question(specialization)
         compiled, setting = partial(self.program, specialization), self._setting(canonical)
         entry = self._entry(specialization)
-        return kept.load(entry, compiled, question, setting) if entry else execution.Runner.load(compiled(), setting)
+        return kept.load(entry, compiled, question, setting) if entry else Runner.load(compiled(), setting)
 
     def _entry(self, specialization: Specialization) -> Path | None:
         """The file in the model's cache folder that keeps the runner; None if it is not kept."""
@@ -106,5 +106,5 @@ class Compiler:
         depends = source, self._extend, specialization.tensor, question, self.method
         return kept.entry(self.model.cache, self._setting(canonical), *depends)
 
-    def _setting(self, canonical: Canonical) -> execution.Setting:
-        return execution.Setting(self.providers, canonical.graph, canonical.fixed_batch, self.memory)
+    def _setting(self, canonical: Canonical) -> Setting:
+        return Setting(self.providers, canonical.graph, canonical.fixed_batch, self.memory)
