@@ -1,0 +1,24 @@
+"""Docstrings as Markdown: what Markdown would read otherwise is rewritten, everything else stays."""
+
+from __future__ import annotations
+
+import pytest
+
+from tools.docs.markdown import as_markdown
+
+
+@pytest.mark.parametrize(
+    ("docstring", "markdown"),
+    [
+        ("The rule [bach]_.", r"The rule \[bach\]."),
+        ("Nothing where [x > 0] [y > 0].", r"Nothing where \[x > 0\] \[y > 0\]."),
+        (".. [bach] Bach et al.\n   PLoS ONE.", "- \\[bach\\] Bach et al.\n   PLoS ONE."),
+        ("The tree::\n\n    a", "The tree:\n\n    a"),
+        ("The tree.\n\n::\n\n    a", "The tree.\n\n\n\n    a"),
+        ("In code, ``x[0]`` stays.", "In code, ``x[0]`` stays."),
+        ("A [link](page.md) stays.", "A [link](page.md) stays."),
+        (">>> x[0]", ">>> x[0]"),
+    ],
+)
+def test_docstrings_become_markdown(docstring, markdown):
+    assert as_markdown(docstring) == markdown
