@@ -69,7 +69,7 @@ ELSEWHERE = {
 BY_ELEMENT = {"feature_ablation", "lime", "kernel_shap", "shapley_sampling"}  # a pass or more for each element
 LONG = 100  # elements of an input without channels, beyond which that takes too long here
 METHODS = [name for name in ox.METHODS if name not in ELSEWHERE]
-SHOWN = ("gradient", "integrated_gradients", "lrp")  # in the README
+SHOWN = ("gradient", "integrated_gradients", "lrp")  # columns of docs/results/models.md
 COLUMNS = ("model", "nodes", "method", "forward passes", "check", "export")
 
 
@@ -378,7 +378,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="parts of model names; default: all")
     parser.add_argument("--cache", type=Path, default=Path("build/corpus"), help="folder for wheels and models")
     parser.add_argument("--seconds", type=float, default=30, help="time for measuring a model, about")
-    parser.add_argument("--markdown", action="store_true", help="print the table that the README has")
+    parser.add_argument("--markdown", action="store_true", help="print the table of docs/results/models.md")
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)
     progress = Console(stderr=True, log_path=False)

@@ -58,7 +58,7 @@ def options_of() -> argparse.Namespace:
         "--models-dir", type=Path, help="where exported networks are kept (default: a temporary folder)"
     )
     parser.add_argument("--output", "-o", type=Path, metavar="PREFIX", help="writes PREFIX.json and PREFIX.md")
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="writes the tables that the README shows")
+    parser.add_argument("--tables", type=Path, metavar="FILE", help="writes the tables of docs/results/speed.md")
     parser.add_argument("--quick", action="store_true", help="batch 1, time only, three rounds, five seconds a method")
     options = parser.parse_args()
     if options.quick:
@@ -213,8 +213,8 @@ def main() -> None:
     if options.output:
         options.output.with_name(options.output.name + ".json").write_text(json.dumps(result, indent=1) + "\n")
         options.output.with_name(options.output.name + ".md").write_text(f"{text}\n{report.detail(rows)}\n")
-    if options.readme:
-        options.readme.write_text(text)
+    if options.tables:
+        options.tables.write_text(text)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def detail(rows: Sequence[Row]) -> str:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """What the README shows: methods by networks, for each batch size; memory; cold starts; sizes."""
+    """The tables of docs/results/speed.md: methods by networks, for each batch size; memory; cold starts; sizes."""
     rows, parts = result["rows"], [f"Measured on {result['machine']}."]
     for batch in sorted({row["batch"] for row in rows}):
         of = [row for row in rows if row["batch"] == batch]
