@@ -1,4 +1,4 @@
-"""Traits of operators: properties of one operator that other packages ask the table about, instead of listing names."""
+"""Traits of operators: what other packages need to know about an operator, as flags in its row of the table."""
 
 from __future__ import annotations
 
@@ -8,55 +8,55 @@ from onnxplain.graph.inference import RESULTS, ShapeRule
 
 
 class Trait(enum.Flag):
-    """What is true of an operator at each of its nodes. A trait that an operator lacks may still hold for it.
+    """A property that an operator has at each of its nodes.
 
-    A Flag, so that ``Trait.RESHAPES | Trait.PASSES`` stands for either.
+    A row states the traits that some package asks for. An operator may have a property without the trait; then a
+    package takes the general way. A Flag, so that ``Trait.RESHAPES | Trait.PASSES`` matches either.
     """
 
     NONE = 0
 
-    # Which elements of the operands an element of the output depends on
-    ELEMENTWISE = enum.auto()  # those at the same place; the operands are broadcast against each other
-    PASSES = enum.auto()  # the one at the same place, with the same number, perhaps in another dtype
-    RESHAPES = enum.auto()  # one, with the same number; all are there, in the same order, in another shape
-    MOVES = enum.auto()  # one of the first operand, with the same number, chosen by its place alone
-    REDUCES = enum.auto()  # all along some axes
-    ALONG_AXIS = enum.auto()  # those along the attribute ``axis``; the places along other axes are treated apart
-    ALONG_CHANNELS = enum.auto()  # those along axis 1; the places along other axes are treated apart
-    SLIDING = enum.auto()  # those in a window that slides over the spatial axes, which are behind the first two
-    SIZES = enum.auto()  # none: the output tells the sizes of the operand
-    READS = enum.auto()  # some of the first operand; the other operands say where, or how much of each
-    LOOKS_UP = enum.auto()  # an integer stands for a row of a table, or for a place in a one-hot vector
+    # Where the elements of the output come from
+    ELEMENTWISE = enum.auto()  # computes each element from the operands' elements at the same place, with broadcasting
+    PASSES = enum.auto()  # returns the numbers of its first operand, perhaps in another dtype
+    RESHAPES = enum.auto()  # returns the elements of its first operand in the same order, in another shape
+    MOVES = enum.auto()  # returns elements of its first operand, chosen by their positions only
+    REDUCES = enum.auto()  # computes one number from all elements along some axes
+    ALONG_AXIS = enum.auto()  # computes along its attribute ``axis``, independently at each position of the other axes
+    ALONG_CHANNELS = enum.auto()  # computes along axis 1, independently at each position of the other axes
+    SLIDING = enum.auto()  # computes each element from a window that slides over the spatial axes, from axis 2 on
+    SIZES = enum.auto()  # returns sizes of its operand, whatever the numbers in it
+    READS = enum.auto()  # reads elements of its first operand; the other operands say where, or with which weights
+    LOOKS_UP = enum.auto()  # takes an integer operand as an index, of a row in a table or of a one in zeros
 
     # Layers
-    LAYER = (
-        enum.auto()
-    )  # linear; the second operand holds weights, which ONNX Runtime lays out anew for its CPU kernels
-    CONTRACTS = enum.auto()  # sums products of the operands' elements
-    MIXES_CHANNELS = enum.auto()  # weighs the channels of its first operand, and adds them up
+    LAYER = enum.auto()  # linear layer; its second operand holds weights, which ONNX Runtime copies for CPU kernels
+    CONTRACTS = enum.auto()  # sums products of elements of its operands
+    MIXES_CHANNELS = enum.auto()  # computes weighted sums over the channels of its first operand
     CHANNELS_FIRST = enum.auto()  # reads and writes feature maps of shape (samples, channels, spatial sizes ...)
-    RECURRENT = enum.auto()  # a layer over time, which is written out as a loop before the reverse walk
-    CLASSIFIES = enum.auto()  # chooses between classes with names, and gives their scores as a second output
+    RECURRENT = enum.auto()  # layer with a state, over time; the walk goes through it as a Loop of its steps
+    CLASSIFIES = enum.auto()  # chooses among named classes, and returns their scores as its second output
 
-    # What kind of function it is
-    AFFINE = enum.auto()  # of one operand, the others (one at most, or one per channel) constant: scale and shift
-    QUADRATIC = enum.auto()  # a quadratic form of the operands, or the square root of one
-    STANDARDIZES = enum.auto()  # subtracts a mean and divides by a standard deviation
-    MINIMUM = enum.auto()  # gives the least of several elements
-    ZERO_GRADIENT = enum.auto()  # a small change of a float operand does not change the output
+    # Kinds of functions
+    AFFINE = enum.auto()  # scales or shifts one operand, if the others are constants
+    QUADRATIC = enum.auto()  # a quadratic form of its operands, or the square root of a quadratic form
+    STANDARDIZES = enum.auto()  # subtracts the mean of its first operand, and divides by the standard deviation
+    MINIMUM = enum.auto()  # returns the least of several elements
+    ZERO_GRADIENT = enum.auto()  # has a gradient of zero: small changes of a float operand do not change the output
 
-    # What numbers it gives
-    NON_NEGATIVE = enum.auto()  # none below zero, whatever the operands
-    KEEPS_NON_NEGATIVE = enum.auto()  # none below zero, where the float operands have none
-    RANDOM = enum.auto()  # other numbers each time
-    DATA_SIZED = enum.auto()  # as many as the numbers in the operands say, or what they are like
-    TAKES_NAN = enum.auto()  # NaN in the operand stands for a missing value
+    # Numbers and sizes of the output
+    NON_NEGATIVE = enum.auto()  # returns no negative numbers
+    KEEPS_NON_NEGATIVE = enum.auto()  # returns no negative numbers if no operand has any (indices may be negative)
+    RANDOM = enum.auto()  # returns other numbers at each run
+    DATA_SIZED = enum.auto()  # returns outputs whose sizes depend on the numbers in its operands
+    TAKES_NAN = enum.auto()  # treats NaN as a missing value, or tests for it
 
-    # Integers and booleans that stand for floats (see `onnxplain.backward.integers`)
-    ON_INTEGERS = enum.auto()  # calculates a number from the integers at the same place
-    ON_BOOLEANS = enum.auto()  # calculates from booleans, or chooses by them, at the same place
+    # Integers and booleans that stand for floats, see `onnxplain.backward.integers`
+    ON_INTEGERS = enum.auto()  # computes each number from integers at the same place
+    ON_BOOLEANS = enum.auto()  # computes each number or boolean from booleans at the same place, or chooses by them
 
 
 def inferred_traits(op: str) -> Trait:
-    """The traits that follow from how the shape of the operator's result is inferred."""
-    return Trait.ELEMENTWISE if op in RESULTS and RESULTS[op].shape is ShapeRule.ELEMENTWISE else Trait.NONE
+    """The traits that follow from the table of `onnxplain.graph.inference`, which rows need not repeat."""
+    elementwise = op in RESULTS and RESULTS[op].shape is ShapeRule.ELEMENTWISE
+    return Trait.ELEMENTWISE if elementwise else Trait.NONE
