@@ -18,6 +18,8 @@ SPELLED = {
     "softmax of a clipped shift, reshaped": "m = ReduceMax<keepdims=0>(x, axis)  c = Max(m, zero)"
     "  u = Unsqueeze(c, axis)  d = Sub(x, u)  e = Exp(d)  s = ReduceSum<keepdims=0>(e, axis)  t = Unsqueeze(s, axis)"
     "  y = Div(e, t)",
+    "softmax, squeezed": "e = Exp(x)  s = ReduceSum(e, axis)  q = Squeeze(s, axis)  t = Unsqueeze(q, axis)"
+    "  y = Div(e, t)",
     "sigmoid": "n = Neg(x)  e = Exp(n)  s = Add(one, e)  y = Div(one, s)",
     "sigmoid, reciprocal": "n = Neg(x)  e = Exp(n)  s = Add(e, one)  y = Reciprocal(s)",
 }

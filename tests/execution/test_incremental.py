@@ -145,6 +145,11 @@ CASES: dict[str, tuple[Tiny, set[str]]] = {
         {"Conv", "Relu"},
     ),
     "normalised": (net(STEM + "s = Softmax<axis=1>(r) l = LRN<size=3>(s) z = Conv(l, w2)", **MORE), {"Softmax", "LRN"}),
+    "chosen": (
+        net(STEM + "c = Conv<pads=[1,1,1,1]>(r, w2) g = Greater(c, r) l = Less(a, r) o = Or(g, l) m = Mean(a, c, r) "
+            "t = Sum(c, r, m) w = Where(o, t, r) z = LpNormalization<axis=1>(w)", **MORE),
+        {"Greater", "Or", "Mean", "Sum", "Where", "LpNormalization"},
+    ),
     "sequence": (
         net("a = Conv<pads=[2,2]>(x, w1) z = MaxPool<kernel_shape=[3], strides=[2]>(a)", (17,), w1=(4, 2, 5)),
         {"Conv", "MaxPool"},

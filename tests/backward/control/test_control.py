@@ -169,6 +169,12 @@ LOOPS = {  # name: (state, its end, scan output), in terms of the state s, the t
         g = MatMul(f, w1)
         z = Tanh(g)
         s_out = Mul(s, t)""",
+    "sums and norms of each trip": """
+        a = Sum(t, w1, t)
+        b = Mean(a, w1)
+        c = LpNormalization<axis=-1>(b)
+        z = Mul(c, x)
+        s_out = Mul(s, c)""",
     "numbers and rows of each trip": """
         low = ReduceMin<keepdims=0>(t)
         r = ReduceSum<keepdims=0>(t, axis)
