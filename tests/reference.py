@@ -13,7 +13,7 @@ import onnxruntime as ort
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.ops import op_erf
 
-from onnxplain.backward.recurrent import written_out
+from onnxplain.backward.recurrent import as_loops
 from onnxplain.backward.walk import backward
 from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import IR_VERSION, OPSET, Graph
@@ -93,7 +93,7 @@ def single_node(
 
 def gradient_graph(graph: Graph, cotangents: Mapping[str, np.ndarray[Any, Any]], wanted: Sequence[str]) -> Graph:
     """The graph of ``sum(cotangent * output)``'s gradient with respect to ``wanted``; cotangents are graph inputs."""
-    graph = written_out(graph, wanted, list(cotangents))
+    graph = as_loops(graph, wanted, list(cotangents))
     emitter = Emitter(graph)
     seeds = {
         name: emitter.input(f"ct_{name}", array.dtype, graph.value(name).shape) for name, array in cotangents.items()

@@ -1,8 +1,9 @@
-"""Inputs without a gradient of their own (tokens, bytes, categories): the floats that stand for them, and the way back.
+"""Integer inputs (tokens, bytes, categories): the floats that stand for them, and attributions back at the integers.
 
-An integer is followed through operators that move it or calculate with it, up to the first float: a row of a table, a
-one-hot vector, or the number itself. Cotangents go back the same way, in which all steps are linear: through movements
-as any cotangent does, through calculations unchanged, and through lookups summed to one number per integer.
+Integers have no gradient. They are followed through operators that move them or calculate with them up to the first
+floats: a row of an embedding table, a one-hot vector, or the number itself. These floats are explained. Their
+attributions then go back to the integers along the same nodes, which is linear: through movements as any cotangent,
+through arithmetic unchanged, and through lookups summed to one number per integer.
 """
 
 from __future__ import annotations
@@ -18,13 +19,23 @@ from onnxplain.ops import OPS, Trait
 from onnxplain.ops.index import zeros
 from onnxplain.rules.base import Gradient
 
-# A lookup may give a boolean, which goes through logic as a number does through arithmetic.
+# A lookup can yield booleans (a comparison); these go through logical operators as numbers through arithmetic.
 _AFTER_LOOKUP = Trait.ON_INTEGERS | Trait.ON_BOOLEANS | Trait.LOOKS_UP
 
 
 @dataclass(frozen=True)
-class Floats:
-    """What stands for an input: floats found by lookup, floats it was converted to, and the nodes up to there."""
+class FirstFloats:
+    """The first floating-point tensors computed from an integer input.
+
+    Attributes
+    ----------
+    looked_up
+        Names of the tensors that a lookup lies before: embeddings, one-hot vectors.
+    converted
+        Names of the tensors that hold the numbers themselves, converted to floats.
+    nodes
+        The nodes from the input to these tensors, in graph order.
+    """
 
     looked_up: tuple[str, ...]
     converted: tuple[str, ...]
@@ -32,19 +43,18 @@ class Floats:
 
 
 def is_continuous(graph: Graph, value: Value) -> bool:
-    """Whether an input holds numbers that can change a little.
+    """Whether an input is continuous, so that it has a gradient.
 
-    Floats that the model casts to integers, and does nothing else with but compare them, are integers in the dtype that
-    Keras gives its inputs.
+    A float input that the model only casts to integers or compares is not: Keras declares inputs of integers as floats.
     """
     users = graph.users.get(value.name, [])
     casts = [n for n in users if n.op == "Cast" and graph.value(n.outputs[0]).dtype.kind in "iu"]
     return value.is_float and not (casts and all(n in casts or OPS.stops_gradients(n) for n in users))
 
 
-def floats_behind(graph: Graph, name: str) -> Floats:
-    """The first floating-point tensors behind an input."""
-    carried = {name: False}  # value -> whether a lookup lies between it and the input
+def first_floats(graph: Graph, name: str) -> FirstFloats:
+    """Find the first floating-point tensors computed from an integer input."""
+    carried = {name: False}  # name of a value that carries the integers -> whether a lookup lies before it
     floats: dict[str, bool] = {}
     nodes = []
     for node in graph.nodes:
@@ -58,33 +68,37 @@ def floats_behind(graph: Graph, name: str) -> Floats:
         for output in filter(None, node.outputs):
             (floats if graph.value(output).is_float else carried)[output] = after
     looked_up = tuple(n for n, lookup in floats.items() if lookup)
-    return Floats(looked_up, tuple(n for n, lookup in floats.items() if not lookup), tuple(nodes))
+    return FirstFloats(looked_up, tuple(n for n, lookup in floats.items() if not lookup), tuple(nodes))
 
 
-def returned(graph: Graph, emitter: Emitter, name: str, arrived: Mapping[str, Var]) -> Var:
-    """Bring what has arrived at the floats behind an input back to it: one number per element.
+def back_to_input(graph: Graph, emitter: Emitter, name: str, attributions: Mapping[str, Var]) -> Var:
+    """Write the attribution of an integer input from those of its first floats: one number per integer.
 
     Parameters
     ----------
     graph
-        The forward graph, which ``emitter`` holds.
-    arrived
-        Name of a float -> attribution of its shape.
+        The forward graph.
+    emitter
+        The emitter that holds it.
+    name
+        The integer input.
+    attributions
+        Name of a first float -> its attribution, of its shape.
     """
-    x, dtype = emitter.var(name), next(iter(arrived.values())).dtype
+    x, dtype = emitter.var(name), next(iter(attributions.values())).dtype
     with emitter.within(f"{name}/elements"):
         before = len(emitter.nodes)
         start = zeros(x.sizes(), dtype, x.shape)
         (image,) = emitter.ops("Identity", start, outputs=1, names=[emitter.fresh("Identity")], shapes=[x.shape])
         images = {name: image}
-        for node in floats_behind(graph, name).nodes:
+        for node in first_floats(graph, name).nodes:
             results = _image(emitter, node, images, dtype)
             images.update({o: r for o, r in zip(node.outputs, results, strict=False) if o})
         path = Graph((), (), tuple(emitter.nodes[before:]), emitter.constants, emitter.values)
-        seeds = {images[tensor].name: ct for tensor, ct in arrived.items()}
+        seeds = {images[tensor].name: ct for tensor, ct in attributions.items()}
         back = backward(path, emitter, seeds, [image.name], lambda calls: [Gradient()] * len(calls))
-    found = back[image.name]
-    return start if found is None else found
+    attribution = back[image.name]
+    return start if attribution is None else attribution
 
 
 def _is_moved(node: Node) -> bool:
@@ -104,7 +118,10 @@ def _looks_up(graph: Graph, node: Node, carried: Mapping[str, bool]) -> bool:
 
 
 def _image(emitter: Emitter, node: Node, images: Mapping[str, Var], dtype: object) -> tuple[Var, ...]:
-    """Write a step as a linear map of floats; its numbers do not matter, as only the way back is used."""
+    """Write a node on the way to the first floats as a linear map of floats.
+
+    The values of the result do not matter: only its backward nodes are used.
+    """
     outputs = [emitter.var(o) for o in node.outputs if o]
     shapes = [o.shape for o in outputs]
     moved = _is_moved(node) and (node.op != "Gather" or node.inputs[0] in images)
@@ -130,7 +147,7 @@ def _image(emitter: Emitter, node: Node, images: Mapping[str, Var], dtype: objec
 
 
 def _spread(emitter: Emitter, node: Node, x: Var, y: Var) -> Var:
-    """Repeat one number per integer along the axes of what was looked up, or as elementwise operators broadcast."""
+    """Expand one number per integer to the shape of y: along the axes of what was looked up, or by broadcasting."""
     if node.op == "Gather":
         table = emitter.var(node.inputs[0]).rank
         axis = node.attrs["axis"] % table

@@ -1,4 +1,32 @@
-"""The reverse walk: from the explained output back to the explained tensors, one rule per node."""
+"""The reverse walk: from the explained output back to the explained tensors, one rule per node.
+
+Contributors start here. The walk is ordinary backpropagation in which a rule may replace an operator's gradient. It
+computes nothing: it appends nodes to the emitter that already holds the forward graph, and ONNX Runtime runs both. It
+has three steps:
+
+1. `plan` lists the nodes between the explained tensors and the output through which a gradient can flow, from the
+   output to the input. If operators on the path have no gradient, it names all of them and nothing is written.
+2. The caller gives each of these nodes a rule: `onnxplain.rules.Gradient` for gradients, or those of a composite.
+3. `walked` goes through the nodes. Without control flow and names of scopes it is::
+
+       sums = Sums(seeds)                                   # name of a tensor -> sum of its cotangents
+       for call, rule in steps:                             # a node and its rule, from the output to the input
+           cotangents = [sums.get(o) for o in call.node.outputs]
+           for name, ct in zip(call.node.inputs, rule(call, *cotangents)):
+               sums.add(name, sum_to(ct, ...))
+       return {name: sums.get(name) for name in wanted}
+
+A tensor that several nodes read gets one cotangent from each, and `Sums` (in `onnxplain.ops.parts`) adds them up. In
+the order of the walk, all readers of a tensor come before the node that computes it, so the sum is complete when it is
+read. `Sums` adds lazily for one reason: the VJPs of Slice and Gather give cotangents that are zero outside a range (a
+Pad). If such ranges lie side by side, their sum is written as one Concat, without padding and adding.
+
+Rules and VJPs may leave two things undone: summing over the axes along which an input was broadcast (`sum_to` does it
+here, for operators whose row says ``broadcast``) and summing over readers.
+
+Control flow: If and Loop have no rule. `onnxplain.backward.control.ControlCall.vjp` writes a node of the same kind
+whose bodies contain the walk through the original's bodies: it calls ``walk`` again with the emitter of a body.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +41,9 @@ from onnxplain.ops import OPS, Call, Trait
 from onnxplain.ops.parts import Sums
 from onnxplain.rules.base import Rule
 
-Assign = Callable[[Sequence[Call]], Sequence[Rule]]
-Step = tuple[Call, Rule]
-Watch = Callable[[Call, Sequence[tuple[str, Var]], Sequence[tuple[str, Var]]], None]
+Assign = Callable[[Sequence[Call]], Sequence[Rule]]  # nodes on the path -> the rule of each
+Step = tuple[Call, Rule]  # a node on the path, and its rule
+Watch = Callable[[Call, Sequence[tuple[str, Var]], Sequence[tuple[str, Var]]], None]  # see `walked`
 
 
 def backward(
@@ -25,29 +53,31 @@ def backward(
     wanted: Sequence[str],
     assign: Assign,
 ) -> dict[str, Var | None]:
-    """Write the backward graph behind a forward one.
+    """Write the backward graph behind a forward graph: `plan`, then ``assign``, then `walked`.
 
     Parameters
     ----------
     graph
-        The forward graph; ``emitter`` holds its nodes already.
+        The forward graph.
+    emitter
+        The emitter that holds the nodes of ``graph``; the backward nodes are appended to it.
     seeds
         Output name -> the cotangent to start from, of the output's shape.
     wanted
-        Names of the values to explain: inputs or internal tensors.
+        Names of the explained tensors: inputs or internal tensors.
     assign
-        Nodes on the path (see `plan`) -> the rule of each; that of a control-flow node, whose bodies' nodes have their
-        own, does not matter. All rules are known before anything is written.
+        Returns the rule of each node on the path, before anything is written. The rule of a control-flow node is
+        ignored; the nodes in its bodies have their own.
 
     Returns
     -------
     dict
-        Name -> its cotangent; None where no gradient reaches it.
+        Name of each explained tensor -> its cotangent; None if no gradient reaches it.
 
     Raises
     ------
-    UnsupportedOperatorError
-        Operators without a gradient on the path, all of them named.
+    UnsupportedOperatorError, UnsupportedModelError
+        As in `plan`.
     """
     calls = plan(graph, emitter, list(seeds), wanted)
     return walked(emitter, list(zip(calls, assign(calls), strict=True)), seeds, wanted)
@@ -60,26 +90,33 @@ def walked(
     wanted: Sequence[str],
     watch: Watch | None = None,
 ) -> dict[str, Var | None]:
-    """Write the backward graph, as `backward` does, where the nodes on the path and their rules are known.
+    """Write the backward graph of nodes whose rules are known; `backward` without its first two steps.
 
     Parameters
     ----------
+    emitter, seeds, wanted
+        As in `backward`.
     steps
-        The nodes on the path (see `plan`), each with its rule.
+        The nodes on the path as `plan` returns them, each with its rule.
     watch
-        Called with each node outside of bodies, the cotangents at its outputs and those that it passes on to its
-        inputs, by name.
+        Called after each node outside of bodies with (node, cotangents of its outputs, cotangents that it adds to its
+        inputs), both as pairs of a name and a cotangent.
+
+    Returns
+    -------
+    dict
+        As in `backward`.
     """
     top = emitter
 
     def walk(emitter: Emitter, seeds: Mapping[str, Var]) -> Sums:
-        """Walk through the nodes of one graph: the whole one, or a body."""
-        arrived = Sums(seeds)
+        """Walk through the nodes of one graph: the whole model, or a body."""
+        sums = Sums(seeds)
         for call, rule in steps:
-            cotangents = [arrived.get(o) for o in call.node.outputs]
+            cotangents = [sums.get(o) for o in call.node.outputs]
             if call.emitter is not emitter or all(ct is None for ct in cotangents):
                 continue
-            given: list[tuple[str, Var]] = []
+            passed_on: list[tuple[str, Var]] = []
             with emitter.within(f"{call.node.outputs[0]}/backward"):
                 if isinstance(call, ControlCall):
                     results, broadcast = call.vjp(cotangents, walk), False
@@ -88,38 +125,39 @@ def walked(
                 for name, active, ct in zip(call.node.operands, call.active, results, strict=False):
                     if active and ct is not None:
                         x = emitter.var(name)
-                        given.append((name, emitter.refine(sum_to(ct, call.y.shape, x) if broadcast else ct, x.shape)))
-                        arrived.add(*given[-1])
+                        ct = emitter.refine(sum_to(ct, call.y.shape, x) if broadcast else ct, x.shape)
+                        passed_on.append((name, ct))
+                        sums.add(name, ct)
             if watch and emitter is top:
                 outputs = zip(call.node.outputs, cotangents, strict=True)
-                watch(call, [(name, ct) for name, ct in outputs if ct is not None], given)
-        return arrived
+                watch(call, [(name, ct) for name, ct in outputs if ct is not None], passed_on)
+        return sums
 
-    arrived = walk(emitter, seeds)
-    return {name: arrived.get(name) for name in wanted}
+    sums = walk(emitter, seeds)
+    return {name: sums.get(name) for name in wanted}
 
 
 def plan(graph: Graph, emitter: Emitter, outputs: Iterable[str], wanted: Iterable[str]) -> list[Call]:
-    """The nodes between ``wanted`` and ``outputs`` through which a gradient can flow, in the order of the walk.
+    """List the nodes through which a gradient can flow from ``outputs`` back to ``wanted``, in the order of the walk.
 
-    The nodes in the bodies of a control-flow node come right behind it; they belong to other emitters.
+    The nodes in the bodies of a control-flow node come directly after it; they belong to other emitters.
 
     Raises
     ------
     UnsupportedOperatorError
-        Operators without a gradient on the path, all of them named.
+        Operators on the path have no gradient; the message names all of them.
     UnsupportedModelError
-        The number of axes is not known at a control-flow node or in a body of one.
+        The rank of a tensor is unknown at a control-flow node or in one of its bodies.
     """
     path = _path(graph, emitter, outputs, wanted)
     if path.missing:
         names = ", ".join(node.label for node in reversed(path.missing))
         raise UnsupportedOperatorError(
-            f"no gradient is known for {len(path.missing)} of the nodes on the path: {names}"
+            f"there is no gradient for {len(path.missing)} of the nodes on the path: {names}"
         )
     vague = [c.node.label for c in path.vague if c.emitter is not emitter or isinstance(c, ControlCall)]
     if vague:
-        raise UnsupportedModelError(f"the number of axes is not known at {', '.join(reversed(vague))}")
+        raise UnsupportedModelError(f"the number of axes is unknown at {', '.join(reversed(vague))}")
     return path.calls
 
 
@@ -147,9 +185,10 @@ def _path(graph: Graph, emitter: Emitter, outputs: Iterable[str], wanted: Iterab
 
 
 def active_values(graph: Graph, wanted: Iterable[str]) -> set[str]:
-    """Names of the values that change continuously with one of ``wanted``, those included: floats, and sequences.
+    """Return the names of the values that change continuously with one of ``wanted``, and of ``wanted`` itself.
 
-    Integers that a QuantizeLinear makes pass cotangents on, which are those of the floats that they stand for.
+    These are floats and sequences, and integers between a QuantizeLinear and its DequantizeLinear: they stand for
+    floats, and their cotangents are those of the floats.
     """
     active = set(wanted)
     for node in graph.nodes:

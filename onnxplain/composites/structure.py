@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from math import isclose
 
-from onnxplain.backward.control import ControlCall
+from onnxplain.backward import ControlCall
 from onnxplain.graph.var import Var
 from onnxplain.ops import OPS, Call, Kind, Trait
 from onnxplain.ops.quantize import ROUNDING

@@ -13,7 +13,7 @@ from typing import Literal
 
 from onnxplain import composites
 from onnxplain.arguments import check_fields
-from onnxplain.backward.walk import backward, plan
+from onnxplain.backward import backward, plan
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.graph.axes import batch_axis
 from onnxplain.graph.emit import Emitter

@@ -8,10 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxplain import methods
-from onnxplain.backward.control import ControlCall
-from onnxplain.backward.integers import returned
-from onnxplain.backward.recurrent import written_out
-from onnxplain.backward.walk import Step, plan, walked
+from onnxplain.backward import ControlCall, Step, as_loops, back_to_input, plan, walked
 from onnxplain.composites import Composite, kind_of
 from onnxplain.distributions import References
 from onnxplain.distributions.baselines import Baseline
@@ -40,7 +37,7 @@ def report(graph: Graph, composite: Composite, question: Question) -> list[Assig
     UnsupportedModelError, UnsupportedOperatorError, NoRuleError
         As `compile_program` does, before any graph is written.
     """
-    graph = written_out(graph, question.tensors, [question.explained])
+    graph = as_loops(graph, question.tensors, [question.explained])
     steps = _steps(graph, Emitter(graph), composite, question)
     return [Assignment(call.node, kind_of(call), rule) for call, rule in steps if not isinstance(call, ControlCall)]
 
@@ -120,7 +117,7 @@ class _Draft:
     def of(cls, graph: Graph, method: Method, question: Question) -> _Draft:
         """Prepare the forward graph."""
         if method.composite is not None:
-            graph = written_out(graph, question.tensors, [question.explained])
+            graph = as_loops(graph, question.tensors, [question.explained])
         distribution = method.distribution
         moving = moved(graph, question) if distribution.moves_inputs else question.slices
         pair = _pair(graph, distribution.paired_with, question) if distribution.paired_with else None
@@ -291,6 +288,6 @@ def gathered(graph: Graph, emitter: Emitter, question: Question, relevance: Mapp
         if part.direct:
             attribution = relevance[part.name]
         else:
-            attribution = returned(graph, emitter, part.name, {name: relevance[name] for name in part.tensors})
+            attribution = back_to_input(graph, emitter, part.name, {name: relevance[name] for name in part.tensors})
         results[part.name] = emitter.refine(attribution, graph.value(part.name).shape)
     return results

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from onnxplain.backward.control import CONTROL
+from onnxplain.backward import CONTROL
 from onnxplain.graph.ir import Graph, Node, Shape, Value, rows_per_sample
 from onnxplain.graph.var import Var, concat
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Protocol
 
-from onnxplain.backward.control import as_scans
+from onnxplain.backward import as_scans
 from onnxplain.distributions import Distribution, Line, Root, row_of
 from onnxplain.distributions.masked_copies import with_copies
 from onnxplain.distributions.perturbation import Perturbation

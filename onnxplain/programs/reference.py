@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.backward.control import CONTROL
+from onnxplain.backward import CONTROL
 from onnxplain.distributions.baselines import Baseline, as_baseline, is_named
 from onnxplain.errors import OptionError, UnsupportedModelError
 from onnxplain.graph.emit import Emitter

@@ -7,7 +7,7 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from onnxplain.backward import integers
+from onnxplain.backward import first_floats, is_continuous
 from onnxplain.errors import OptionError, UnsupportedModelError, did_you_mean
 from onnxplain.graph.axes import BatchAxes, batch_axis
 from onnxplain.graph.ir import Graph, Value
@@ -227,9 +227,9 @@ def _inputs(graph: Graph, names: Sequence[str] | str | None, walks: bool) -> lis
 
 
 def _floats(graph: Graph, value: Value) -> tuple[str, ...]:
-    if integers.is_continuous(graph, value):
+    if is_continuous(graph, value):
         return (value.name,)
-    found = integers.floats_behind(graph, value.name)
+    found = first_floats(graph, value.name)
     tensors = found.looked_up or found.converted
     if not tensors:
         raise OptionError(
@@ -245,7 +245,7 @@ def _default(graph: Graph, axes: BatchAxes, walks: bool) -> list[Slice]:
     A mask next to tokens is such an input, and so it is left alone.
     """
     inputs = [v for v in graph.inputs if v.name in axes]
-    found = {v.name: integers.floats_behind(graph, v.name) for v in inputs if not integers.is_continuous(graph, v)}
+    found = {v.name: first_floats(graph, v.name) for v in inputs if not is_continuous(graph, v)}
     sources = {v.name: found[v.name].looked_up if v.name in found else (v.name,) for v in inputs}
     if not any(sources.values()):
         sources = {name: places.converted for name, places in found.items()}

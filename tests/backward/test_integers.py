@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import onnxplain as ox
-from onnxplain.backward.integers import floats_behind, returned
+from onnxplain.backward.integers import back_to_input, first_floats
 from onnxplain.graph.emit import Emitter
 from onnxplain.questions.question import ask
 from tests.export.test_explainer import bare
@@ -79,14 +79,14 @@ def test_attributions_come_back(steps: tuple[str, Any], sizes: str) -> None:
     used = {name: array for name, array in arrays.items() if any(f"{p}{name}{q}" in nodes for p in "( " for q in ",)")}
     axes = "A,B" if "Cast<to=1>(x)" in nodes else "A,B,C"
     graph = graph_of(f"m (int64[{sizes}] x) => (float[{axes}] e) {{ {nodes} }}", **used)
-    found = floats_behind(graph, "x")
+    found = first_floats(graph, "x")
     assert found.looked_up + found.converted == ("e",)
     assert bool(found.converted) == ("e = Cast<to=1>(x)" in nodes)
     emitter = Emitter(graph)
     shape = run_ort(graph, {"x": IDS})["e"].shape
     attribution = rng(2).normal(size=shape).astype(np.float32)
     arrived = emitter.input("arrived", "float32", graph.value("e").shape)
-    result = returned(graph, emitter, "x", {"e": arrived})
+    result = back_to_input(graph, emitter, "x", {"e": arrived})
     written = emitter.graph([emitter.var("x"), arrived], {"back": result})
     results = run_ort(written, {"x": IDS, "arrived": attribution})["back"]
     np.testing.assert_allclose(results, expected(attribution), rtol=1e-5, atol=1e-6)
@@ -96,7 +96,7 @@ def test_masks_are_no_lookups() -> None:
     graph = graph_of(
         "m (int64[N,L] x) => (float[N,L] y) { q = Equal(x, three)  y = Cast<to=1>(q) }", three=np.array([3])
     )
-    assert floats_behind(graph, "x").looked_up == ()
+    assert first_floats(graph, "x").looked_up == ()
 
 
 # Through the methods.

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from onnxplain.backward.control import as_scans
-from onnxplain.backward.recurrent import written_out
+from onnxplain.backward.recurrent import as_loops
 from onnxplain.backward.walk import backward
 from onnxplain.canonize import canonize
 from onnxplain.composites import Composite, everywhere
@@ -30,7 +30,7 @@ def check(made: Case) -> None:
     for free in (False, True):
         proto, feeds = single_node(made, free)
         graph = to_graph(proto)
-        loop = written_out(graph, list(feeds), [v.name for v in graph.outputs])
+        loop = as_loops(graph, list(feeds), [v.name for v in graph.outputs])
         assert not [node.op for node in loop.all_nodes if node.op in (*GATES, "Scan")]
         onnx.checker.check_model(to_proto(loop), full_check=True)
         expected = run_ort(graph, feeds)
@@ -88,7 +88,7 @@ def classifier(op: str, direction: str, bias: bool = False) -> Graph:
 
 def relevance(graph: Graph, composite: Composite, x: Array) -> tuple[Array, Array]:
     """The relevance of each sample's steps for its output 1, and that output."""
-    graph = written_out(graph, ["x"], ["y"])
+    graph = as_loops(graph, ["x"], ["y"])
     emitter = Emitter(graph)
     y = emitter.var("y")
     seeds = {"y": y * np.array([0.0, 1.0, 0.0])}
@@ -149,9 +149,9 @@ def test_relevance_of_an_lstm(bias: bool) -> None:
 
 def test_layers_that_are_not_on_the_way_stay() -> None:
     graph = classifier("LSTM", "forward")
-    assert written_out(graph, ["flat"], ["y"]).nodes == graph.nodes
-    assert written_out(graph, ["x"], ["time_first"]).nodes == graph.nodes
-    assert written_out(graph, ["x"], ["y"]).nodes != graph.nodes
+    assert as_loops(graph, ["flat"], ["y"]).nodes == graph.nodes
+    assert as_loops(graph, ["x"], ["time_first"]).nodes == graph.nodes
+    assert as_loops(graph, ["x"], ["y"]).nodes != graph.nodes
 
 
 def test_in_a_branch() -> None:

@@ -130,7 +130,7 @@ def test_a_rank_that_stays_unknown_is_an_error() -> None:
         t = Sin(h)
         y = ReduceSum<keepdims=0>(t)
     }"""
-    with pytest.raises(UnsupportedModelError, match="the number of axes is not known at If 'h'"):
+    with pytest.raises(UnsupportedModelError, match="the number of axes is unknown at If 'h'"):
         ox.Explainer(model(text, axis=np.array([2])), "gradient", wrt="x")
 
 

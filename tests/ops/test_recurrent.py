@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 import onnxplain as ox
-from onnxplain.backward import recurrent as stepwise
+from onnxplain.backward import recurrent
 from onnxplain.storage.reader import to_graph
 from tests.models import model, weights
 from tests.reference import Case, check_vjp, gradient_graph, gradients, relative_error, rng, single_node
@@ -202,7 +202,7 @@ def test_activation(variant, name, given):
 
 
 def test_every_activation_has_a_case():
-    assert set(FUNCTIONS) == set(stepwise.FUNCTIONS)
+    assert set(FUNCTIONS) == set(recurrent.FUNCTIONS)
 
 
 def test_numbers_go_to_the_functions_that_have_some():

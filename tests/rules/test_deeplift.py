@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import onnxplain as ox
-from onnxplain.backward.recurrent import written_out
+from onnxplain.backward.recurrent import as_loops
 from onnxplain.canonize import canonize
 from onnxplain.composites import DEEPLIFT_RULES
 from onnxplain.errors import OptionError, UnsupportedModelError
@@ -322,7 +322,7 @@ def test_a_loop_at_a_reference_of_one_row(op: str, gates: int, rule: str, steps:
     )
     assert relative_error(one.values, rows.values) < TOLERANCE
     graph = canonize(read(model(text, **arrays))).graph
-    graph = written_out(graph, ["x"], ["y"])
+    graph = as_loops(graph, ["x"], ["y"])
     loops = [n for n in paired(graph, ask(graph), x0[:1]).graph.nodes if n.op == "Loop"]
     assert len(loops) == (1 if steps == "7" else 2)
 

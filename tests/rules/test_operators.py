@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
-from onnxplain.backward.recurrent import written_out
+from onnxplain.backward.recurrent import as_loops
 from onnxplain.backward.walk import backward
 from onnxplain.composites import COMPOSITES
 from onnxplain.errors import ModelError, UnsupportedModelError, UnsupportedOperatorError
@@ -47,7 +47,7 @@ def totals(test: NodeTest) -> tuple[float, float] | None:
         feeds = {k: test.point[k] for k in test.moved}
         # A mean and a deviation that a normalisation gives as well count as constants.
         names = list(test.used)[: 1 if test.op == "LayerNormalization" else None]
-        graph = written_out(test.graph, list(feeds), names)
+        graph = as_loops(test.graph, list(feeds), names)
         emitter = Emitter(graph)
         inputs = [emitter.var(k) for k in feeds]
         outputs = run_ort(emitter.graph(inputs, {f"{k}/y": emitter.var(k) for k in names}), feeds)

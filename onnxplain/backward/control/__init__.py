@@ -1,8 +1,8 @@
-"""Control flow: how the reverse walk enters the bodies of If and Loop, and what it leaves there.
+"""Control flow: the reverse walk through the bodies of If and Loop.
 
-A control-flow node has no rule; the nodes in its bodies have theirs. Its cotangents come from a node of the same kind
-whose bodies walk back, and calculate forward once more what nobody has kept for them. The two are siblings, so both may
-use the names in the bodies.
+A control-flow node has no rule; the nodes in its bodies have. Its cotangents are computed by a second node of the same
+kind, whose bodies contain the backward nodes and recompute the forward values that were not saved. Both nodes are in
+the same graph, and neither is inside the other, so the two may use the same names in their bodies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ACTIVE = {"If": active_if, "Loop": active_loop}
 
 
 def active_outputs(node: Node, active: set[str], activity: Activity) -> set[str]:
-    """Names of the outputs of a control-flow node that depend on the ``active`` values around it."""
+    """Return the names of the outputs of a control-flow node that depend on the ``active`` values around it."""
     return _ACTIVE[node.op](node, active, activity)
 
 

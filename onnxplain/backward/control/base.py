@@ -1,4 +1,4 @@
-"""What the control-flow operators have in common."""
+"""`WalkPlan` and `ControlCall`, the common ground of If and Loop."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from onnxplain.ops.table import Call, Cotangent
 
 @dataclass(frozen=True)
 class WalkPlan:
-    """What lies between some tensors and some outputs of a graph.
+    """The path of the reverse walk through a graph, from some outputs back to some tensors.
 
     Attributes
     ----------
     calls
-        The nodes that the walk goes through, in its order; those in the bodies of a node come right behind it.
+        The nodes on the path, in the order of the walk; those in the bodies of a node come directly after it.
     needed
-        Names of the active values that it reaches.
+        Names of the active values that the walk reaches.
     missing
-        Nodes that it cannot go through.
+        Nodes on the path that have no gradient.
     vague
-        Nodes at which the rank of a tensor on the way is not known.
+        Nodes on the path where the rank of a tensor is unknown.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -38,7 +38,7 @@ class WalkPlan:
     vague: list[Call] = field(default_factory=list)
 
     def add(self, other: WalkPlan) -> None:
-        """Continue with what lies in a body."""
+        """Append the path through a body."""
         self.calls.extend(other.calls)
         self.needed.update(other.needed)
         self.missing.extend(other.missing)
@@ -46,8 +46,8 @@ class WalkPlan:
 
 
 Planner = Callable[[Graph, Emitter, Iterable[str], Iterable[str]], WalkPlan]  # (graph, emitter, outputs, wanted)
-Walk = Callable[[Emitter, Mapping[str, Var]], Mapping[str, Var]]  # (emitter, seeds) -> what arrives, by name
-Activity = Callable[[Graph, Iterable[str]], set[str]]  # (graph, wanted) -> the values that depend on them
+Walk = Callable[[Emitter, Mapping[str, Var]], Mapping[str, Var]]  # (emitter, seeds) -> name -> sum of its cotangents
+Activity = Callable[[Graph, Iterable[str]], set[str]]  # (graph, wanted) -> names of the values that depend on them
 
 
 @dataclass(frozen=True)
@@ -57,23 +57,23 @@ class ControlCall(Call):
     @property
     @abstractmethod
     def flows(self) -> Iterator[tuple[str, str]]:
-        """Pairs of values, on two sides of a body's boundary, of which the second may be the first."""
+        """Yield pairs (source, copy) of value names across a body's boundary: the copy may hold the source's value."""
 
     @abstractmethod
     def vjp(self, cotangents: Sequence[Cotangent], walk: Walk) -> Sequence[Cotangent]:
-        """Write the way back: one cotangent per operand."""
+        """Write the backward node; return one cotangent per operand."""
 
 
 def dtype_of(x: Var) -> np.dtype[Any]:
-    """The dtype of a cotangent of ``x``, which may hold integers that stand for floats."""
+    """Return the dtype of a cotangent of ``x``: float32 for integers, which stand for floats (see `active_values`)."""
     return x.dtype if is_float(x.dtype) else np.dtype(np.float32)
 
 
 def or_zeros(cotangent: Cotangent, x: Var) -> Var:
-    """The cotangent of ``x``; zeros where none arrived."""
+    """Return the cotangent of ``x``, or zeros if it is None."""
     return zeros_like(x) if cotangent is None else cotangent
 
 
 def zeros_like(x: Var) -> Var:
-    """A cotangent of ``x`` that is zero."""
+    """Return a zero cotangent of ``x``."""
     return zeros(x.sizes(), dtype_of(x), x.shape)

@@ -1,4 +1,4 @@
-"""If: its cotangents come from an If on the same condition."""
+"""If: its cotangents are computed by a second If with the same condition, whose branches walk back."""
 
 from __future__ import annotations
 
@@ -16,18 +16,24 @@ BRANCHES = ("then_branch", "else_branch")
 
 
 def active_if(node: Node, active: set[str], activity: Activity) -> set[str]:
-    """Names of the outputs that depend on ``active`` values in one of the branches."""
-    found: set[str] = set()
+    """Return the names of the outputs that depend on ``active`` values in at least one branch."""
+    outputs: set[str] = set()
     for name in BRANCHES:
         graph = node.attrs[name]
         inside = activity(graph, active.intersection(graph.captured))
-        found.update(o for o, inner in zip(node.outputs, graph.outputs, strict=False) if o and inner.name in inside)
-    return found
+        outputs.update(o for o, inner in zip(node.outputs, graph.outputs, strict=False) if o and inner.name in inside)
+    return outputs
 
 
 @dataclass(frozen=True)
 class IfCall(ControlCall):
-    """Attributes: ``branches``: the two graphs by name, each with an emitter that holds it."""
+    """An If on the path, with the emitters that its backward node needs.
+
+    Attributes
+    ----------
+    branches
+        Name of the branch -> its graph, and an emitter that holds it.
+    """
 
     branches: Mapping[str, tuple[Graph, Emitter]]
 
@@ -35,7 +41,7 @@ class IfCall(ControlCall):
     def enter(
         cls, call: Call, needed: set[str], active: set[str], plan: Planner, _: Activity
     ) -> tuple[ControlCall, WalkPlan]:
-        """Plan the walk through the branches; ``needed`` are the names to start from."""
+        """Plan the walk through both branches; ``needed`` has the names of the outputs to start from."""
         branches = {}
         inside = WalkPlan()
         for name in BRANCHES:
@@ -51,25 +57,25 @@ class IfCall(ControlCall):
 
     @property
     def flows(self) -> Iterator[tuple[str, str]]:
-        """From the outputs of the branches to those of the node."""
+        """Yield (output of a branch, output of the node)."""
         for graph, _ in self.branches.values():
             yield from zip((v.name for v in graph.outputs), self.node.outputs, strict=False)
 
     def vjp(self, cotangents: Sequence[Cotangent], walk: Walk) -> Sequence[Cotangent]:
-        """Write the If whose branches walk back."""
-        arrived = {}
+        """Write the If whose branches walk back; it returns the cotangents of the captured values."""
+        sums = {}
         for name, (graph, emitter) in self.branches.items():
             seeds = Sums()
             for value, ct in zip(graph.outputs, cotangents, strict=False):
                 seeds.add(value.name, None if ct is None else emitter.var(ct.name))
-            arrived[name] = walk(emitter, seeds)
-        captured = [n for n in self.node.captured if any(n in a for a in arrived.values())]
+            sums[name] = walk(emitter, seeds)
+        captured = [n for n in self.node.captured if any(n in of_branch for of_branch in sums.values())]
         if not captured:
             return []
         bodies: dict[str, Any] = {}
         for name, (_, emitter) in self.branches.items():
-            found = [or_zeros(arrived[name].get(n), emitter.var(n)) for n in captured]
-            bodies[name] = emitter.body([], found, name)
+            results = [or_zeros(sums[name].get(n), emitter.var(n)) for n in captured]
+            bodies[name] = emitter.body([], results, name)
         like = [self.emitter.var(n) for n in captured]
         written = self.emitter.ops(
             "If",
@@ -79,5 +85,5 @@ class IfCall(ControlCall):
             shapes=[x.shape for x in like],
             **bodies,
         )
-        results = dict(zip(captured, written, strict=True))
-        return [None, *(results.get(n) for n in self.node.captured)]
+        by_name = dict(zip(captured, written, strict=True))
+        return [None, *(by_name.get(n) for n in self.node.captured)]

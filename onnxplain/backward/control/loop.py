@@ -1,11 +1,11 @@
-"""Loop: its cotangents come from a Loop over the trips it has made, from the last to the first.
+"""Loop: its cotangents are computed by a second Loop over the same trips, from the last to the first.
 
-The forward Loop is told to save the states that its trips started with, from which each trip back calculates forward
-once more. The states of the Loop back are the cotangents of the forward one's states, and sums of those of what it
-captures.
+The forward Loop is extended to output the states at the start of each trip. From these, each backward trip recomputes
+its forward trip. The states of the backward Loop are the cotangents of the forward Loop's states, and the running sums
+of the cotangents of captured values.
 
-Where the number of trips is known, the way back is a Scan. Then the forward Loop saves all that is needed of its trips,
-and what a trip back makes of that alone is calculated for all trips at once (`Stacks`).
+If the number of trips is known, the backward node is a Scan. The forward Loop then outputs every value that the
+backward trips need, and computations that depend on such values only are done for all trips at once (`Stacks`).
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from onnxplain.backward.control.base import (
     zeros_like,
 )
 from onnxplain.backward.control.stacks import Stacks, factored
-from onnxplain.backward.control.trips import Saved, Trips
+from onnxplain.backward.control.trips import SavedStacks, Trips
 from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Dim, Graph, Node, Shape, Value
 from onnxplain.graph.var import Var, concat
 from onnxplain.ops.parts import Sums
 from onnxplain.ops.table import Call, Cotangent
 
-CELL = 100  # nodes; what a larger body calculates is too much to be kept for all trips
+CELL = 100  # nodes; saving the values of all trips of a larger body would take too much memory
 
 
 def active_loop(node: Node, active: set[str], activity: Activity) -> set[str]:
-    """Names of the outputs that depend on ``active`` values, after however many trips."""
+    """Return the names of the outputs that depend on ``active`` values after any number of trips."""
     inside = _active_inside(node, active, activity)
     body: Graph = node.attrs["body"]
     count = len(body.inputs) - 2
@@ -47,7 +47,7 @@ def active_loop(node: Node, active: set[str], activity: Activity) -> set[str]:
 
 
 def _active_inside(node: Node, active: set[str], activity: Activity) -> set[str]:
-    """Names of the body's active values; a state is active if it is so in any trip."""
+    """Return the names of the body's active values; a state is active if it is active in any trip."""
     body: Graph = node.attrs["body"]
     starts = [v.name for v in body.inputs[2:]]
     wanted = active.intersection(body.captured) | {
@@ -63,18 +63,18 @@ def _active_inside(node: Node, active: set[str], activity: Activity) -> set[str]
 
 @dataclass(frozen=True)
 class _State:
-    """A state of a Loop.
+    """A state of a Loop: a value carried from trip to trip.
 
     Attributes
     ----------
     initial, start, end
-        Its names: before the loop; in the body, at the start of a trip and at its end.
+        The state's names: before the loop, in the body at the start of a trip, and in the body at the end of a trip.
     final
-        It after the loop.
+        The state after the loop.
     saved
-        What all trips started with, once the forward Loop is told to save that.
+        The states at the start of all trips: an output of the forward Loop once `LoopCall._save` has added it.
     fixed
-        Whether its size is the same in all trips, so that ``saved`` is one tensor; otherwise it is a sequence.
+        Whether the state has the same shape in all trips; then ``saved`` is one tensor, otherwise a sequence.
     """
 
     initial: str
@@ -101,7 +101,7 @@ class _State:
         return states
 
     def read(self, index: str) -> Node:
-        """Fetch what the trip ``index`` started with."""
+        """Return the node that reads the state at the start of trip ``index``."""
         if self.fixed:
             return Node("Gather", (self.saved.name, index), (self.start,), {"axis": 0})
         return Node("SequenceAt", (self.saved.name, index), (self.start,))
@@ -113,21 +113,27 @@ def _stacked(shape: Shape | None, length: Dim = None) -> Shape | None:
 
 @dataclass(frozen=True)
 class LoopCall(ControlCall):
-    """Attributes.
+    """A Loop on the path, with everything that its backward node needs.
 
-    body, inner
-        The calculation of one trip, which has the trip's index as its only input, and the emitter that holds it.
+    Attributes
+    ----------
+    body
+        The computation of one trip; the trip's index is its only input.
+    inner
+        The emitter that holds ``body``.
     states
         All states.
     carried
-        Those whose cotangents go from trip to trip.
+        The states whose cotangents are carried from trip to trip.
     slices
-        Name in the body -> a captured tensor and its axis, of which each trip reads the slice at its index. Their
-        cotangents are collected: adding each to a sum of the whole tensor's size takes time quadratic in the trips.
+        Name in the body -> (captured tensor, axis) of which each trip reads the slice at its index. The cotangents of
+        slices are collected and joined at the end: adding each to a sum of the whole tensor's size would take time
+        quadratic in the number of trips.
     numbers
-        A number for each trip, once the forward Loop is told to save that.
+        One number per trip, whose count is the number of trips: an output of the forward Loop once `_save` has added
+        it.
     saved
-        What the trips leave behind, where the way back is a Scan.
+        The saved values of all trips if the backward node is a Scan; else None.
     """
 
     body: Graph
@@ -136,13 +142,13 @@ class LoopCall(ControlCall):
     carried: Sequence[_State]
     slices: Mapping[str, tuple[str, int]]
     numbers: Var
-    saved: Saved | None
+    saved: SavedStacks | None
 
     @classmethod
     def enter(
         cls, call: Call, needed: set[str], active: set[str], plan: Planner, activity: Activity
     ) -> tuple[ControlCall, WalkPlan]:
-        """Plan the walk through one trip; ``needed`` are the names to start from."""
+        """Plan the walk through one trip; ``needed`` has the names of the outputs to start from."""
         states = _State.of(call)
         body = _trip(call.attrs["body"], states)
         inner = Emitter(body, outer=call.emitter)
@@ -169,21 +175,21 @@ class LoopCall(ControlCall):
         trips = Trips.of(call.emitter, call.node)
         kept = {s.start: s.saved for s in states if s.fixed}
         scanned = trips and all(s.fixed for s in carried) and len(body.nodes) <= CELL
-        saved = Saved(call.emitter, inner, call.node, trips, kept) if trips and scanned else None
+        saved = SavedStacks(call.emitter, inner, call.node, trips, kept) if trips and scanned else None
         fields = (call.emitter, call.node, call.inputs, call.outputs, call.active)
         call = cls(*fields, body, inner, states, carried, slices, numbers, saved)
         return call, replace(path, needed=reached)
 
     @property
     def flows(self) -> Iterator[tuple[str, str]]:
-        """Into the first trip, from trip to trip, and out of the last."""
+        """Yield the flows into the first trip, from trip to trip, out of the last trip, and into slices."""
         for state in self.states:
             yield from ((state.initial, state.start), (state.initial, state.final.name), (state.end, state.start))
         yield from zip((v.name for v in self.body.outputs[1:]), self.node.outputs, strict=False)
         yield from ((source, name) for name, (source, _) in self.slices.items())
 
     def vjp(self, cotangents: Sequence[Cotangent], walk: Walk) -> Sequence[Cotangent]:
-        """Write the Loop back."""
+        """Write the backward Loop, or Scan; return one cotangent per operand."""
         inner, emitter, index = self.inner, self.emitter, self.inner.var(self.body.inputs[0].name)
         carried = [_input_like(inner.var(s.start)) for s in self.carried]
         seeds = Sums()
@@ -193,18 +199,18 @@ class LoopCall(ControlCall):
             if stack is not None:
                 known = stack.shape[1:] if stack.shape else None
                 seeds.add(value.name, inner.op("Gather", inner.var(stack.name), index, known=known, axis=0))
-        arrived = walk(inner, seeds)
+        cotangents_inside = walk(inner, seeds)
 
-        captured = [n for n in self.node.captured if n in arrived]
-        slices = [n for n in self.slices if n in arrived]
+        captured = [n for n in self.node.captured if n in cotangents_inside]
+        slices = [n for n in self.slices if n in cotangents_inside]
         sums = [_input_like(inner.var(n)) for n in captured]
         states = [*carried, *sums]
-        ends = [or_zeros(arrived.get(s.start), inner.var(s.start)) for s in self.carried]
-        ends += [total + arrived[n] for n, total in zip(captured, sums, strict=True)]
-        given = dict(zip((s.start for s in self.states), cotangents, strict=False))
-        initial = [or_zeros(given.get(s.start), s.final) for s in self.carried]
+        ends = [or_zeros(cotangents_inside.get(s.start), inner.var(s.start)) for s in self.carried]
+        ends += [total + cotangents_inside[n] for n, total in zip(captured, sums, strict=True)]
+        of_states = dict(zip((s.start for s in self.states), cotangents, strict=False))
+        initial = [or_zeros(of_states.get(s.start), s.final) for s in self.carried]
         initial += [zeros_like(emitter.var(n)) for n in captured]
-        rows = [arrived[n] for n in slices]
+        rows = [cotangents_inside[n] for n in slices]
         run = partial(self._scan, self.saved) if self.saved else self._loop
         finals, stacks = run(states, initial, ends, rows)
         by_name = Sums(zip(captured, finals[len(carried) :], strict=True))
@@ -219,14 +225,32 @@ class LoopCall(ControlCall):
     def _loop(
         self, states: Sequence[Var], initial: Sequence[Var], ends: Sequence[Var], outputs: Sequence[Var]
     ) -> tuple[Sequence[Var], Sequence[Var]]:
-        """Write the trips back as a Loop; return the last states, and what each trip gives, in their order."""
+        """Write the backward trips as a Loop.
+
+        Parameters
+        ----------
+        states
+            The states at the start of a backward trip, as inputs of its body.
+        initial
+            Their values before the first backward trip.
+        ends
+            The states at the end of a backward trip.
+        outputs
+            The other results of a backward trip: the cotangents of slices.
+
+        Returns
+        -------
+        tuple
+            The states after the last backward trip; and ``outputs`` of all trips, stacked in the order of the forward
+            trips.
+        """
         inner, emitter, index = self.inner, self.emitter, self.inner.var(self.body.inputs[0].name)
         go_on = inner.input("go_on", bool, ())
         inputs = [inner.input("trip", np.int64, ()), go_on, index, *states]
         body = inner.body(inputs, [go_on, index - 1, *ends, *outputs], "backward")
         self._save(body.captured)
         count = self.numbers.size(0).reshape([])
-        _, *found = emitter.ops(
+        _, *results = emitter.ops(
             "Loop",
             count,
             emitter.const(np.array(True)),
@@ -239,14 +263,22 @@ class LoopCall(ControlCall):
         )
         first, last, step = (emitter.ints([i]) for i in (-1, np.iinfo(np.int64).min, -1))
         stacks = [
-            emitter.op("Slice", v, first, last, emitter.ints([0]), step, known=v.shape) for v in found[len(states) :]
+            emitter.op("Slice", v, first, last, emitter.ints([0]), step, known=v.shape) for v in results[len(states) :]
         ]
-        return found[: len(states)], stacks
+        return results[: len(states)], stacks
 
     def _scan(
-        self, saved: Saved, states: Sequence[Var], initial: Sequence[Var], ends: Sequence[Var], outputs: Sequence[Var]
+        self,
+        saved: SavedStacks,
+        states: Sequence[Var],
+        initial: Sequence[Var],
+        ends: Sequence[Var],
+        outputs: Sequence[Var],
     ) -> tuple[Sequence[Var], Sequence[Var]]:
-        """Write the trips back as a Scan of what does not depend on the states; see `_loop`."""
+        """Write the backward trips as a Scan over the stacks that they read; parameters and result as in `_loop`.
+
+        Everything that does not depend on ``states`` is computed outside, for all trips at once.
+        """
         emitter, index = self.emitter, self.inner.var(self.body.inputs[0].name)
         trip = self.inner.body([index], [*ends, *outputs], "backward")
         moving = trip.reachable_from(v.name for v in states)
@@ -255,8 +287,8 @@ class LoopCall(ControlCall):
         stacks = Stacks(emitter, trip, index.name, moving, length, saved)
         names = [v.name for v in trip.outputs]
         rows = names[len(ends) :]
-        apart = {n: found[0] for n in rows if n not in moving and (found := stacks(n)) and found[1]}
-        scanned = [n for n in rows if n not in apart]
+        outside = {n: value[0] for n in rows if n not in moving and (value := stacks(n)) and value[1]}
+        scanned = [n for n in rows if n not in outside]
         nodes, read = stacks.left([*names[: len(ends)], *scanned])
         if not read or any(index.name in node.reads for node in nodes):
             zero, one = (emitter.const(np.array(i)) for i in (0, 1))
@@ -278,17 +310,20 @@ class LoopCall(ControlCall):
             scan_input_directions=[1] * len(read),
             scan_output_directions=[1] * len(scanned),
         )
-        apart |= dict(zip(scanned, made[len(states) :], strict=True))
-        return made[: len(states)], [apart[n] for n in rows]
+        outside |= dict(zip(scanned, made[len(states) :], strict=True))
+        return made[: len(states)], [outside[n] for n in rows]
 
     def _save(self, wanted: Sequence[str]) -> None:
-        """Make the forward Loop save the number of its trips, and the states whose ``saved`` is wanted."""
+        """Extend the forward Loop: output the number of its trips, and the states whose ``saved`` is in ``wanted``.
+
+        If the backward node is a Scan, output the values that `SavedStacks` has requested instead of the number.
+        """
         emitter, body = self.emitter, self.node.attrs["body"]
         stacked = [s for s in self.states if s.fixed and s.saved.name in wanted]
         listed = [s for s in self.states if not s.fixed and s.saved.name in wanted]
 
-        # ONNX Runtime may put the last trip's number everywhere, but there are as many as there were trips.
-        sources = self.saved.found if self.saved else {body.inputs[0].name: self.numbers}
+        # ONNX Runtime may write the last trip's number into all rows of this output; only its length is used.
+        sources = self.saved.requested if self.saved else {body.inputs[0].name: self.numbers}
         sources = {**sources, **{s.start: s.saved for s in stacked}}
         outputs = {v.name for v in body.outputs}
         names = {n: n if n in body.producer and n not in outputs else emitter.fresh(n) for n in sources}
@@ -320,7 +355,7 @@ class LoopCall(ControlCall):
 
 
 def _trip(body: Graph, states: Sequence[_State]) -> Graph:
-    """The body of a Loop as the calculation of one trip, given its index."""
+    """Return the body of a Loop as the computation of one trip from its index: it reads the saved states itself."""
     index, go_on = replace(body.inputs[0], shape=()), body.inputs[1].name
     return body.replace(
         inputs=(index,),
@@ -331,16 +366,19 @@ def _trip(body: Graph, states: Sequence[_State]) -> Graph:
 
 
 def _input_like(x: Var) -> Var:
-    """A new input for a cotangent of ``x``."""
+    """Return a new input of the body for a cotangent of ``x``."""
     return x.emitter.input(x.name, dtype_of(x), x.shape)
 
 
 def _unsliced(stack: Var, source: Var, axis: int, whole: bool) -> Var:
-    """The cotangent of ``source`` from those of its slices, which are stacked in the order of the trips."""
+    """Return the cotangent of ``source`` from those of its slices, stacked in the order of the trips.
+
+    ``whole``: there is a slice for every position of the axis; otherwise the missing ones get zeros.
+    """
     emitter = stack.emitter
     order = [axis, *(a for a in range(source.rank) if a != axis)]
     known = tuple((source.shape or ())[a] for a in order)
-    if not whole:  # there may be fewer trips, even none
+    if not whole:  # there may be fewer trips than positions, even none
         missing = concat([source.size(a) for a in order]) - emitter.op("Shape", stack)
         pads = concat([emitter.ints([0] * source.rank), missing])
         stack = emitter.op("Pad", stack, pads, known=known, mode="constant")

@@ -1,6 +1,7 @@
-"""Loops over the slices of tensors, written as Scan for ONNX Runtime.
+"""Loops over the slices of tensors, rewritten as Scan, which ONNX Runtime runs faster.
 
-It reads a Scan's slices in place and writes its outputs where they belong, where a Loop gathers and joins them.
+ONNX Runtime reads the slices of a Scan in place and writes its outputs directly into the result; a Loop gathers each
+slice into a copy and concatenates the outputs at the end.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from onnxplain.graph.ir import Graph, Node, Value
 
 
 def as_scans(graph: Graph, outer: Emitter | None = None) -> Graph:
-    """Write a graph's loops as Scan where that is the same, without what nobody reads."""
+    """Rewrite a graph's Loops as Scans where both compute the same; unread outputs are dropped."""
     if not any(node.op == "Loop" for node in graph.all_nodes):
         return graph
     emitter = Emitter(graph, outer)
@@ -27,7 +28,7 @@ def as_scans(graph: Graph, outer: Emitter | None = None) -> Graph:
 
 
 def _shorter(node: Node, read: set[str]) -> Node:
-    """A Loop without the stacks that nobody reads."""
+    """Drop the scan outputs of a Loop that are not in ``read``."""
     body: Graph = node.attrs["body"]
     states = len(body.inputs) - 1  # with the condition
     pairs = list(zip(node.outputs[states - 1 :], body.outputs[states:], strict=True))
@@ -42,7 +43,11 @@ def _shorter(node: Node, read: set[str]) -> Node:
 
 
 def _scan(node: Node, emitter: Emitter) -> Node:
-    """The Scan that a Loop is; itself if it is none."""
+    """Return the Scan that computes the same as a Loop, or the Loop itself if there is none.
+
+    The Loop must run at least once, read its trip number only to gather slices, one per trip, of captured tensors, and
+    neither stop early nor change the shape of a state.
+    """
     body: Graph = node.attrs["body"]
     trips = Trips.of(emitter, node)
     index, on, *starts = body.inputs
@@ -57,7 +62,7 @@ def _scan(node: Node, emitter: Emitter) -> Node:
         return node
     dropped = {go.name, *(n.outputs[0] for n in slices)}
     nodes = tuple(n for n in body.nodes if dropped.isdisjoint(n.outputs))
-    copied = not dropped.isdisjoint(v.name for v in ends)  # a body has to compute what it gives
+    copied = not dropped.isdisjoint(v.name for v in ends)  # a Scan's body must compute its outputs itself
     if copied or any(on.name in n.reads or go.name in n.reads for n in nodes):
         return node
     scanned = body.replace(
@@ -68,6 +73,6 @@ def _scan(node: Node, emitter: Emitter) -> Node:
 
 
 def _changing(starts: list[Value], ends: list[Value]) -> bool:
-    """Whether a state may change its shape."""
+    """Whether a state can change its shape from trip to trip."""
     pairs = zip(starts, ends, strict=False)
     return any(a.shape is None or a.shape != b.shape or None in a.shape for a, b in pairs)

@@ -1,8 +1,8 @@
-"""What each trip of a loop calculates for itself, calculated for all trips at once.
+"""Vectorisation of a loop: computations that do not depend on earlier trips, done for all trips at once.
 
-The values of all trips are a stack, along a new first axis. What one trip makes of its own values, without those that
-are handed on from trip to trip, comes as a stack out of the same operators outside of the loop, if these treat the rows
-of a stack apart from each other. A step of a recurrent layer then holds only what really has to wait for the last one.
+The values of all trips form a stack, along a new first axis. A node whose inputs do not depend on the state carried
+from trip to trip is moved out of the loop and applied to stacks, if its operator treats the rows of a stack
+independently. A step of a recurrent layer then contains only the operations that have to wait for the previous step.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from onnxplain.graph.var import Var
 from onnxplain.ops import OPS, Trait
 from onnxplain.ops.linear import unsqueeze
 
-Stacked = tuple[Var, bool]  # a value outside of the loop; whether it is a stack, or the same in all trips
-Fitted = tuple[Sequence[Var | None], Mapping[str, Any]]  # inputs and attributes
+Stacked = tuple[Var, bool]  # a tensor outside the loop; True if it is a stack, False if all trips have the same value
+Fitted = tuple[Sequence[Var | None], Mapping[str, Any]]  # inputs and attributes of a node on stacks
 
 
 class Stacks:
-    """The stacks of what a trip calculates, made when they are asked for.
+    """The stacks of a trip's values, computed outside the loop on first use.
 
     Parameters
     ----------
     emitter
-        Around the loop.
+        The emitter of the graph that contains the loop.
     trip
-        The calculation of one trip.
+        The computation of one trip.
     index
-        Name of its number, at which it reads slices.
+        Name of the trip's number, at which it reads slices.
     moving
-        Names of the values that depend on what is handed on from trip to trip.
+        Names of the values that depend on the state carried from trip to trip.
     length
-        The number of trips, as far as it is known.
+        Number of trips: an int, a symbolic size, or None if unknown.
     kept
-        Gives the stack of a value, if there is one without any calculation.
+        Returns the stack of a value that needs no computation, else None.
     """
 
     def __init__(
@@ -52,16 +52,19 @@ class Stacks:
     ) -> None:
         self._emitter, self._trip, self._index, self._length, self._kept = emitter, trip, index, length, kept
         self._moving = moving
-        self._found: dict[str, Stacked | None] = {}
+        self._computed: dict[str, Stacked | None] = {}
 
     def __call__(self, name: str) -> Stacked | None:
-        """Calculate a value outside of the loop; None where that is not possible."""
-        if name not in self._found:
-            self._found |= self._find(name)
-        return self._found[name]
+        """Compute a value outside the loop; None if that is impossible."""
+        if name not in self._computed:
+            self._computed |= self._compute(name)
+        return self._computed[name]
 
     def left(self, results: Sequence[str]) -> tuple[list[Node], dict[str, Var]]:
-        """What has to stay in the loop for ``results``: nodes, and the stacks that they read, by their names there."""
+        """Return the nodes that have to stay in the loop for ``results``, and the stacks that they read.
+
+        The stacks are keyed by the name under which the nodes read a slice.
+        """
         nodes: list[Node] = []
         read: dict[str, Var] = {}
         needed = set(results)
@@ -70,17 +73,18 @@ class Stacks:
                 continue
             names = {}
             for name in node.reads:
-                found = None if name in self._moving or name in self._trip.constants else self(name)
-                if found is None:
+                outside = None if name in self._moving or name in self._trip.constants else self(name)
+                if outside is None:
                     needed.add(name)
-                elif found[1]:
-                    read[name] = found[0]
+                elif outside[1]:
+                    read[name] = outside[0]
                 else:
-                    names[name] = found[0].name
+                    names[name] = outside[0].name
             nodes.append(renamed(node, names))
         return nodes[::-1], read
 
-    def _find(self, name: str) -> Mapping[str, Stacked | None]:
+    def _compute(self, name: str) -> Mapping[str, Stacked | None]:
+        """Write the node that computes a value, on stacks; return all of the node's outputs."""
         node = self._trip.producer.get(name)
         if name in self._trip.constants:
             return {name: (self._emitter.const(self._trip.constants[name]), False)}
@@ -110,14 +114,14 @@ class Stacks:
         return {o: (v, stacked) for o, v in zip(node.outputs, made, strict=True)}
 
     def _fitted(self, node: Node, inputs: Sequence[Stacked | None]) -> Fitted | None:
-        """Inputs and attributes with which a node calculates a stack, if it can."""
+        """Return the inputs and attributes with which a node computes a stack; None if its operator cannot."""
         if node.domain or any(v and v[0].shape is None for v in inputs):
             return None
         present = [v for v in inputs if v]
         ranks = [v.rank - stacked for v, stacked in present]
         first, is_stack = present[0]
         if node.op == "Clip" and any(s for _, s in present[1:]):
-            return None  # its bounds are numbers
+            return None  # Clip's bounds are scalars, the same for all rows
         if OPS.has(node, Trait.ELEMENTWISE):
             return [v and _lifted(*v, max(ranks)) for v in inputs], node.attrs
         if (
@@ -134,16 +138,22 @@ class Stacks:
 
 
 def factored(trip: Graph, inner: Emitter, moving: Collection[str]) -> Graph:
-    """A trip in which d / a * b, where nothing but d moves, is d (b / a): what moves is multiplied once.
+    """Rewrite d / a * b as d (b / a) in a trip where only d depends on carried state: one multiplication stays.
+
+    b / a does not depend on earlier trips, so `Stacks` can move it out of the loop.
 
     Parameters
     ----------
+    trip
+        The computation of one trip.
     inner
         The emitter of the trip.
+    moving
+        Names of the values that depend on the state carried from trip to trip.
     """
     nodes: list[Node] = []
     made: dict[tuple[str, str, str], str] = {}
-    products: dict[str, tuple[str, str, str]] = {}  # name -> what moves, and the operator and the operand after it
+    products: dict[str, tuple[str, str, str]] = {}  # name of d op a -> (d, op, a)
 
     def calculated(op: str, a: str, b: str) -> str:
         if (op, a, b) not in made:
@@ -171,6 +181,6 @@ def factored(trip: Graph, inner: Emitter, moving: Collection[str]) -> Graph:
 
 
 def _lifted(x: Var, stacked: bool, rank: int) -> Var:
-    """A stack of values that broadcast to ``rank`` axes, with as many axes behind the first."""
+    """Insert axes into a stack, behind the first, so that its rows have ``rank`` axes and still broadcast."""
     missing = rank - x.rank + 1 if stacked else 0
     return unsqueeze(x, range(1, 1 + missing)) if missing else x

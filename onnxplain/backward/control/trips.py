@@ -1,4 +1,4 @@
-"""The trips of a Loop where it is known that there are some, and what they leave behind for a way back."""
+"""Loops that run at least once: their number of trips, and the values that they save for the backward Loop."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from onnxplain.graph.var import Var
 
 @dataclass(frozen=True)
 class Trips:
-    """The trips of a Loop that makes one at least.
+    """The trips of a Loop that runs at least once.
 
     Attributes
     ----------
     length
-        Their number, as far as it is known.
+        Number of trips: an int, a symbolic size, or None if unknown.
     whole
-        Whether each tensor that is read slice by slice has just as many.
+        Whether every tensor that is read slice by slice has exactly one slice per trip.
     """
 
     length: Dim
@@ -28,7 +28,7 @@ class Trips:
 
     @classmethod
     def of(cls, emitter: Emitter, node: Node) -> Trips | None:
-        """Tell the trips of a Loop in the graph that an emitter holds; None where nobody knows whether it makes one."""
+        """Return the trips of a Loop that is known to run at least once; else None."""
         body: Graph = node.attrs["body"]
         if node.each_slice:
             index = body.inputs[0].name
@@ -41,24 +41,28 @@ class Trips:
         return cls(int(count), False) if endless and count is not None and count > 0 else None
 
     def match(self, source: Var, axis: int) -> bool:
-        """Whether a tensor has as many slices along an axis."""
+        """Whether a tensor has exactly one slice per trip along an axis."""
         return self.whole or (source.shape or ())[axis] == self.length
 
 
 @dataclass(frozen=True)
-class Saved:
-    """Stacks of what the trips of a Loop have calculated.
+class SavedStacks:
+    """Values of all trips of a forward Loop, stacked along a new first axis, for the backward Scan to read.
 
     Attributes
     ----------
-    emitter, inner
-        Around the Loop, and of a trip that is calculated once more, whose names are those in the body.
+    emitter
+        The emitter of the graph that contains the Loop.
+    inner
+        The emitter of one recomputed trip; it uses the names of the Loop's body.
     node
         The Loop.
+    trips
+        Its trips.
     states
-        What a trip starts with -> the stack that the trip reads it from.
-    found
-        Name in the body -> its stack, which the Loop is to be told to save.
+        Name of a state at the start of a trip -> the stack that a recomputed trip reads it from.
+    requested
+        Name in the body -> its stack. The forward Loop is extended to output these.
     """
 
     emitter: Emitter
@@ -66,10 +70,14 @@ class Saved:
     node: Node
     trips: Trips
     states: Mapping[str, Var]
-    found: dict[str, Var] = field(default_factory=dict)
+    requested: dict[str, Var] = field(default_factory=dict)
 
     def __call__(self, name: str) -> Var | None:
-        """Look up the stack of a value that the trips have, or that they read slice by slice."""
+        """Return the stack of a value in the body, and request it; None if it cannot be stacked.
+
+        A value that a trip reads as a slice of a tensor needs no saving: the tensor is its stack. Any other value needs
+        a shape that is the same in all trips.
+        """
         node, index = self.inner.producer(name), self.node.attrs["body"].inputs[0].name
         if node and node.op == "Gather" and node.inputs[1] == index and node.inputs[0] not in self._computed:
             return self._read(node, name)
@@ -78,16 +86,19 @@ class Saved:
             return None
         if not self._sizes.issuperset(d for d in shape if not isinstance(d, int)):
             return None
-        if name not in self.found:
+        if name not in self.requested:
             known = (self.trips.length, *shape)
-            self.found[name] = self.emitter.input(f"{name}/saved", self.inner.values[name].dtype, known)
-        return self.found[name]
+            self.requested[name] = self.emitter.input(f"{name}/saved", self.inner.values[name].dtype, known)
+        return self.requested[name]
 
     def _read(self, node: Node, name: str) -> Var:
-        """The stack that a trip reads a slice of: what the body reads, or what was made for the way back."""
+        """Return the tensor that a Gather reads one slice of per trip, with the slices along axis 0.
+
+        The Gather belongs to the body, or was added to read a state at the start of a recomputed trip.
+        """
         if name in self._computed:
             return self._slices(node)
-        self.found.update((start, stack) for start, stack in self.states.items() if start == name)
+        self.requested.update((start, stack) for start, stack in self.states.items() if start == name)
         return self.emitter.var(node.inputs[0])  # there is a slice for each trip
 
     @property
@@ -96,7 +107,7 @@ class Saved:
         return self.emitter.var(self.node.inputs[0])
 
     def _slices(self, node: Node) -> Var:
-        """All that a trip reads one slice of, the slices in front."""
+        """Return the tensor that a Gather of the body reads: slices along axis 0, exactly one per trip."""
         source = self.emitter.var(node.inputs[0])
         axis = node.attrs["axis"] % source.rank
         stack = source.transpose([axis, *(a for a in range(source.rank) if a != axis)])
@@ -107,12 +118,12 @@ class Saved:
 
     @cached_property
     def _computed(self) -> set[str]:
-        """Names of what may not be the same in all trips."""
+        """Names of the values that may differ from trip to trip."""
         body: Graph = self.node.attrs["body"]
         return body.reachable_from(v.name for v in body.inputs).intersection(body.producer)
 
     @cached_property
     def _sizes(self) -> set[Dim]:
-        """The names of sizes that are the same in all trips: those of what is there before."""
+        """Symbolic sizes that are the same in all trips: those of tensors computed before the Loop."""
         shapes = (self.emitter.var(name).shape for name in self.node.reads)
         return {d for shape in shapes if shape for d in shape if d is not None}
