@@ -171,7 +171,7 @@ LOOPS = {  # name: (state, its end, scan output), in terms of the state s, the t
         s_out = Mul(s, t)""",
     "sums and norms of each trip": """
         a = Sum(t, w1, t)
-        b = Mean(a, w1)
+        b = Sum(w1, a)
         c = LpNormalization<axis=-1>(b)
         z = Mul(c, x)
         s_out = Mul(s, c)""",
