@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "guided_backprop": {"guided_backprop": {"clip": True}},
     "deconvnet": {"deconvnet": {"clip": True}},
     "rect_grad": {"rect_grad": {"clip": True}},
+    "beta_smooth": {},  # no picture: this network has Clip where others have Relu
     "guided_grad_cam": {"guided_grad_cam": {"clip": True}},
     "lrp": {
         "lrp": {},

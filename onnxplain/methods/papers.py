@@ -93,6 +93,9 @@ DEVILLE_1992 = Paper(
     "Deville and Särndal", "Calibration estimators in survey sampling", 1992, doi="10.1080/01621459.1992.10475217"
 )
 DHAMDHERE_2019 = Paper("Dhamdhere et al.", "How important is a neuron?", 2019, arxiv="1805.12233")
+DOMBROWSKI_2019 = Paper(
+    "Dombrowski et al.", "Explanations can be manipulated and geometry is to blame", 2019, arxiv="1906.07983"
+)
 DRAELOS_2020 = Paper(
     "Draelos and Carin",
     "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural networks",

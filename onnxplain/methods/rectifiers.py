@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from onnxplain import composites
-from onnxplain.arguments import number
+from onnxplain.arguments import Positive, number
 from onnxplain.methods import options
 from onnxplain.methods.gradients import ONE_PASS
 from onnxplain.methods.method import Method
-from onnxplain.methods.papers import KIM_2019, SPRINGENBERG_2015, ZEILER_2014
+from onnxplain.methods.papers import DOMBROWSKI_2019, KIM_2019, SPRINGENBERG_2015, ZEILER_2014
 from onnxplain.methods.spec import Cost, Doc, documented
 
 
@@ -78,3 +78,28 @@ def rect_grad(
 ) -> Method:
     """Gradient that passes a ReLU only where output times cotangent is above a percentile of the layer."""
     return Method("rect_grad", composites.rect_grad(float(percentile), clip))
+
+
+@documented(
+    "rectifiers",
+    formula="g with ct * sigmoid(beta * x) at each ReLU, ct: the cotangent of its output, x: its input",
+    latex=r"\bar{x} = \bar{y} \, \sigma(\beta x) \quad \text{at each } y = \max(x, 0)",
+    cost=ONE_PASS,
+    use="For gradients that change little when the input does: small changes that leave the prediction as it is can"
+    " change the plain gradient of a network with ReLUs at will.",
+    avoid="Where the gradient of the model itself is wanted: this is that of softplus units at the activations of"
+    " ReLUs. Without ReLUs it is the gradient.",
+    papers=(DOMBROWSKI_2019,),
+)
+def beta_smooth(
+    beta: Annotated[
+        Positive,
+        Doc(
+            "Sharpness of softplus, log(1 + exp(beta x)) / beta: the greater, the nearer to ReLU.",
+            "1 / units of the ReLU's input",
+            f"{DOMBROWSKI_2019.citation}; the default is zennit's",
+        ),
+    ] = 10.0,
+) -> Method:
+    """Gradient with the derivative of softplus in place of that of every ReLU."""
+    return Method("beta_smooth", composites.beta_smooth(float(beta)))

@@ -30,7 +30,7 @@ from onnxplain.methods.perturbations import (
     rise,
     shapley_sampling,
 )
-from onnxplain.methods.rectifiers import deconvnet, guided_backprop, rect_grad
+from onnxplain.methods.rectifiers import beta_smooth, deconvnet, guided_backprop, rect_grad
 from onnxplain.methods.relevance import deep_taylor, deeplift, lrp
 from onnxplain.methods.spec import MethodSpec, Option, unknown_option
 
@@ -51,6 +51,7 @@ METHODS: Mapping[str, MethodSpec] = {
         guided_backprop,
         deconvnet,
         rect_grad,
+        beta_smooth,
         lrp,
         deep_taylor,
         deeplift,

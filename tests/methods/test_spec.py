@@ -126,7 +126,7 @@ HELD = [
     for spec, option in OPTIONS
     if option.type.split(" or ")[0] in ("int", "bool", "float")
     and "ndarray" not in option.type
-    and spec.name not in ("lrp", "rect_grad")
+    and spec.name not in ("lrp", "rect_grad", "beta_smooth")
     and option.name not in ("clip", "values", "window", "stride")
 ]
 

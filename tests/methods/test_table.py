@@ -31,6 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "guided_backprop": {},
     "deconvnet": {},
     "rect_grad": {"percentile": 40},
+    "beta_smooth": {"beta": 3},
     "lrp": {"composite": "epsilon_plus"},
     "deep_taylor": {},
     "deeplift": {"rule": "reveal_cancel", "baseline": 0.25},
@@ -323,6 +324,15 @@ def rectified(x: Array, target: int, rule: Callable[[Array, Array], Array]) -> A
     """MLP's backward pass with another rule at its Relu: ``rule(cotangent, input)``."""
     w1, b1, w2 = (MLP.weights[n].astype(np.float64) for n in ("w1", "b1", "w2"))
     return rule(np.broadcast_to(w2[:, target], (len(x), 8)), x @ w1 + b1) @ w1.T
+
+
+def test_beta_smooth_is_the_gradient_of_softplus_at_the_activations_of_relu() -> None:
+    x = MLP.x(3)
+    w1, b1, w2 = (MLP.weights[n].astype(np.float64) for n in ("w1", "b1", "w2"))
+    for beta in (0.5, 3, 10):
+        slopes = 1 / (1 + np.exp(-beta * (x @ w1 + b1)))
+        found = ox.explain(load("mlp"), x, "beta_smooth", beta=beta, target=3).values
+        assert relative_error(found, (w2[:, 3] * slopes) @ w1.T) < 1e-5
 
 
 def test_rect_grad_passes_what_matters_most() -> None:
