@@ -1,4 +1,4 @@
-"""Large tensors travel outside of protobuf messages, which copy whatever they hold: stubs stand for them there."""
+"""Large tensors are kept outside of protobuf messages, which copy what they hold, and stubs take their places."""
 
 from __future__ import annotations
 
@@ -9,28 +9,36 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.descriptor import Descriptor
+
+from onnxplain.storage import wire
 
 Array = np.ndarray[Any, Any]
 
-LARGE_TENSOR = 1024  # bytes from which on a tensor is taken out
+LARGE_TENSOR = 1024  # bytes: larger tensors are taken out
 
-_STUB, _LIFTED = "taken-out", "lifted"
+_STUB, _LIFTED = "taken-out", "lifted"  # external locations: of stubs, and of data that `_lifted` left in the file
 
-# Messages of onnx.proto that lead to the data of tensors -> the fields to follow.
-_FOLLOWED = {
-    "Model": {7: "Graph"},
-    "Graph": {1: "Node", 5: "Tensor"},
-    "Node": {5: "Attribute"},
-    "Attribute": {5: "Tensor"},
-    "Tensor": {9: "raw_data"},
+_FOLLOWED = {  # fields that lead to the data of tensors of the main graph
+    "onnx.ModelProto.graph",
+    "onnx.GraphProto.node",
+    "onnx.GraphProto.initializer",
+    "onnx.NodeProto.attribute",
+    "onnx.AttributeProto.t",
+    "onnx.TensorProto.raw_data",
 }
-_FIXED = {1: 8, 5: 4}  # wire type of a field -> bytes of its value
 
 
 def take_out(file: BufferedIOBase) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """Read a model without the large tensors of its main graph, those of Constant nodes included.
 
-    Each of them is read once, to where it stays; protobuf would hold a copy, and make another one for who asks.
+    Each of them is read once, into the array that is returned; protobuf would hold a copy of it, and make another one
+    for each access.
+
+    Parameters
+    ----------
+    file
+        A seekable file that holds a ModelProto.
 
     Returns
     -------
@@ -40,14 +48,15 @@ def take_out(file: BufferedIOBase) -> tuple[onnx.ModelProto, dict[str, Array]]:
     Raises
     ------
     ValueError, DecodeError
-        The file holds no such message.
+        The file does not hold a ModelProto, or ends too early.
     """
-    model = onnx.ModelProto.FromString(_lifted(file, "Model", file.seek(0, os.SEEK_END), 0))
+    model = onnx.ModelProto.FromString(_lifted(file, onnx.ModelProto.DESCRIPTOR, 0, file.seek(0, os.SEEK_END)))
     weights: dict[str, Array] = {}
 
     def taken(tensor: onnx.TensorProto, name: str) -> bool:
+        """Move a tensor's data to ``weights`` if it is large; whether it was."""
         place = _place(tensor)
-        if place is None and (is_external(tensor) or tensor.ByteSize() - _said(tensor) <= LARGE_TENSOR):
+        if place is None and (is_external(tensor) or tensor.ByteSize() - _text_size(tensor) <= LARGE_TENSOR):
             return False
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         if not is_plain(dtype):
@@ -80,73 +89,42 @@ def take_out(file: BufferedIOBase) -> tuple[onnx.ModelProto, dict[str, Array]]:
             tensor.ClearField("data_location")
             tensor.raw_data = _read(file, place).tobytes()
     light = onnx.ModelProto()
-    light.CopyFrom(model)  # a message keeps the memory of what was in it
+    light.CopyFrom(model)  # a message keeps the memory of data that were removed from it
     return light, weights
 
 
-def _lifted(file: BufferedIOBase, message: str, end: int, start: int) -> bytes:
-    """A message that a file holds, but large tensors say where in the file their data is."""
+def _lifted(file: BufferedIOBase, message: Descriptor, start: int, end: int) -> bytes:
+    """Copy the message at ``start:end`` of a file, with the data of large tensors replaced by their place in the file.
+
+    ``message`` is the message's definition.
+    """
     parts = []
-    file.seek(start)
-    while file.tell() < end:
-        key = _number(file)
-        follow, wire = _FOLLOWED[message].get(key >> 3), key & 7
-        size = _number(file) if wire == 2 else _FIXED.get(wire, 0)
-        start = file.tell()
-        if start + size > end:
-            raise ValueError("it ends within a field")
-        if wire == 2 and follow and size > LARGE_TENSOR:
-            if follow == "raw_data":
-                tensor = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
-                for name, value in {"location": _LIFTED, "offset": start, "length": size}.items():
-                    tensor.external_data.add(key=name, value=str(value))
-                parts.append(tensor.SerializeToString())
-                file.seek(size, os.SEEK_CUR)
-            else:
-                inner = _lifted(file, follow, start + size, start)
-                parts += [_written(key), _written(len(inner)), inner]
-        elif wire in (0, 1, 2, 5):
-            value = _written(_number(file)) if wire == 0 else file.read(size)
-            parts += [_written(key), _written(size) if wire == 2 else b"", value]
+    for field in wire.fields(file, message, start, end):
+        if field.name not in _FOLLOWED or field.size <= LARGE_TENSOR:
+            parts.append(wire.read_bytes(file, field.begin, field.end))
+        elif field.message:
+            parts.append(wire.length_delimited(field.key, _lifted(file, field.message, field.start, field.end)))
         else:
-            raise ValueError(f"it has a field of type {wire}")
+            tensor = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
+            for name, value in {"location": _LIFTED, "offset": field.start, "length": field.size}.items():
+                tensor.external_data.add(key=name, value=str(value))
+            parts.append(tensor.SerializeToString())
     return b"".join(parts)
 
 
-def _number(file: BufferedIOBase) -> int:
-    """Read a number of protobuf's: seven bits a byte, the lowest first."""
-    value = 0
-    for shift in range(0, 64, 7):
-        byte = file.read(1)
-        if not byte:
-            raise ValueError("it ends within a number")
-        value |= (byte[0] & 127) << shift
-        if byte[0] < 128:
-            return value
-    raise ValueError("it has a number of more than 64 bits")
-
-
-def _written(value: int) -> bytes:
-    """Write a number of protobuf's."""
-    written = bytearray()
-    while value > 127:
-        written.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*written, value])
-
-
-def _said(tensor: onnx.TensorProto) -> int:
-    """Bytes of a tensor's message that are no data: its name, which may be long, and a text."""
+def _text_size(tensor: onnx.TensorProto) -> int:
+    """Bytes of a tensor's message that are not data: its name, which may be long, and its documentation."""
     return len(tensor.name.encode()) + len(tensor.doc_string.encode())
 
 
 def _place(tensor: onnx.TensorProto) -> tuple[int, int] | None:
-    """Where the data is that `_lifted` has left out: offset and length."""
-    found = {entry.key: entry.value for entry in tensor.external_data}
-    return (int(found["offset"]), int(found["length"])) if found.get("location") == _LIFTED else None
+    """Offset and length, in bytes, of data that `_lifted` left in the file; None for any other tensor."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    return (int(entries["offset"]), int(entries["length"])) if entries.get("location") == _LIFTED else None
 
 
 def _read(file: BufferedIOBase, place: tuple[int, int]) -> Array:
+    """Read bytes at an offset, of a length, into an array."""
     offset, length = place
     data = np.empty(length, np.uint8)
     file.seek(offset)
@@ -156,19 +134,19 @@ def _read(file: BufferedIOBase, place: tuple[int, int]) -> Array:
 
 
 def stub(name: str, data_type: int, dims: Sequence[int]) -> onnx.TensorProto:
-    """Make a tensor without data."""
+    """Make a tensor of a name, dtype and shape without data."""
     tensor = onnx.TensorProto(name=name, data_type=data_type, dims=dims, data_location=onnx.TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value=_STUB)
     return tensor
 
 
 def is_stub(tensor: onnx.TensorProto) -> bool:
-    """Whether it is one of `stub`'s."""
+    """Whether `stub` made the tensor."""
     return is_external(tensor) and tensor.external_data[0].value == _STUB
 
 
 def is_external(tensor: onnx.TensorProto) -> bool:
-    """Whether the tensor's data lies elsewhere."""
+    """Whether the tensor's data is outside of the message."""
     return tensor.data_location == onnx.TensorProto.EXTERNAL
 
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -226,7 +227,7 @@ def test_small_weights_need_no_sharing(tmp_path: Path) -> None:
 
 def spans(proto: onnx.ModelProto) -> list[bytes]:
     data = proto.SerializeToString()
-    return [data[start : start + size] for start, size in shared_weights.tensors_in(memoryview(data))]
+    return [data[start : start + size] for start, size in shared_weights.tensors_in(BytesIO(data))]
 
 
 def test_every_tensor_of_a_real_model_is_found() -> None:
@@ -255,5 +256,5 @@ def test_numbers_that_are_not_packed_are_passed_over() -> None:
     tensor = b"\x25\0\0\x80\x3f" + b"\x51\0\0\0\0\x4a\x02no" + b"\x4a\x03abc"
     graph = b"\x2a" + bytes([len(tensor)]) + tensor
     data = b"\x08\xff\x01" + b"\x3a" + bytes([len(graph)]) + graph
-    ((start, size),) = shared_weights.tensors_in(memoryview(data))
+    ((start, size),) = shared_weights.tensors_in(BytesIO(data))
     assert data[start : start + size] == b"abc"
