@@ -1,7 +1,7 @@
-"""Runners kept in a folder: what a method's program says of itself, and its graphs as ONNX Runtime has rewritten them.
+"""Runners in a cache folder: the names and interface of a program, and its graphs as ONNX Runtime has optimized them.
 
-They hold weights in the layout that suits one kind of processor, whose features are part of an entry's name. What runs
-on other providers than the CPU is not kept, nor are lean runners, whose weights have no layout of their own.
+Optimized graphs hold weights in the layout for one kind of processor, so its model and features are part of an entry's
+name. Runners on other providers than the CPU are not kept; neither are lean runners, whose weights keep their layout.
 """
 
 from __future__ import annotations
@@ -24,18 +24,22 @@ from onnxplain.storage.digests import NoDigestError, digest
 from onnxplain.storage.reader import Source, read_optimized, to_graph
 from onnxplain.storage.writer import to_proto
 
-_INTERFACES = ("graph", "copied")
+_INTERFACES = ("graph", "copied")  # graphs of a program of which inputs and outputs are kept
 _MAKE = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU variant", "CPU part", "CPU revision")
-_FEATURES = ("flags", "Features")  # of x86-64 and of ARM
+_FEATURES = ("flags", "Features")  # on x86-64 and on ARM
 
 
 def entry(folder: Path, setting: Setting, *depends: Any) -> Path | None:
-    """Where a runner is kept; None if it cannot be.
+    """File in which a runner is kept; None if it cannot be kept.
 
     Parameters
     ----------
+    folder
+        The cache folder.
+    setting
+        The conditions under which the program runs.
     depends
-        All that the program and the canonical graph depend on.
+        Everything that the program and the canonical graph depend on.
     """
     if setting.choice.names != [CPU] or not _processor():
         return None
@@ -47,7 +51,19 @@ def entry(folder: Path, setting: Setting, *depends: Any) -> Path | None:
 
 
 def load(path: Path, compiled: Callable[[], Program], question: Question, setting: Setting) -> Runner:
-    """What ``Runner.load(compiled(), setting)`` makes, or has made before; ``compiled()`` answers the question."""
+    """Read the runner from the file ``path``; make and write it if there is no valid file.
+
+    Parameters
+    ----------
+    path
+        The file, see `entry`.
+    compiled
+        Compiles the program.
+    question
+        The question that the program answers.
+    setting
+        The conditions under which the program runs.
+    """
     with tempfile.TemporaryDirectory(prefix="onnxplain-") as scratch:
         return entries.kept(
             path,
@@ -61,7 +77,7 @@ def _make(compiled: Callable[[], Program], setting: Setting, scratch: Path) -> R
     program = compiled()
     try:
         return Runner.load(program, setting, scratch)
-    except ModelError:  # perhaps ONNX Runtime cannot save what it can run
+    except ModelError:  # ONNX Runtime may be able to run a graph that it cannot save
         return Runner.load(program, setting)
 
 
@@ -91,11 +107,11 @@ def _read(path: Path, compiled: Callable[[], Program], question: Question, setti
 
 @cache
 def _processor() -> list[str]:
-    """What ONNX Runtime chooses kernels and layouts by, of each processor; empty where nobody tells."""
+    """Model and features of each processor, by which ONNX Runtime chooses kernels and layouts; empty if unavailable."""
     try:
         lines = [line.split(":") for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
     except OSError:
         return []
-    told = [(name.strip(), value.strip()) for name, value, *_ in lines]
-    known = any(name in _FEATURES for name, _ in told)
-    return [f"{name}: {value}" for name, value in told if name in (*_MAKE, *_FEATURES)] if known else []
+    rows = [(name.strip(), value.strip()) for name, value, *_ in lines]
+    known = any(name in _FEATURES for name, _ in rows)
+    return [f"{name}: {value}" for name, value in rows if name in (*_MAKE, *_FEATURES)] if known else []

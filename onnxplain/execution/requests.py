@@ -1,4 +1,4 @@
-"""What is asked of an `Explainer`, checked; several such requests become one, and its answer theirs."""
+"""`Request`: checked samples and targets for an `Explainer`; requests are joined, and their answer separated."""
 
 from __future__ import annotations
 
@@ -40,24 +40,25 @@ class Specialization:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """Some samples, and what is to be explained of each.
+    """Checked samples, with a target for each.
 
     Attributes
     ----------
     feeds
-        Input name -> array, as the model declares it.
+        Input name -> array, of the dtype and with the axes that the model declares.
     samples
-        How many.
+        Number of samples.
     specialization
-        The one that answers it.
+        Specialization of the program that answers the request.
     target, weights
-        As `quantities.target_inputs` takes them, one row per sample; no target: the labels that the model gives.
+        Arrays for the inputs of `quantities.target_inputs`, one row per sample. A target of None: the labels that the
+        model gives. Weights of None: there are no weighted sums.
     axes
-        Inputs with a batch axis -> which it is.
+        Name of each input with a batch axis -> that axis.
     joinable
-        Whether the answer does not depend on what else is asked.
+        Whether the answer does not depend on the other samples of the batch.
     tensors
-        Inputs besides the feeds, on a GPU; such a request joins no other.
+        Inputs on a GPU, which are not in ``feeds``; a request that has any joins no other.
     """
 
     feeds: Mapping[str, Array]
@@ -70,9 +71,9 @@ class Request:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def copy(self) -> Request:
-        """The request with arrays of its own, all on the host."""
-        given = {**self.feeds, **{name: tensor.numpy() for name, tensor in self.tensors.items()}}
-        return replace(self, feeds={name: array.copy() for name, array in given.items()}, tensors={})
+        """The request with copies of its arrays and tensors, all on the host."""
+        arrays = {**self.feeds, **{name: tensor.numpy() for name, tensor in self.tensors.items()}}
+        return replace(self, feeds={name: array.copy() for name, array in arrays.items()}, tensors={})
 
     def joins(self, other: Request) -> bool:
         """Whether both can be answered in one batch."""
@@ -89,19 +90,21 @@ class Request:
         )
 
     def _fits(self, name: str, other: Array) -> bool:
-        own, axis = self.feeds[name], self.axes.get(name)
+        """Whether an input can be stacked with that of another request, or, without a batch axis, equals it."""
+        array, axis = self.feeds[name], self.axes.get(name)
         if axis is None:
-            return np.array_equal(own, other)
-        return own.dtype == other.dtype and np.delete(own.shape, axis).tolist() == np.delete(other.shape, axis).tolist()
+            return np.array_equal(array, other)
+        sizes = [np.delete(shape, axis).tolist() for shape in (array.shape, other.shape)]
+        return array.dtype == other.dtype and sizes[0] == sizes[1]
 
 
 def _row(array: Array | None) -> Any:
-    """What the rows of two arrays must have in common to be stacked."""
+    """Dtype and shape of a row, which arrays must have in common to be stacked."""
     return None if array is None else (array.dtype, array.shape[1:])
 
 
 def joined(requests: Sequence[Request]) -> Request:
-    """All samples of requests that join each other."""
+    """One request with all samples of requests that join each other."""
     first, *others = requests
     if not others:
         return first
@@ -114,12 +117,12 @@ def joined(requests: Sequence[Request]) -> Request:
 
 
 def _stacked(rows: Sequence[Array | None]) -> Array | None:
-    given = [row for row in rows if row is not None]
-    return np.concatenate(given) if given else None
+    arrays = [array for array in rows if array is not None]
+    return np.concatenate(arrays) if arrays else None
 
 
 def separated(answer: Answer, requests: Sequence[Request], axes: BatchAxes) -> Iterator[Answer]:
-    """What the answer to `joined` requests says about each of them."""
+    """Answer to each of the requests, from the answer to the `joined` one."""
     start = 0
     for request in requests:
         rows = slice(start, start + request.samples)

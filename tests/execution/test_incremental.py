@@ -12,8 +12,7 @@ import pytest
 import onnxplain as ox
 from onnxplain.distributions.perturbation import Windows
 from onnxplain.errors import OptionError
-from onnxplain.execution.incremental import Incremental, incremental, regions, sessions
-from onnxplain.execution.incremental import plan as choice
+from onnxplain.execution.incremental import Incremental, incremental, plan, regions, sessions
 from onnxplain.execution.incremental.regions import Kernel, Reach, common, union
 from onnxplain.graph.ir import Node
 from onnxplain.runtime.providers import choose
@@ -29,8 +28,8 @@ CPU = choose(["CPUExecutionProvider"])
 @pytest.fixture(autouse=True)
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use patches as far as they go, however small the model."""
-    monkeypatch.setattr(choice, "_stepped", lambda *_: 0.0)
-    monkeypatch.setattr(choice, "_joined", lambda *_: 0.0)
+    monkeypatch.setattr(plan, "_step_work", lambda *_: 0.0)
+    monkeypatch.setattr(plan, "_assembly_work", lambda *_: 0.0)
     monkeypatch.setattr(sessions, "MIN_WINDOWS", 1)
 
 
@@ -195,9 +194,9 @@ def test_scores_are_those_of_masked_copies(case: str, window: int, stride: int) 
     x, bounds = tiny.x(2), windows(tiny, window, stride)
     fill = rng(3).normal(size=x.shape).astype(np.float32)
     graph = ox.load(tiny.proto()).canonical().graph
-    chosen = choice.chosen(graph.pruned(["y"]), "x", bounds, None)
-    assert chosen is not None
-    assert on_patches <= {step.node.op for step in chosen.steps}
+    patches = plan.planned(graph.pruned(["y"]), "x", bounds, None)
+    assert patches is not None
+    assert on_patches <= {step.node.op for step in patches.steps}
     graphs = incremental(graph, "x", "y", bounds)
     assert graphs is not None
     expected = masked(tiny, x, fill, bounds)
@@ -211,13 +210,13 @@ def test_it_may_go_on_with_whole_maps_anywhere(case: str, monkeypatch: pytest.Mo
     x, bounds = tiny.x(1), windows(tiny, 4, 4)
     graph = ox.load(tiny.proto()).canonical().graph
     expected = masked(tiny, x, 0 * x, bounds)
-    monkeypatch.setattr(choice, "WORTH", 1.0)
+    monkeypatch.setattr(plan, "MAX_SHARE", 1.0)
     for last in range(len(graph.nodes)):
         late = {node.outputs[0] for node in graph.nodes[last:]}
-        monkeypatch.setattr(choice, "_stepped", lambda _, step, *__, late=late: 1e12 * (step.node.outputs[0] in late))
-        chosen = choice.chosen(graph.pruned(["y"]), "x", bounds, None)
-        assert chosen is not None
-        assert not late & {step.node.outputs[0] for step in chosen.steps}
+        monkeypatch.setattr(plan, "_step_work", lambda _, step, *__, late=late: 1e12 * (step.node.outputs[0] in late))
+        patches = plan.planned(graph.pruned(["y"]), "x", bounds, None)
+        assert patches is not None
+        assert not late & {step.node.outputs[0] for step in patches.steps}
         graphs = incremental(graph, "x", "y", bounds)
         assert graphs is not None
         np.testing.assert_allclose(scores(graphs, x, 0 * x, len(bounds)), expected, rtol=1e-4, atol=2e-6)
@@ -240,7 +239,7 @@ def test_bounds_on_regions(monkeypatch: pytest.MonkeyPatch) -> None:
     reach = Reach(0.4, np.array([[0.5], [0.0], [0.95], [0.55]]))
     regions_of_ten = bounds_of((2, 8), (0, 9), (1, 10), (5, 7))
     np.testing.assert_array_equal(reach.limit(regions_of_ten, (10,)), bounds_of((2, 8), (0, 7), (3, 10), (5, 7)))
-    monkeypatch.setattr(regions, "PLACES", 1)
+    monkeypatch.setattr(regions, "MIN_LENGTH", 1)
     np.testing.assert_array_equal(reach.limit(regions_of_ten, (10,)), bounds_of((3, 7), (0, 4), (6, 10), (5, 7)))
     np.testing.assert_array_equal(Reach(0.01, np.array([[0.5]])).limit(bounds_of((1, 6)), (7,)), bounds_of((3, 4)))
 
@@ -362,14 +361,14 @@ def test_it_is_left_alone_where_it_brings_nothing(monkeypatch: pytest.MonkeyPatc
     tiny, _ = CASES["padded"]
     graph, bounds = ox.load(tiny.proto()).canonical().graph, windows(tiny, 3, 2)
     assert incremental(graph, "x", "y", bounds) is not None
-    monkeypatch.setattr(choice, "_stepped", lambda *_: 1e12)
+    monkeypatch.setattr(plan, "_step_work", lambda *_: 1e12)
     assert incremental(graph, "x", "y", bounds) is None
 
 
 @pytest.mark.parametrize("reach", [0.2, 0.5, 1.0])
 def test_bounded(reach: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Further from the window, where a patch has grown too large, the maps are those of the sample."""
-    monkeypatch.setattr(regions, "PLACES", 1)
+    monkeypatch.setattr(regions, "MIN_LENGTH", 1)
     tiny, _ = CASES["padded"]
     x, bounds = tiny.x(2), windows(tiny, 3, 2)
     graph = ox.load(tiny.proto()).canonical().graph

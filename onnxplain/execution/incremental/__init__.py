@@ -1,10 +1,12 @@
-"""Incremental occlusion: what a window cannot reach is not computed again.
+"""Incremental occlusion: for each window, only the parts of feature maps that it changes are computed again.
 
-A score of a masked copy differs from that of the whole sample by what the window changes: in each feature map no more
-than a patch. So the maps of the sample are kept, and for each window the graph is run on patches: what a layer reads
-beyond a patch comes from the map kept (Nakandala et al. 2019, Incremental and approximate inference for faster
-occlusion-based deep CNN explanations). From where that would save no more, it goes on with whole maps, the patches
-written into them.
+A window changes a patch of each feature map. So the maps of the whole sample are kept, and the graph is run on patches
+for each window; where a layer reads beyond a patch, it reads the kept map (Nakandala et al. 2019, Incremental and
+approximate inference for faster occlusion-based deep CNN explanations). From the layer on at which patches would save
+no more work, patches are written into the kept maps, and the rest of the graph runs on whole maps.
+
+`regions` says where patches are, `steps` how each node runs on patches, `plan` which nodes do; `rewrite` writes the
+graphs, and `sessions` runs them.
 """
 
 from onnxplain.execution.incremental.rewrite import Incremental, incremental

@@ -1,7 +1,7 @@
-"""Where in a map a window is felt: intervals, for all windows at once.
+"""Regions of a feature map that depend on a window, for all windows at once.
 
-Bounds are arrays of shape (K, A, 2), int64: of each of K windows, the first place and the one behind the last, on each
-of A spatial axes.
+Bounds are arrays of shape (K, A, 2), int64: for each of K windows and each of A spatial axes, the first position in the
+region and the one after the last.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onnxplain.graph.ir import Node
 Array = np.ndarray[Any, Any]
 Sizes = tuple[int, ...]
 
-PLACES = 7  # on an axis: size of the last maps of most networks
+MIN_LENGTH = 7  # positions on an axis: size of the last feature maps of most networks for pictures of 224 pixels
 
 
 def lengths(bounds: Array) -> Array:
@@ -26,25 +26,25 @@ def lengths(bounds: Array) -> Array:
 
 
 def area(bounds: Array) -> float:
-    """Mean number of places in a region."""
+    """Mean number of positions in a region."""
     return float(lengths(bounds).prod(axis=1).mean())
 
 
 def union(several: Sequence[Array]) -> Array:
-    """The smallest regions that hold all of several."""
+    """The smallest regions that contain several."""
     starts, ends = (np.stack([b[..., side] for b in several]) for side in (0, 1))
     return np.stack([starts.min(axis=0), ends.max(axis=0)], axis=-1)
 
 
 def common(inner: Array, outer: Array) -> Array:
-    """What of ``inner`` is in ``outer``; where there is nothing, an empty region inside of it."""
+    """The intersection of ``inner`` and ``outer``; where it is empty, an empty region inside of ``outer``."""
     low, high = outer[..., 0], outer[..., 1]
     starts = np.clip(inner[..., 0], low, high)
     return np.stack([starts, np.clip(inner[..., 1], starts, high)], axis=-1)
 
 
 def whole(sizes: Sizes, count: int) -> Array:
-    """All of a map, for each of ``count`` windows."""
+    """The whole map, for each of ``count`` windows."""
     bounds = np.zeros((count, len(sizes), 2), np.int64)
     bounds[..., 1] = sizes
     return bounds
@@ -52,44 +52,56 @@ def whole(sizes: Sizes, count: int) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Reach:
-    """A bound on patches: no more than a share of each axis of a map, and of a larger patch what is next to the window.
+    """A bound on the size of patches: a share of each axis of a map. Larger patches are cropped around their window.
 
-    But no patch is cut down to less than `PLACES` on an axis. Nakandala et al. cut all maps alike. In the last, small
-    maps each place sums up what all of a deep network did with a large part of the picture, and there they lose most:
-    of EfficientNet-Lite0's map for a cat, with a share of 0.6, cuts in its maps of 7 x 7 places changed more than the
-    map itself (a relative error of 1.1), those in all others together 0.08 of it.
+    Patches are not cropped to less than `MIN_LENGTH` on an axis, while Nakandala et al. crop in all maps alike. In the
+    last, small maps of a deep network, each position depends on a large part of the picture, and cropping costs most
+    accuracy there: in the attributions of EfficientNet-Lite0 for a picture of a cat, with a share of 0.6, cropping in
+    its maps of 7 x 7 positions caused a relative error of 1.1, and in all other maps together one of 0.08.
 
     Attributes
     ----------
     share
-        Above 0, and up to 1; rounded to places.
+        Share of each axis, above 0 and up to 1; sizes are rounded.
     centers
-        Where the middle of each window is on each axis, from 0 to 1; shape (K, A).
+        Position of the middle of each window on each axis, as a share of the axis; shape (K, A).
     """
 
     share: float
     centers: Array
 
     def limit(self, bounds: Array, sizes: Sizes) -> Array:
-        """Cut regions of a map of these sizes down."""
-        most = np.minimum(lengths(bounds), np.maximum(PLACES, np.round(self.share * np.array(sizes))))
+        """Crop regions of a map of these sizes."""
+        most = np.minimum(lengths(bounds), np.maximum(MIN_LENGTH, np.round(self.share * np.array(sizes))))
         starts = np.clip(np.round(self.centers * sizes - most / 2), bounds[..., 0], bounds[..., 1] - most)
         return np.stack([starts, starts + most], axis=-1).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """How a convolution or a pooling walks over a map; each number per axis."""
+    """Geometry of a convolution or a pooling; each number per spatial axis.
 
-    extents: Sizes  # places from the first element of the kernel to the last, dilation included
+    Attributes
+    ----------
+    extents
+        Positions from the first element of the kernel to the last, dilation included.
+    strides
+        Distances between neighbouring positions of the kernel.
+    pads
+        Padding before the first element of the map.
+    inputs, outputs
+        Sizes of the map that the operator reads, and of the map that it writes.
+    """
+
+    extents: Sizes
     strides: Sizes
-    pads: Sizes  # in front
-    inputs: Sizes  # sizes of the map that it reads
-    outputs: Sizes  # and of the one that it writes
+    pads: Sizes
+    inputs: Sizes
+    outputs: Sizes
 
     @classmethod
     def of(cls, node: Node, kernel: Sizes, inputs: Sizes, outputs: Sizes) -> Kernel:
-        """Read a node's attributes; ``auto_pad`` is resolved."""
+        """Read the attributes of a node; ``auto_pad`` is resolved to pads."""
         axes = len(kernel)
         strides = tuple(node.attrs.get("strides") or [1] * axes)
         dilations = tuple(node.attrs.get("dilations") or [1] * axes)
@@ -103,7 +115,7 @@ class Kernel:
         return cls(extents, strides, pads, inputs, outputs)
 
     def reached(self, bounds: Array) -> Array:
-        """The outputs that read any of these inputs; where none does, one that is close."""
+        """Regions of the outputs that read any of these inputs; where none does, a nearby region of one position."""
         strides, pads, most = np.array(self.strides), np.array(self.pads), np.array(self.outputs)
         first = -(-(bounds[..., 0] + pads - np.array(self.extents) + 1) // strides)
         last = (bounds[..., 1] - 1 + pads) // strides
@@ -111,18 +123,18 @@ class Kernel:
         return np.stack([first, np.clip(last, first, most - 1) + 1], axis=-1)
 
     def read(self, bounds: Array) -> Array:
-        """The inputs that these outputs read; some may be beyond the map, where the padding is."""
+        """Regions of the inputs that these outputs read; they may reach beyond the map, into the padding."""
         strides, pads = np.array(self.strides), np.array(self.pads)
         first = bounds[..., 0] * strides - pads
         return np.stack([first, (bounds[..., 1] - 1) * strides - pads + np.array(self.extents)], axis=-1)
 
     def counts(self, padding: bool, end_pads: Sizes) -> Array:
-        """How many elements each output of an average is one of; ``padding``: the pads count, too."""
+        """Number of elements that each output of an average pooling averages; with ``padding``, pads count, too."""
         counts = np.ones(())
         for axis, size in enumerate(self.outputs):
             first = np.arange(size) * self.strides[axis] - self.pads[axis]
             low = -self.pads[axis] if padding else 0
             high = self.inputs[axis] + (end_pads[axis] if padding else 0)
-            own = np.minimum(first + self.extents[axis], high) - np.maximum(first, low)
-            counts = np.multiply.outer(counts, own)
+            along = np.minimum(first + self.extents[axis], high) - np.maximum(first, low)
+            counts = np.multiply.outer(counts, along)
         return counts

@@ -1,4 +1,4 @@
-"""Writes a graph that computes the score behind one window from the maps of the sample."""
+"""`incremental`: writes a graph that computes the score behind one window from the kept maps of the sample."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxplain.execution.incremental.plan import PatchPlan, chosen
+from onnxplain.execution.incremental.plan import PatchPlan, planned
 from onnxplain.execution.incremental.regions import Array, common, lengths, whole
 from onnxplain.execution.incremental.steps import PatchStep, spatial
 from onnxplain.graph.emit import Emitter
@@ -18,19 +18,19 @@ INDEX, FILL = "window", "fill"
 
 @dataclass(frozen=True, eq=False)
 class Incremental:
-    """The two graphs.
+    """The two graphs of incremental occlusion.
 
     Attributes
     ----------
     keep
-        Inputs: the model's. Outputs: what ``score`` needs of the sample, of the same names as there.
+        Inputs: the model's. Outputs: the maps of the sample that ``score`` reads, under the names of its inputs.
     score
-        Inputs: what ``keep`` gives; `index`, the number of a window, and `fill`, the explained tensor at the baseline;
-        others of the model's inputs. Output: the score.
+        Inputs: the outputs of ``keep``; the number of a window; the explained tensor at the baseline; and those of the
+        model's inputs that it reads. Output: the score.
     index, fill
-        Names of those inputs.
+        Names of the inputs of ``score`` for the number of a window, and for the tensor at the baseline.
     share
-        Estimate of the work for one window; that of a forward pass is 1.
+        Estimated work for one window, as a share of that of a forward pass.
     """
 
     keep: Graph
@@ -41,26 +41,48 @@ class Incremental:
 
 
 def incremental(graph: Graph, name: str, output: str, bounds: Array, reach: float | None = None) -> Incremental | None:
-    """Write them; None where that would not be much faster than a forward pass per window.
+    """Write the graphs; None if they would not be much faster than a forward pass for each window.
 
     Parameters
     ----------
     graph
-        Computes ``output`` from its input ``name``, whose sizes are known but for the batch, which is in front.
+        Computes the score from the explained tensor.
+    name
+        The explained tensor, an input of the graph; the batch is in front, and all other sizes are known.
+    output
+        The score.
     bounds
-        The windows, see `regions`; they span all axes but batch and channels.
+        The windows, as bounds in the explained tensor (see `regions`); they span all axes but batch and channels.
     reach
         None: exact. A number up to 1: see `regions.Reach`.
     """
     graph = graph.pruned([output])
-    choice = chosen(graph, name, bounds, reach)
-    return _Writer(graph, name, choice).write(output) if choice else None
+    plan = planned(graph, name, bounds, reach)
+    return _Writer(graph, name, plan).write(output) if plan else None
 
 
 class _Writer:
-    def __init__(self, graph: Graph, name: str, choice: PatchPlan) -> None:
-        self.graph, self.name, self.choice = graph, name, choice
-        self.windows, self.axes = choice.bounds[name].shape[:2]
+    """Writes the graphs of a plan.
+
+    Attributes
+    ----------
+    keeper, emitter
+        Write the graph that keeps maps, and the one that computes the score.
+    patches
+        Name of a tensor -> its patch.
+    grown
+        Name of a tensor, regions and fill -> its patch grown to these regions.
+    kept
+        Name of an output of the graph that keeps maps -> that output.
+    inputs
+        Name of a tensor in the graph that keeps maps -> the input of the other graph that stands for it.
+    columns
+        Numbers that differ from window to window, as bytes and as an array -> the input that holds those of one window.
+    """
+
+    def __init__(self, graph: Graph, name: str, plan: PatchPlan) -> None:
+        self.graph, self.name, self.plan = graph, name, plan
+        self.windows, self.axes = plan.bounds[name].shape[:2]
         self.channels_last = [0, *range(2, 2 + self.axes), 1]
         self.channels_first = [0, 1 + self.axes, *range(1, 1 + self.axes)]
         self.keeper = Emitter(graph)
@@ -68,34 +90,36 @@ class _Writer:
         self.emitter.reserve([*graph.nodes, Node("Identity", (), tuple(v.name for v in graph.inputs))])
         self.patches: dict[str, Var] = {}
         self.grown: dict[tuple[str, bytes, float], Var] = {}
-        self.kept: dict[str, Var] = {}  # by name, in the graph that keeps
-        self.inputs: dict[str, Var] = {}  # by what they stand for
-        self.columns: dict[bytes, tuple[Array, Var]] = {}  # numbers that differ from window to window
+        self.kept: dict[str, Var] = {}
+        self.inputs: dict[str, Var] = {}
+        self.columns: dict[bytes, tuple[Array, Var]] = {}
 
     def write(self, output: str) -> Incremental:
+        """Write both graphs."""
         graph, emitter = self.graph, self.emitter
         value = graph.value(self.name)
         index, fill = emitter.input(INDEX, np.int64, ()), emitter.input(FILL, value.dtype, value.shape)
-        window = self.choice.bounds[self.name]
+        window = self.plan.bounds[self.name]
         self.patches[self.name] = self.cut(fill, window[..., 0], window[..., 1])
-        for step in self.choice.steps:
+        for step in self.plan.steps:
             self.step(step)
-        tail = graph.cut([*self.choice.frontier, *self.unchanged()])
+        tail = graph.cut([*self.plan.frontier, *self.unchanged()])
         given = {v.name: self.full(v.name) for v in tail.inputs if v.name in tail.needed_for([output])}
         (score,) = emitter.inline(tail, given, [output])
         self.look_up(index)
         written = emitter.graph([index, fill, *self.inputs.values()], {emitter.fresh(output): score})
         keep = self.keeper.graph([self.keeper.var(v.name) for v in graph.inputs], self.kept)
-        return Incremental(keep, written, index.name, fill.name, self.choice.share)
+        return Incremental(keep, written, index.name, fill.name, self.plan.share)
 
     def unchanged(self) -> list[str]:
-        """What is computed from other inputs only, and read together with what depends on the window."""
+        """Tensors that do not depend on the window, but are read by nodes that do."""
         reached = self.graph.reachable_from([self.name])
         read = [i for node in self.graph.nodes if not reached.isdisjoint(node.reads) for i in node.reads]
-        made = [i for i in dict.fromkeys(read) if i in self.graph.producer and i not in reached]
-        return [i for i in made if not self.graph.value(i).is_sequence]
+        computed = [i for i in dict.fromkeys(read) if i in self.graph.producer and i not in reached]
+        return [i for i in computed if not self.graph.value(i).is_sequence]
 
     def step(self, step: PatchStep) -> None:
+        """Write a node that runs on patches."""
         node = step.node
         operands = [None if not i else self.operand(i, step) for i in node.inputs]
         shapes = [self.shape(o) for o in node.outputs]
@@ -108,6 +132,7 @@ class _Writer:
         self.patches |= zip(node.outputs, results, strict=True)
 
     def operand(self, name: str, step: PatchStep) -> Var:
+        """An input of such a node: a patch grown to its regions, these regions of a map, or what broadcasts to them."""
         if name in self.patches:
             return self.grow(name, step.region, step.fill)
         whole = self.full(name)
@@ -116,7 +141,7 @@ class _Writer:
         return whole
 
     def full(self, name: str) -> Var:
-        """All of a tensor."""
+        """The whole of a tensor; of a patch, the whole map with the patch in it."""
         if name in self.patches:
             sizes = spatial(self.graph, name, self.axes)
             assert sizes is not None
@@ -126,33 +151,33 @@ class _Writer:
         return self.keep(name, self.keeper.var(name))
 
     def keep(self, name: str, var: Var) -> Var:
-        """What is kept of the sample, as an input."""
+        """An input for a tensor that the other graph keeps, or for an input of the model."""
         if var.name not in self.inputs:
-            given = any(v.name == var.name for v in self.graph.inputs)
-            called = var.name if given else self.emitter.fresh(f"kept/{name}")
-            self.emitter.values[called] = Value(called, var.dtype, var.shape)
-            self.inputs[var.name] = read = self.emitter.var(called)
-            if not given:
-                self.kept[read.name] = var
+            of_model = any(v.name == var.name for v in self.graph.inputs)
+            own_name = var.name if of_model else self.emitter.fresh(f"kept/{name}")
+            self.emitter.values[own_name] = Value(own_name, var.dtype, var.shape)
+            self.inputs[var.name] = self.emitter.var(own_name)
+            if not of_model:
+                self.kept[own_name] = var
         return self.inputs[var.name]
 
     def grow(self, name: str, region: Array, fill: float) -> Var:
-        """The patch in a larger region, or in another one: what is around it comes from the map of the sample."""
-        patch, own = self.patches[name], self.choice.bounds[name]
-        if np.array_equal(own, region):
+        """The patch grown, or moved, to other regions, with values around it from the map of the sample."""
+        patch, bounds = self.patches[name], self.plan.bounds[name]
+        if np.array_equal(bounds, region):
             return patch
         key = (name, region.tobytes(), fill)
         if key not in self.grown:
-            self.grown[key] = self.assembled(name, patch, own, region, fill)
+            self.grown[key] = self.assembled(name, patch, bounds, region, fill)
         return self.grown[key]
 
-    def assembled(self, name: str, patch: Var, own: Array, region: Array, fill: float) -> Var:
-        """Join the patch with strips around it; channels last, so that what is copied lies side by side."""
+    def assembled(self, name: str, patch: Var, bounds: Array, region: Array, fill: float) -> Var:
+        """Join the patch with strips around it; channels are last, so that each copy is contiguous in memory."""
         around, offset = self.padded(name, region, fill)
-        inner = common(own, region)
+        inner = common(bounds, region)
         patch = patch.transpose(self.channels_last)
-        if not np.array_equal(inner, own):
-            starts = inner[..., 0] - own[..., 0]
+        if not np.array_equal(inner, bounds):
+            starts = inner[..., 0] - bounds[..., 0]
             patch = self.cut(patch, starts, starts + lengths(inner), 1)
         for axis in reversed(range(self.axes)):
             starts, ends = (np.concatenate([inner[:, : axis + 1, s], region[:, axis + 1 :, s]], 1) for s in (0, 1))
@@ -167,7 +192,7 @@ class _Writer:
         return patch.transpose(self.channels_first)
 
     def padded(self, name: str, region: Array, fill: float) -> tuple[Var, Array]:
-        """The map of the sample with as much around it as regions need, and where in it the map begins."""
+        """The map of the sample, padded as far as the regions reach beyond it, and the padding before each axis."""
         keeper, value = self.keeper, self.keeper.var(name)
         sizes = spatial(self.graph, name, self.axes)
         before = np.maximum(0, -region[..., 0].min(axis=0))
@@ -179,14 +204,14 @@ class _Writer:
         return self.keep(name, value.transpose(self.channels_last)), before
 
     def cut(self, x: Var, starts: Array, ends: Array, first: int = 2) -> Var:
-        """A region of a map whose spatial axes begin with ``first``."""
+        """Regions of a map whose spatial axes begin with the axis ``first``."""
         axes = self.emitter.ints(range(first, first + self.axes))
         shape = x.shape or ()
         known = (*shape[:first], *[None] * self.axes, *shape[first + self.axes :])
         return self.emitter.op("Slice", x, self.numbers(starts), self.numbers(ends), axes, known=known)
 
     def numbers(self, rows: Array) -> Var:
-        """The row of a window, of numbers in shape (K, A)."""
+        """Numbers of one window, int64, shape (A,), from those of all windows, shape (K, A)."""
         rows = np.ascontiguousarray(rows, np.int64)
         if (rows == rows[0]).all():
             return self.emitter.const(rows[0])
@@ -196,7 +221,7 @@ class _Writer:
         return self.columns[key][1]
 
     def look_up(self, index: Var) -> None:
-        """Put in front what the numbers of all windows come from."""
+        """Write, in front of all nodes, those that look up the numbers of the window ``index``."""
         if not self.columns:
             return
         table = self.emitter.const(np.concatenate([rows for rows, _ in self.columns.values()], axis=1))
@@ -208,5 +233,5 @@ class _Writer:
         ]
 
     def shape(self, name: str) -> Shape:
-        """What is known of a patch's shape."""
+        """Known sizes of a patch: those of batch and channels."""
         return (*(self.graph.value(name).shape or ())[:2], *[None] * self.axes)

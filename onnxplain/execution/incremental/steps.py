@@ -1,4 +1,4 @@
-"""Which nodes can be run on a patch of their maps, and how."""
+"""`PatchStep`: how a node runs on patches of feature maps, if it can."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ class PatchStep:
 
     Attributes
     ----------
+    node
+        The node.
     bounds
-        The region of its outputs.
+        Regions of its outputs (see `onnxplain.execution.incremental.regions`).
     region
-        That of the maps among its inputs; it may reach beyond them.
+        Regions of the feature maps among its inputs; they may reach beyond the maps.
     maps
-        Which of its inputs are maps.
+        Names of the inputs that are feature maps.
     attrs
-        Attributes instead of its own.
+        Attributes that replace the node's own.
     fill
-        What stands beyond the maps.
+        Value of positions beyond the maps.
     scale
-        A map to multiply the output with.
+        Map with which the output is multiplied; None: 1.
     """
 
     node: Node
@@ -43,7 +45,10 @@ class PatchStep:
 
 
 def spatial(graph: Graph, name: str, axes: int) -> Sizes | None:
-    """Sizes of a map's spatial axes; None for what is no map, batch and channels in front, with known sizes."""
+    """Sizes of the spatial axes of a feature map, which are behind batch and channels.
+
+    None if the tensor has another number of axes than ``axes`` + 2, or unknown sizes.
+    """
     shape = graph.value(name).shape
     if shape is None or len(shape) != axes + 2 or not all(isinstance(d, int) and d > 0 for d in shape[1:]):
         return None
@@ -51,14 +56,18 @@ def spatial(graph: Graph, name: str, axes: int) -> Sizes | None:
 
 
 def step_of(graph: Graph, node: Node, patched: Mapping[str, Array], reach: Reach | None) -> PatchStep | None:
-    """How a node is run on patches; None if it cannot be.
+    """How a node runs on patches; None if it cannot.
 
     Parameters
     ----------
+    graph
+        The graph of the node.
+    node
+        The node.
     patched
-        Name of a tensor that depends on the window -> where.
+        Name of each tensor that depends on the window and is a patch -> its regions.
     reach
-        A bound on patches; None: none.
+        Bound on the size of patches; None: no bound.
     """
     axes = next(iter(patched.values())).shape[1]
     sizes = spatial(graph, node.inputs[0], axes)
@@ -94,19 +103,20 @@ def _alone(node: Node, patched: Mapping[str, Array]) -> bool:
 
 
 def _fits(graph: Graph, name: str, sizes: Sizes, patched: bool) -> bool:
-    """Whether an operand has the map's sizes, or is broadcast to them."""
+    """Whether an operand of an elementwise node has the spatial sizes ``sizes``, or broadcasts to them."""
     shape = graph.value(name).shape
     if shape is None:
         return False
-    own = shape[2:] if len(shape) == len(sizes) + 2 else (1,) * (len(sizes) - len(shape)) + shape[-len(sizes) :]
+    space = shape[2:] if len(shape) == len(sizes) + 2 else (1,) * (len(sizes) - len(shape)) + shape[-len(sizes) :]
     if len(shape) < len(sizes) + 2:  # without a batch axis: constant
-        return not patched and all(d == 1 for d in own[-len(sizes) :])
-    return own == sizes or (not patched and all(d == 1 for d in own))
+        return not patched and all(d == 1 for d in space[-len(sizes) :])
+    return space == sizes or (not patched and all(d == 1 for d in space))
 
 
 def _sliding(
     graph: Graph, node: Node, patched: Mapping[str, Array], reach: Reach | None, sizes: Sizes
 ) -> PatchStep | None:
+    """How a convolution or a pooling runs on patches of a map of these sizes; its padding becomes part of the patch."""
     axes = len(sizes)
     outputs = spatial(graph, node.outputs[0], axes)
     shape = graph.value(node.inputs[1]).shape if node.op == "Conv" else (0, 0, *node.attrs["kernel_shape"])
@@ -115,8 +125,8 @@ def _sliding(
     kernel = tuple(d for d in shape[2:] if isinstance(d, int))
     if len(kernel) != axes:
         return None
-    walk = Kernel.of(node, kernel, sizes, outputs)
-    bounds = walk.reached(patched[node.inputs[0]])
+    geometry = Kernel.of(node, kernel, sizes, outputs)
+    bounds = geometry.reached(patched[node.inputs[0]])
     bounds = reach.limit(bounds, outputs) if reach else bounds
     attrs: dict[str, Any] = {"pads": [0] * 2 * axes, "auto_pad": "NOTSET"}
     fill, scale = 0.0, None
@@ -127,10 +137,10 @@ def _sliding(
     if node.op == "AveragePool":
         padding = bool(node.attrs.get("count_include_pad", 0))
         ends = tuple(node.attrs.get("pads") or [0] * 2 * axes)[axes:]
-        counts = walk.counts(padding, ends)
+        counts = geometry.counts(padding, ends)
         full = int(np.prod(kernel))
         attrs["count_include_pad"] = 1
         scale = None if (counts == full).all() else full / counts
-        if scale is not None and (walk.extents != kernel or node.attrs.get("auto_pad", "NOTSET") != "NOTSET"):
+        if scale is not None and (geometry.extents != kernel or node.attrs.get("auto_pad", "NOTSET") != "NOTSET"):
             return None
-    return PatchStep(node, bounds, walk.read(bounds), node.inputs[:1], attrs, fill, scale)
+    return PatchStep(node, bounds, geometry.read(bounds), node.inputs[:1], attrs, fill, scale)
