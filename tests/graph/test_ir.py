@@ -15,7 +15,7 @@ def value(name: str) -> Value:
 
 
 def diamond() -> Graph:
-    """x -> a -> b -> y, x -> c -> y, and d that nobody reads."""
+    """x -> a -> b -> y, x -> c -> y, and d, which is not read."""
     nodes = (
         Node("Relu", ("x",), ("a",)),
         Node("Mul", ("a", "w"), ("b",)),
@@ -104,7 +104,7 @@ def test_subgraphs_read_from_outside() -> None:
 
 
 def there_and_back(layers: int) -> Graph:
-    """The longest list of ready nodes, the first of which ONNX Runtime takes, once it has begun with a0."""
+    """A chain of nodes, and a chain back that reads a mask and a turned weight per layer, all masks computed first."""
     there = [Node("Mul", (f"a{k}", "w"), (f"a{k + 1}",)) for k in range(layers)]
     masks = [Node("Greater", (f"a{k + 1}", "w"), (f"m{k}",)) for k in range(layers)]
     turned = [Node("Transpose", ("w",), (f"t{k}",)) for k in range(layers)]
@@ -116,7 +116,7 @@ def there_and_back(layers: int) -> Graph:
 
 
 def most_waiting(graph: Graph) -> int:
-    """The longest list of nodes that are ready, the first of which ONNX Runtime takes, once it has begun with a0."""
+    """The greatest number of ready nodes, of which ONNX Runtime always runs the first, after it has run one on a0."""
     place = {name: i for i, node in enumerate(graph.nodes) for name in node.outputs}
     done, waiting, most = set[int](), set(range(len(graph.nodes))), 0
     needs = [{place[n] for n in node.reads if n in place} for node in graph.nodes]
