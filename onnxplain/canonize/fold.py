@@ -17,6 +17,8 @@ from onnxplain.errors import ModelError, UnsupportedOperatorError
 from onnxplain.graph.ir import Graph, Node, Value
 from onnxplain.ops import OPS, Trait
 from onnxplain.runtime import ort
+from onnxplain.runtime.options import Level, save_rewritten, session_options
+from onnxplain.runtime.providers import CPU
 from onnxplain.runtime.trial import ort_value
 from onnxplain.storage.reader import Weights, graphs_of, nodes_of, operator_of, read_optimized, shape_of, to_graph
 from onnxplain.storage.tensors import LARGE_TENSOR, is_plain, stub
@@ -61,25 +63,17 @@ def fold(model: StubbedModel, hidden: Collection[str]) -> StubbedModel:
     used = _used(model.proto.graph)  # ONNX Runtime drops the others before it gets their data, and then complains
     shown = {k: v for k, v in model.weights.items() if k in used and k not in hidden}
     with tempfile.TemporaryDirectory(prefix="onnxplain-") as scratch:
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.log_severity_level = 4
+        options, path = session_options(Level.ORT_ENABLE_BASIC), Path(scratch) / "folded.onnx"
+        save_rewritten(options, path)
         options.intra_op_num_threads = 1  # no pool of threads: nothing is going to be run
-        options.enable_mem_pattern = options.enable_mem_reuse = False  # planning takes time quadratic in the nodes
-        options.optimized_model_filepath = str(Path(scratch) / "folded.onnx")
-        prefix = "session.optimized_model_external_initializers"
-        options.add_session_config_entry(f"{prefix}_file_name", "folded.data")
-        options.add_session_config_entry(f"{prefix}_min_size_in_bytes", str(LARGE_TENSOR))
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("session.disable_quant_qdq", "1")  # folds DequantizeLinear of weights, too
         options.add_external_initializers(list(shown), [ort_value(a) for a in shown.values()])
         try:
-            ort.InferenceSession(
-                hide(model, hidden).SerializeToString(), options, ["CPUExecutionProvider"], disabled_optimizers=_LOSSY
-            )
+            ort.InferenceSession(hide(model, hidden).SerializeToString(), options, [CPU], disabled_optimizers=_LOSSY)
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
             raise _failure(model.proto.graph, str(error).strip().splitlines()[0]) from None
-        folded = read_optimized(Path(options.optimized_model_filepath), mapped=False)
+        folded = read_optimized(path, mapped=False)
     names = _rename_made(folded.proto.graph, _defined(model.proto.graph))
     weights = {k: v for k, v in model.weights.items() if k in hidden}
     weights |= {names.get(k, k): v for k, v in folded.weights.items()}

@@ -18,6 +18,7 @@ from onnxplain.errors import ModelError, ProviderError, RunError
 from onnxplain.graph.ir import Graph, Value
 from onnxplain.runtime import ort
 from onnxplain.runtime.device import Device, Given, Tensor
+from onnxplain.runtime.options import Level, save_rewritten, session_options
 from onnxplain.runtime.providers import CPU, CUDA, ProviderChoice
 from onnxplain.runtime.replay import Replays, worker
 from onnxplain.runtime.trial import ort_value
@@ -65,20 +66,12 @@ class Session:
     ) -> None:
         graph = graph.scheduled() if isinstance(graph, Graph) else graph
         self.outputs = [v.name for v in (graph.proto.graph.output if isinstance(graph, Source) else graph.outputs)]
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        # Memory patterns keep a second copy of the activations once a shape has been seen (twice the peak memory).
-        # Planning their reuse takes time quadratic in the nodes (most of a load) and saves nothing that the arena does
-        # not save, too.
-        options.enable_mem_pattern = options.enable_mem_reuse = False
+        options = session_options(_level(graph, lean))
         # After a run, its threads would go on spinning for a while, and slow down whatever runs next in the process:
         # the model's own session, or another one of this explainer, by up to three times.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if saved:
-            options.optimized_model_filepath = str(saved)
-            external = "session.optimized_model_external_initializers"
-            options.add_session_config_entry(f"{external}_file_name", f"{saved.name}.data")
-            options.add_session_config_entry(f"{external}_min_size_in_bytes", str(LARGE_TENSOR))
+            save_rewritten(options, saved)
         self._shared: list[Any] = []  # arrays that have to live as long as the session
         if lean:
             assert isinstance(graph, Graph)
@@ -178,10 +171,16 @@ class Session:
         return [value.numpy() for value in binding.get_outputs()[: len(names)]]
 
 
+def _level(graph: Graph | Source, lean: bool) -> Any:
+    """How far ONNX Runtime may rewrite a graph; a `Source` is one that it has rewritten before."""
+    if isinstance(graph, Source):
+        return Level.ORT_DISABLE_ALL
+    # The last level stores the weights of convolutions in blocks, which are copies.
+    return Level.ORT_ENABLE_EXTENDED if lean else Level.ORT_ENABLE_ALL
+
+
 def _sharing(graph: Graph, options: Any) -> tuple[Graph, list[Any]]:
     """Have a session read a graph's own arrays; the graph to load, and what has to live as long as the session."""
-    level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_EXTENDED  # one less: the last one blocks convolutions' weights
     options.add_session_config_entry("session.disable_prepacking", "1")
     large = {
         k: np.ascontiguousarray(v) for k, v in graph.constants.items() if v.nbytes > LARGE_TENSOR and is_plain(v.dtype)
@@ -198,7 +197,6 @@ def _sharing(graph: Graph, options: Any) -> tuple[Graph, list[Any]]:
 
 def _resumed(model: Source, options: Any, start: Callable[[bytes], Any]) -> Any:
     """Go on with what ONNX Runtime has rewritten before; it maps the weights in the file, and copies the others."""
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     assert model.path is not None
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.path.parent))
     own = [tensor.name for tensor in model.proto.graph.initializer if is_stub(tensor)]

@@ -10,6 +10,8 @@ import onnx
 
 from onnxplain.graph.ir import Graph, Value
 from onnxplain.runtime import ort
+from onnxplain.runtime.options import Level, session_options
+from onnxplain.runtime.providers import CPU
 from onnxplain.storage.tensors import LARGE_TENSOR
 from onnxplain.storage.writer import to_proto
 
@@ -25,15 +27,11 @@ def run(graph: Graph, batches: Iterable[Mapping[str, Array]]) -> list[list[Array
     large = {k: v for k, v in graph.constants.items() if v.nbytes > LARGE_TENSOR}
     inputs = (*graph.inputs, *(Value(k, v.dtype, v.shape) for k, v in large.items()))
     small = {k: v for k, v in graph.constants.items() if k not in large}
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    options.enable_mem_pattern = options.enable_mem_reuse = False  # planning takes time quadratic in the nodes
     proto = to_proto(graph.replace(inputs=inputs, constants=small))
     weights = {k: ort_value(v) for k, v in large.items()}
     results = []
     try:
-        session = ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
+        session = ort.InferenceSession(proto.SerializeToString(), session_options(Level.ORT_DISABLE_ALL), [CPU])
         for feeds in batches:
             values = {k: v if v.dtype == object else ort_value(v) for k, v in feeds.items()}  # object: strings
             results.append(session.run(None, {**weights, **values}))

@@ -21,6 +21,8 @@ from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import OPSET, Graph, Node, Value
 from onnxplain.graph.var import Var
 from onnxplain.runtime import ort
+from onnxplain.runtime.options import Level, session_options
+from onnxplain.runtime.providers import CPU
 from onnxplain.storage.reader import graphs_of, nodes_of, shape_of
 from onnxplain.storage.tensors import LARGE_TENSOR, is_external, is_plain, stub
 from onnxplain.storage.writer import node_proto, opset_of
@@ -64,12 +66,10 @@ def _asked(model: StubbedModel, names: Iterable[str]) -> Iterator[onnx.ValueInfo
     proto = hide(model, set(model.weights))
     known = {o.name for o in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
+    options = session_options(Level.ORT_DISABLE_ALL)
+    options.intra_op_num_threads = 1  # no pool of threads: nothing is going to be run
     try:
-        session = ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
+        session = ort.InferenceSession(proto.SerializeToString(), options, [CPU])
     except Exception:  # ONNX Runtime's exceptions have no common base but Exception
         return
     for output in session.get_outputs():
