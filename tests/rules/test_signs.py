@@ -44,6 +44,15 @@ def test_signs(text: str, never: bool) -> None:
     assert not is_never_negative(Emitter(graph).var("x"))
 
 
+def test_relevance_of_integers_is_that_of_the_same_floats() -> None:
+    w, x = rng(1).normal(size=(5, 4)).astype(np.float32), np.array([[3, -2, -5, 4, 1]])
+    integers = model("m (int32[N,5] i) => (float[N,4] y) { x = Cast<to=1>(i)  y = MatMul(x, w) }", w=w)
+    floats = model("m (float[N,5] x) => (float[N,4] y) { y = MatMul(x, w) }", w=w)
+    nets = ((integers, np.int32), (floats, np.float32))
+    values = [onnxplain.Explainer(net, "lrp", rule="z_plus")(x.astype(dtype)).values for net, dtype in nets]
+    np.testing.assert_array_equal(*values)
+
+
 @pytest.mark.parametrize("rule", ["alpha_beta", "gamma", "interpolated", "z_plus"])
 def test_rules_use_them(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     net = model(
