@@ -44,7 +44,7 @@ def filler_of(name: str) -> str:
 
 
 def kept_as(name: str) -> str:
-    """Name of an input or output of the program in the graph with copies: its own, unless that starts like ours."""
+    """Name that an input or output of the program has in the graph with copies: its own, unless that is one of ours."""
     return named("own", name) if name.startswith("copies/") else name
 
 

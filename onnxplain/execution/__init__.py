@@ -6,8 +6,9 @@ sampled points. `specializer` compiles a model and a method once for each specia
 cache folder, `requests` joins requests into batches, and `incremental` makes occlusion faster.
 """
 
+from onnxplain.execution.answer import Answer
 from onnxplain.execution.run import LOOPS, Loop, check, run, runs_on_device, traced
-from onnxplain.execution.runner import Answer, Runner, Setting
+from onnxplain.execution.runner import Runner, Setting
 
 __all__ = [
     "LOOPS",

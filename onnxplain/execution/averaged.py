@@ -10,8 +10,8 @@ import numpy as np
 
 from onnxplain.distributions.sampling import AveragedOver
 from onnxplain.errors import OptionError
+from onnxplain.execution.answer import Answer
 from onnxplain.execution.moments import moment_and_error
-from onnxplain.execution.runner import Answer
 from onnxplain.graph.ir import is_float
 from onnxplain.runtime.chunked import Progress
 

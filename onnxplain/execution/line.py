@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from onnxplain.distributions.lines import MAX_STEPS, Line, calibrated
+from onnxplain.execution.answer import Answer, sum_per_sample
 from onnxplain.execution.moments import add_weighted
-from onnxplain.execution.runner import Answer, Runner, baselines_of, sum_per_sample
+from onnxplain.execution.runner import Runner, baselines_of
 from onnxplain.methods.method import Method
 from onnxplain.runtime.batching import chunks
 from onnxplain.runtime.chunked import Progress

@@ -11,7 +11,8 @@ import numpy as np
 from onnxplain.distributions.fills import inpainted
 from onnxplain.distributions.masked_copies import PLAN, SAMPLE, compact, fill_of, filler_of, kept_as, samples_of
 from onnxplain.distributions.perturbation import CopyPlan, Estimate, Perturbation
-from onnxplain.execution.runner import Answer, Runner, baselines_of
+from onnxplain.execution.answer import Answer
+from onnxplain.execution.runner import Runner, baselines_of
 from onnxplain.graph.ir import is_float
 from onnxplain.methods.method import Method
 from onnxplain.runtime.batching import chunks
@@ -87,9 +88,9 @@ class MaskedCopies:
         """Rows that stand in the hidden parts of a tensor, and the number of the row for each copy."""
         if name not in self.fills:  # inpainting is done here, hole by hole: OpenCV does it, not the graph
             return np.stack([self._inpainted(name, k, copy) for k, copy in jobs.tolist()]), np.arange(len(jobs))
-        given = [rows for rows in donors if rows is not None]
-        array = self.moved[name] if given else compact(self.fills[name], 1)
-        rows, filler = np.unique(np.concatenate(given) if given else jobs[:, 0], return_inverse=True)
+        exchanged = [rows for rows in donors if rows is not None]
+        array = self.moved[name] if exchanged else compact(self.fills[name], 1)
+        rows, filler = np.unique(np.concatenate(exchanged) if exchanged else jobs[:, 0], return_inverse=True)
         return array[rows], filler
 
     def _inpainted(self, name: str, sample: int, copy: int) -> Array:

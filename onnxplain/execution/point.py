@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from onnxplain.distributions.distribution import Distribution
-from onnxplain.execution.runner import Answer, Runner, sum_per_sample
+from onnxplain.execution.answer import Answer, sum_per_sample
+from onnxplain.execution.runner import Runner
 from onnxplain.methods.method import Method
 from onnxplain.runtime.chunked import Progress
 from onnxplain.runtime.device import Given

@@ -10,9 +10,10 @@ import numpy as np
 from onnxplain.distributions.baselines import as_baseline, baseline_like, is_named
 from onnxplain.distributions.distribution import References
 from onnxplain.errors import OptionError
+from onnxplain.execution.answer import Answer, sum_per_sample
 from onnxplain.execution.moments import add_weighted
 from onnxplain.execution.point import explain_point
-from onnxplain.execution.runner import Answer, Runner, sum_per_sample
+from onnxplain.execution.runner import Runner
 from onnxplain.methods.method import Method
 from onnxplain.programs.program import Program
 from onnxplain.questions.question import Slice

@@ -22,12 +22,13 @@ from onnxplain.distributions import (
     row_of,
 )
 from onnxplain.distributions.perturbation import Perturbation, Windows
+from onnxplain.execution.answer import Answer
 from onnxplain.execution.averaged import explain_averaged
 from onnxplain.execution.line import explain_line
 from onnxplain.execution.masked import explain_masked
 from onnxplain.execution.point import explain_point, keep_point
 from onnxplain.execution.references import explain_references
-from onnxplain.execution.runner import Answer, Runner
+from onnxplain.execution.runner import Runner
 from onnxplain.execution.sampled import explain_increments, explain_input_lines, explain_lines, explain_noise
 from onnxplain.execution.windows import explain_windows
 from onnxplain.methods.method import Method

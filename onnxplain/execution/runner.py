@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,37 +27,6 @@ from onnxplain.runtime.recent import Recent
 from onnxplain.runtime.session import Session
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The explanation of a batch of N samples.
-
-    Attributes
-    ----------
-    attributions
-        Name of an explained tensor -> attribution.
-    target
-        Resolved targets: positions in the output, int64, shape (N,), or (N, K) for weighted sums; or labels.
-    score
-        Explained quantity of each sample, shape (N,).
-    residual
-        Sum of the attributions less the sum that the method promises, float64, shape (N,); None if it promises none.
-    errors
-        Standard errors of the attributions, by name; empty if the method has none.
-    copies
-        Number of masked copies that were run of each sample, int64, shape (N,); None for methods without copies.
-    kept
-        The attributions that stay on the device, by name.
-    """
-
-    attributions: dict[str, Array]
-    target: Array
-    score: Array
-    residual: Array | None
-    errors: dict[str, Array] = field(default_factory=dict)
-    copies: Array | None = None
-    kept: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,12 +119,12 @@ class Runner:
             peaks["main"] = peak_per_sample(graphs["main"])
         room = memory if lean else memory - copies
         save = {name: saved / name if saved and not lean else None for name in graphs}
-        made = {name: Session(graph, setting.choice, save[name], lean) for name, graph in graphs.items()}
-        cpu = made["main"].provider == CPU
+        loaded = {name: Session(graph, setting.choice, save[name], lean) for name, graph in graphs.items()}
+        cpu = loaded["main"].provider == CPU
         fits = samples_that_fit(max(peaks.values()), room // GPU_RUNS_AT_ONCE) >= (setting.fixed_batch or 1)
         concurrent = fits and not cpu and not setting.choice.replays  # runs that replay a CUDA graph take turns
         at_once = GPU_RUNS_AT_ONCE if concurrent else 1
-        sessions = {name: (session, chunk_size(peaks[name], room // at_once, cpu)) for name, session in made.items()}
+        sessions = {name: (session, chunk_size(peaks[name], room // at_once, cpu)) for name, session in loaded.items()}
         return cls.of(program, sessions, setting, lambda: program, lean, at_once)
 
     @classmethod
@@ -204,8 +173,9 @@ class Runner:
             for name, (session, chunk) in sessions.items()
         }
         main = parts["main"]
-        alike = main.session.provider == CPU and fixed in (None, 1)
-        incremental = Recent(partial(IncrementalSessions.load, compiled, setting.choice, lean)) if alike else None
+        incremental = None
+        if main.session.provider == CPU and fixed in (None, 1):
+            incremental = Recent(partial(IncrementalSessions.load, compiled, setting.choice, lean))
         return cls(program, main, parts.get("front"), parts.get("back"), incremental, lean)
 
     def run(
@@ -283,14 +253,6 @@ class Runner:
 
     def _without_weights(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         return {name: array for name, array in feeds.items() if name != self.names.weights}
-
-
-def sum_per_sample(attributions: Mapping[str, Array], samples: int) -> Array:
-    """Sum of all attributions of each sample, float64, shape (samples,)."""
-    total = np.zeros(samples)
-    for values in attributions.values():
-        total += values.reshape(samples, -1).sum(axis=1, dtype=np.float64)
-    return total
 
 
 def resolve(runner: Runner, feeds: Mapping[str, Array], target: Array) -> tuple[Array, Array]:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from onnxplain.distributions.perturbation import Windows
+from onnxplain.execution.answer import Answer
 from onnxplain.execution.incremental.sessions import WindowsOver
 from onnxplain.execution.masked import MaskedCopies, explain_masked
-from onnxplain.execution.runner import Answer, Runner
+from onnxplain.execution.runner import Runner
 from onnxplain.methods.method import Method
 from onnxplain.runtime.batching import chunks
 from onnxplain.runtime.chunked import Progress

@@ -69,10 +69,10 @@ class Permutation(FeatureSets):
         check_features_fit(self.features, shape[1:])
         _check_several(shape[0])
 
-    def plans(self, here: Mapping[str, Array]) -> Sequence[CopyPlan]:
+    def plans(self, tensors: Mapping[str, Array]) -> Sequence[CopyPlan]:
         """One plan per sample: for each of its donors, one copy per feature."""
-        features = partition(self.features, {name: x[0, ...] for name, x in here.items()})
-        samples = len(next(iter(here.values())))
+        features = partition(self.features, {name: x[0, ...] for name, x in tensors.items()})
+        samples = len(next(iter(tensors.values())))
         _check_several(samples)
         order = np.random.default_rng(self.seed).permutation(samples)
         shifts = np.arange(1, min(self.samples, samples - 1) + 1)

@@ -123,13 +123,13 @@ class Coalitional(FeatureSets):
         """Raise OptionError if the features do not fit an input."""
         check_features_fit(self.features, shape[1:])
 
-    def plans(self, here: Mapping[str, Array]) -> Sequence[CopyPlan]:
+    def plans(self, tensors: Mapping[str, Array]) -> Sequence[CopyPlan]:
         """One plan per sample; the same one for all samples unless each has superpixels of its own."""
-        count = len(next(iter(here.values())))
-        numbering = self.numbering({name: x[0, ...] for name, x in here.items()})
+        count = len(next(iter(tensors.values())))
+        numbering = self.numbering({name: x[0, ...] for name, x in tensors.items()})
         superpixels = isinstance(numbering, str) and numbering == "slic"
         samples = range(count if superpixels else 1)
-        partitions = [partition(numbering, {name: x[k, ...] for name, x in here.items()}) for k in samples]
+        partitions = [partition(numbering, {name: x[k, ...] for name, x in tensors.items()}) for k in samples]
         games = {features: self.game(features) for features in {part.count for part in partitions}}
         plans = [Coalitions(part, games[part.count]) for part in partitions]
         return plans if superpixels else plans * count

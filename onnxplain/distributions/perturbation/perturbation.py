@@ -103,8 +103,8 @@ class Perturbation(Distribution, ABC):
     tolerance: float | None = None
 
     @abstractmethod
-    def plans(self, here: Mapping[str, Array]) -> Sequence[CopyPlan]:
-        """One plan per sample of the explained tensors ``here``, given by name with the batch axis in front."""
+    def plans(self, tensors: Mapping[str, Array]) -> Sequence[CopyPlan]:
+        """One plan per sample; the explained tensors are given by name, the batch axis in front."""
 
     @abstractmethod
     def masked(self, prologue: Prologue, name: str, x: Var, fill: Var) -> Var:

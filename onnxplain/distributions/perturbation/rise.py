@@ -130,11 +130,11 @@ class Rise(Perturbation):
             tables = tuple(np.eye(w.shape[1])[w.argmax(axis=1)] for w in tables)
         return Masks(x.shape, seed, self.keep, extents, tables)
 
-    def plans(self, here: Mapping[str, Array]) -> Sequence[CopyPlan]:
+    def plans(self, tensors: Mapping[str, Array]) -> Sequence[CopyPlan]:
         """The same plan for all samples, with one copy per mask."""
-        masks = {name: self.masks(x[0, ...], place) for place, (name, x) in enumerate(here.items())}
+        masks = {name: self.masks(x[0, ...], place) for place, (name, x) in enumerate(tensors.items())}
         plan = Blended(masks, doubling(self.samples, self.tolerance), self.keep, self.center)
-        return [plan] * len(next(iter(here.values())))
+        return [plan] * len(next(iter(tensors.values())))
 
     def masked(self, prologue: Prologue, name: str, x: Var, fill: Var) -> Var:
         """Write the nodes that up-sample the grids, and blend a tensor with its fill.

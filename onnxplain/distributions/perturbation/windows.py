@@ -115,12 +115,12 @@ class Windows(FeatureSets):
             why = "a stand-alone explainer computes all that a window changes"
             raise OptionError(f"{method} with reach= cannot be exported: {why}", "Leave reach= out.")
 
-    def plans(self, here: Mapping[str, Array]) -> Sequence[CopyPlan]:
+    def plans(self, tensors: Mapping[str, Array]) -> Sequence[CopyPlan]:
         """The same plan for all samples, with one copy per tensor and window."""
-        cells = {name: _Cells.of(self, x.shape) for name, x in here.items()}
+        cells = {name: _Cells.of(self, x.shape) for name, x in tensors.items()}
         labels, features = {}, 0
         for name, part in cells.items():
-            labels[name] = np.broadcast_to(part.labels + np.int32(features), here[name].shape[1:])
+            labels[name] = np.broadcast_to(part.labels + np.int32(features), tensors[name].shape[1:])
             features += part.count
         parts, windows = [], 0  # cells of each tensor, and the number of its first window
         for part in cells.values():
@@ -139,7 +139,7 @@ class Windows(FeatureSets):
             return np.concatenate([part.mean(losses[first : first + part.windows]) for part, first in parts]), None
 
         plan = Coalitions(Partition(labels, features), Game((windows,), keep, solve))
-        return [plan] * len(next(iter(here.values())))
+        return [plan] * len(next(iter(tensors.values())))
 
 
 @dataclass(frozen=True, eq=False)

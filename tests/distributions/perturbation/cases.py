@@ -78,7 +78,7 @@ def made(
     outputs = {f"copied_{x.name}": emitter.op("Identity", x) for x in inputs}
     axes = dict.fromkeys(here, axis)
     graph = with_copies(emitter.graph(inputs, outputs), axes, [], here, perturbation.masked)
-    runner: Any = SimpleNamespace(main=SimpleNamespace(axes=axes), names=SimpleNamespace(weights=None))
+    runner: Any = SimpleNamespace(axes=axes, names=SimpleNamespace(weights=None))
     fed = MaskedCopies(runner, here, here, fills, perturbation.plans(here)).described(jobs)
     results = Session(graph, choose([CPU])).run(fed)
     return {name: np.moveaxis(results[f"copied_{name}"], axis, 0) for name in here}
