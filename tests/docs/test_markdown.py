@@ -18,6 +18,8 @@ from tools.docs.markdown import as_markdown
         ("In code, ``x[0]`` stays.", "In code, ``x[0]`` stays."),
         ("A [link](page.md) stays.", "A [link](page.md) stays."),
         (">>> x[0]", ">>> x[0]"),
+        ("a, *b\n    Both.\n    Yes.\n\nEnd.", "a\n    Both.\n    Yes.\n*b\n    Both.\n    Yes.\n\nEnd."),
+        ("a\n    One, two.", "a\n    One, two."),
     ],
 )
 def test_docstrings_become_markdown(docstring, markdown):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+SEVERAL = re.compile(r"^(\*{0,2}\w+(?:, \*{0,2}\w+)+)\n((?:    .*\n?)+)", re.MULTILINE)
+
 
 def as_markdown(text: str) -> str:
     r"""Rewrite the few constructions that Markdown reads otherwise.
@@ -11,11 +13,19 @@ def as_markdown(text: str) -> str:
     >>> print(as_markdown("The rule [bach]_ is [x > 0] [y > 0]::"))
     The rule \[bach\] is \[x > 0\] \[y > 0\]:
     """
+    text = SEVERAL.sub(_one_each, text)
     text = re.sub(r"^\.\. \[(\w+)\] ", r"- [\1] ", text, flags=re.MULTILINE)
     text = re.sub(r"\[(\w+)\]_", r"[\1]", text)
     lines = [line if line.lstrip().startswith((">>>", "...")) else _escaped(line) for line in text.split("\n")]
     text = re.sub(r"^::$", "", "\n".join(lines), flags=re.MULTILINE)
     return re.sub(r"::$", ":", text, flags=re.MULTILINE)
+
+
+def _one_each(match: re.Match[str]) -> str:
+    """An entry of several names as one of each: Griffe would give all of them the type of the first."""
+    description = match[2].rstrip("\n")
+    entries = "\n".join(f"{name}\n{description}" for name in match[1].split(", "))
+    return entries + match[2][len(description) :]
 
 
 def _escaped(line: str) -> str:
