@@ -1,6 +1,6 @@
-"""The mechanism: a composite is an ordered list of rows, the first row that matches a node gives the node its rule.
+"""`Composite`: an ordered list of rows, of which the first that matches a node gives the node its rule.
 
-A node that no row matches is an error, never a guess.
+A node that no row matches is an error, unless the composite has a fallback.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from onnxplain.rules.attention import ConservativeUniform, Signal, Uniform
 from onnxplain.rules.base import Gradient, Rule
 from onnxplain.rules.lrp import Folded, LinearRule, Norm, Pass
 
-EVERYTHING = functools.reduce(lambda a, b: a | b, Kind)
+EVERYTHING = functools.reduce(lambda a, b: a | b, Kind)  # all kinds of nodes
 
 
 @dataclass(frozen=True)
 class Row:
-    """``rule`` for the nodes for which all conditions hold.
+    """A rule, and the conditions that a node must meet to get it.
 
     Attributes
     ----------
     match
-        Kinds, or operators as a tuple.
+        The kinds of the nodes, such as ``Kind.CONV | Kind.DENSE``; or a tuple of operators, such as ``("Relu",)``.
     rule
-        What they get.
+        The rule of the nodes.
     name
-        Pattern for the node's name, or that of an output of it, such as ``"*/attn/*"``.
+        Pattern that the name of the node, or of one of its outputs, must match, such as ``"*/attn/*"``.
     first, last
-        Only linear layers that no other linear layer precedes (follows) on any way between the explained tensor and the
-        explained output, in the graph's order.
+        True: match only linear layers that no other linear layer precedes, or follows, on any path from the explained
+        tensor to the explained output.
     depth
-        Only from this share of the linear layers to that: ``(0, 0.5)`` is the half next to the explained tensor.
+        Match only nodes in this part of the path, as shares of its linear layers: 0 is the explained tensor, 1 the
+        explained output, and ``(0, 0.5)`` the half next to the explained tensor.
     """
 
     match: Kind | tuple[str, ...]
@@ -51,16 +52,16 @@ class Row:
 
     def __post_init__(self) -> None:
         if not isinstance(self.match, Kind | tuple):
-            raise OptionError(f"a row matches kinds, or a tuple of operators, not {self.match!r}")
+            raise OptionError(f"match must be kinds, or a tuple of operators, not {self.match!r}")
         if not callable(self.rule):
             hint = "Rules are in onnxplain.rules: onnxplain.rules.Epsilon(), for instance."
-            raise OptionError(f"{self.rule!r} is no rule", hint)
+            raise OptionError(f"{self.rule!r} is not a rule", hint)
         low, high = self.depth
         if not 0 <= low <= high <= 1:
-            raise OptionError(f"depth must be two numbers from 0 to 1, the lower one first, not {self.depth}")
+            raise OptionError(f"depth must be two numbers from 0 to 1, in ascending order, not {self.depth}")
 
     def matches(self, call: Call, place: Position) -> bool:
-        """Whether the row holds for a node."""
+        """Whether a node at a position meets all conditions."""
         if (self.first and not place.first) or (self.last and not place.last):
             return False
         if not self.depth[0] <= place.depth <= self.depth[1]:
@@ -74,16 +75,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Composite:
-    """Ordered rows.
+    """An assignment of rules to nodes, as ordered rows.
 
     Attributes
     ----------
     rows
-        The first row that matches a node gives its rule.
+        The rows. The first row that matches a node gives the node its rule.
     name
-        For reports.
+        Name for reports and errors.
     fallback
-        Rule of the nodes that no row matches; None makes them an error.
+        Rule of the nodes that no row matches. None: such nodes are an error.
     """
 
     rows: Sequence[Row]
@@ -96,13 +97,18 @@ class Composite:
         Parameters
         ----------
         calls
-            The nodes on the path, from the output to the input (as `onnxplain.backward.plan` gives them).
-            Control-flow nodes are no layers: what is said of them has no meaning.
+            The nodes on the path, from the explained output to the explained tensor, as `onnxplain.backward.plan`
+            returns them. Control-flow nodes are not layers: what is returned for them is a placeholder.
+
+        Returns
+        -------
+        list of Rule
+            One rule per node, in the same order.
 
         Raises
         ------
         NoRuleError
-            Nodes that no row names, all of them.
+            No row matches some nodes, all of which the message names.
         """
         structure = Structure(calls)
         rules = {id(call): self._rule(call, structure.places[id(call)]) for call in structure.nodes}
@@ -113,8 +119,8 @@ class Composite:
                 f"composite '{self.name}' has no rule for {len(missing)} nodes: {named}",
                 "Give it rows for these kinds, or ask for fallback='gradient'.",
             )
-        found = _fitted(structure, {key: rule for key, rule in rules.items() if rule is not None})
-        return [found.get(id(call), Gradient()) for call in calls]
+        fitted = _fitted(structure, {key: rule for key, rule in rules.items() if rule is not None})
+        return [fitted.get(id(call), Gradient()) for call in calls]
 
     def against(self, names: Mapping[str, str]) -> Composite:
         """The composite for a graph that holds a reference; most rules do not compare with one, and stay as they are.
@@ -131,7 +137,7 @@ class Composite:
 
 
 def _fitted(structure: Structure, rules: dict[int, Rule]) -> dict[int, Rule]:
-    """Fit the rules to what several nodes are together: layers and what belongs to them, products and their signals."""
+    """Adapt the rules to patterns of several nodes: layers with scales and shifts, products with a signal."""
     fitted = dict(rules)
     for call in structure.nodes:
         rule = rules[id(call)]

@@ -1,4 +1,4 @@
-"""DeepLIFT's composites: the paper's rules, and exact ones for what the paper does not speak of."""
+"""Composites of DeepLIFT: the paper's rules, and exact rules for operators that the paper does not cover."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from onnxplain.rules.exact import Averaged, CrossMax, Extreme, LogMean, Midpoint
 
 _STILL = Kind.AFFINE | Kind.AVG_POOL | Kind.MOVEMENT  # linear in their active input
 
-# Names as in Shrikumar et al. 2017, and all ways to combine its rules. Positive and negative parts have the same
-# multipliers unless RevealCancel tells them apart, and then the Linear rule is the layer's gradient; RevealCancel has
-# nothing to tell apart without the parts that the Linear rule makes.
+# Names as in Shrikumar et al. 2017, for all combinations of its rules. Positive and negative parts have the same
+# multipliers unless RevealCancel treats them differently. With equal multipliers, the Linear rule is the gradient of
+# the layer, so "rescale" and "linear_rescale" are the same. RevealCancel needs the parts that the Linear rule makes.
 DEEPLIFT_RULES: dict[str, Rule] = {
     "rescale": Rescale(),
     "reveal_cancel": RevealCancel(),
@@ -31,16 +31,22 @@ DEEPLIFT_RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class DeepLift(Composite):
-    """Attributes: ``names``: tensor -> its name at the reference; None before there is one."""
+    """A composite of DeepLIFT, whose rules compare values at the sample with values at the reference.
+
+    Attributes
+    ----------
+    names
+        Name of a tensor -> its name at the reference; None as long as the graph has no reference.
+    """
 
     names: Mapping[str, str] | None = None
 
     def against(self, names: Mapping[str, str]) -> DeepLift:
-        """The same composite for a graph that holds the reference."""
+        """The same composite for a graph that holds the reference as well."""
         return replace(self, names=names)
 
     def assign(self, calls: Sequence[Call]) -> list[Rule]:
-        """See `onnxplain.composites.composite.Composite`."""
+        """Find the rule of each node, as `Composite.assign` does, and bind the rules to the reference."""
         rules = _with_parts(calls, [_fit(*pair) for pair in zip(calls, super().assign(calls), strict=True)])
         if self.names is None:
             return rules
@@ -53,12 +59,12 @@ class DeepLift(Composite):
 
 
 def deep_lift(rule: str) -> DeepLift:
-    """The composite of one of `DEEPLIFT_RULES`.
+    """Make the composite of one of `DEEPLIFT_RULES`.
 
     Raises
     ------
     OptionError
-        There is no such rule.
+        The rule is unknown.
     """
     one_of(DEEPLIFT_RULES).check("rule", rule)
     linear = Row(LINEAR | Kind.SUM, Linear())
@@ -82,16 +88,16 @@ def deep_lift(rule: str) -> DeepLift:
 
 
 def _fit(call: Call, rule: Rule) -> Rule:
-    """The rule, or the general one where more inputs depend on what is explained than it is exact for."""
+    """Replace a rule by the general one if more inputs depend on the explained tensor than the rule is exact for."""
     if isinstance(rule, Rescale | RevealCancel | Standardized):
         return Averaged() if sum(call.active) > 1 else rule
     return Averaged() if isinstance(rule, Midpoint) and call.node.op == "Einsum" and sum(call.active) > 2 else rule
 
 
 def _with_parts(calls: Sequence[Call], rules: Sequence[Rule]) -> list[Rule]:
-    """Rescale in place of RevealCancel where no linear layer or sum precedes; what lies between passes parts on."""
+    """Replace RevealCancel by Rescale unless a linear layer or sum precedes; nodes in between pass the parts on."""
     makers = {call.node.outputs[0]: i for i, call in enumerate(calls)}
-    found = list(rules)
+    adapted = list(rules)
     for i, call in enumerate(calls):
         if not isinstance(rules[i], RevealCancel):
             continue
@@ -100,18 +106,18 @@ def _with_parts(calls: Sequence[Call], rules: Sequence[Rule]) -> list[Rule]:
         while True:
             before = makers.get(calls[at].node.inputs[calls[at].active.index(True)])
             if before is None or calls[before].emitter is not call.emitter:
-                found[i] = Rescale()
+                adapted[i] = Rescale()
                 break
             if isinstance(rules[before], Linear) and has_parts(calls[before]):
                 for k in between:
-                    found[k] = Through()
+                    adapted[k] = Through()
                 break
             if not (isinstance(rules[before], Gradient) and _passes(calls[before])):
-                found[i] = Rescale()
+                adapted[i] = Rescale()
                 break
             between.append(before)
             at = before
-    return found
+    return adapted
 
 
 def _passes(call: Call) -> bool:

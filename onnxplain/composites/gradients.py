@@ -1,4 +1,4 @@
-"""Composites of gradient methods: every operator's own gradient, and other rules at rectifiers."""
+"""Composites of gradient methods: every operator's own gradient, or another rule at ReLUs."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from onnxplain.rules.relu import BetaSmooth, Deconvnet, GuidedBackprop, RectGrad
 
 
 def gradient() -> Composite:
-    """Every operator's own gradient."""
+    """Use every operator's own gradient."""
     return Composite((Row(EVERYTHING, Gradient()),), "gradient")
 
 
 def guided_backprop(clip: bool = False) -> Composite:
-    """Guided backpropagation at every Relu (``clip``: also at Clip, such as ReLU6), the gradient elsewhere."""
+    """Use guided backpropagation at every Relu (``clip``: also at Clip, such as ReLU6), the gradient elsewhere."""
     return _rectifiers("guided_backprop", GuidedBackprop(), clip)
 
 
 def deconvnet(clip: bool = False) -> Composite:
-    """Deconvnet at every Relu (``clip``: also at Clip, such as ReLU6), the gradient elsewhere."""
+    """Use deconvnet's rule at every Relu (``clip``: also at Clip, such as ReLU6), the gradient elsewhere."""
     return _rectifiers("deconvnet", Deconvnet(), clip)
 
 
 def rect_grad(percentile: float = 98.0, clip: bool = False) -> Composite:
-    """RectGrad at every Relu (``clip``: also at Clip, such as ReLU6), the gradient elsewhere."""
+    """Use RectGrad at every Relu (``clip``: also at Clip, such as ReLU6), the gradient elsewhere."""
     return _rectifiers("rect_grad", RectGrad(percentile), clip)
 
 
 def beta_smooth(beta: float = 10.0) -> Composite:
-    """The gradient, with the derivative of softplus, sigmoid(beta x), at every Relu (zennit's BetaSmooth)."""
+    """Use the derivative of softplus, sigmoid(beta x), at every Relu (zennit's BetaSmooth), the gradient elsewhere."""
     return _rectifiers("beta_smooth", BetaSmooth(beta), False)
 
 

@@ -1,13 +1,15 @@
-"""Composites: which rule at which node. Ordered rows, the first that matches wins; no match is an error, never a guess.
+"""Composites of layer-wise relevance propagation by name (`COMPOSITES`), and its rules by name (`LRP_RULES`).
 
-The names and their contents are zennit's (Anders et al. 2021), iNNvestigate's (Alber et al. 2019: the presets), and
-their papers'. What zennit leaves to the plain gradient because it knows modules only (max pooling, reshaping) says so
-here. Products of activations, softmax and normalisation follow AttnLRP (Achtibat et al. 2024).
+Names and contents are those of zennit (Anders et al. 2021), of iNNvestigate (Alber et al. 2019: the presets), and of
+the papers. zennit sees modules only and leaves everything between them to the gradient; here, rows for max pooling and
+for nodes that move elements say so explicitly. Products of activations, softmax and normalisation follow AttnLRP
+(Achtibat et al. 2024).
 
-Constants keep the share of relevance that they contribute, be they biases of layers, shifts between layers or positions
-that are added to tokens: else what arrives before them is not in proportion to what is there, and quotients grow from
-layer to layer. Batch normalisation, scales and shifts next to a linear layer belong to it (`onnxplain.structure`), and
-what a model does first to its own input is preprocessing, which passes relevance on.
+Constants keep the share of relevance that they contribute: biases of layers, shifts between layers, and positions that
+are added to tokens. Otherwise the relevance before them would not be in proportion to the activations there, and the
+quotients of relevance and activation would grow from layer to layer. Batch normalisation, scales and shifts next to a
+linear layer belong to it (`onnxplain.composites.structure`). Scales and shifts that a model applies to its own input
+are preprocessing, which passes relevance on unchanged.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ Bound = float | np.ndarray
 
 
 def _lrp(name: str, *rows: Row) -> Composite:
+    """Composite of rows for linear layers, followed by the rows for all other kinds of nodes."""
     base = (
         Row(("BatchNormalization", "Add", "Sub", "Sum", "Mean", "Col2Im"), Norm()),
         Row(Kind.ACTIVATION | Kind.AFFINE, Pass()),
@@ -57,62 +60,62 @@ def _lrp(name: str, *rows: Row) -> Composite:
 
 
 def epsilon_plus(epsilon: float = 1e-6) -> Composite:
-    """z+ in convolutions, epsilon in dense layers."""
+    """Use z+ in convolutions, epsilon in dense layers."""
     return _lrp("epsilon_plus", Row(Kind.CONV, AlphaBeta(1.0, 0.0)), Row(Kind.DENSE, Epsilon(epsilon)))
 
 
 def epsilon_plus_flat(epsilon: float = 1e-6) -> Composite:
-    """Flat in the first layer, z+ in the other convolutions, epsilon in the other dense layers."""
+    """Use flat in the first layer, z+ in the other convolutions, epsilon in the other dense layers."""
     return _with_first("epsilon_plus_flat", epsilon_plus(epsilon), LINEAR, Flat())
 
 
 def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Composite:
-    """Alpha 2, beta 1 in convolutions, epsilon in dense layers."""
+    """Use alpha 2, beta 1 in convolutions, epsilon in dense layers."""
     return _lrp("epsilon_alpha2_beta1", Row(Kind.CONV, AlphaBeta(2.0, 1.0)), Row(Kind.DENSE, Epsilon(epsilon)))
 
 
 def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6) -> Composite:
-    """Flat in the first layer, alpha 2, beta 1 in the other convolutions, epsilon in the other dense layers."""
+    """Use flat in the first layer, alpha 2, beta 1 in the other convolutions, epsilon in the other dense layers."""
     return _with_first("epsilon_alpha2_beta1_flat", epsilon_alpha2_beta1(epsilon), LINEAR, Flat())
 
 
 def epsilon_gamma_box(low: Bound, high: Bound, epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
-    """z-box in the first convolution, gamma in the others, epsilon in dense layers."""
+    """Use z-box in the first convolution, gamma in the others, epsilon in dense layers."""
     rows = Row(Kind.CONV, Gamma(gamma)), Row(Kind.DENSE, Epsilon(epsilon))
     return _with_first("epsilon_gamma_box", _lrp("", *rows), Kind.CONV, ZBox(low, high))
 
 
 def excitation_backprop() -> Composite:
-    """z+ in all linear layers, and the gradient at activations (Zhang et al. 2016, as in zennit)."""
+    """Use z+ in all linear layers, the gradient at activations (Zhang et al. 2016, as in zennit)."""
     composite = _lrp("", Row(LINEAR, AlphaBeta(1.0, 0.0)))
     return Composite((Row(Kind.ACTIVATION, Gradient()), *composite.rows), "excitation_backprop")
 
 
 def preset_a(epsilon: float = 0.1) -> Composite:
-    """Alpha 1, beta 0 in convolutions, epsilon 0.1 in dense layers (iNNvestigate; biases count as in zennit)."""
+    """Use alpha 1, beta 0 in convolutions, epsilon 0.1 in dense layers (iNNvestigate; biases count as in zennit)."""
     return replace(epsilon_plus(epsilon), name="preset_a")
 
 
 def preset_a_flat(epsilon: float = 0.1) -> Composite:
-    """`preset_a`, and flat in the first layer."""
+    """Use flat in the first layer, and `preset_a` elsewhere."""
     return replace(epsilon_plus_flat(epsilon), name="preset_a_flat")
 
 
 def preset_b(epsilon: float = 0.1) -> Composite:
-    """Alpha 2, beta 1 in convolutions, epsilon 0.1 in dense layers (iNNvestigate; biases count as in zennit)."""
+    """Use alpha 2, beta 1 in convolutions, epsilon 0.1 in dense layers (iNNvestigate; biases count as in zennit)."""
     return replace(epsilon_alpha2_beta1(epsilon), name="preset_b")
 
 
 def preset_b_flat(epsilon: float = 0.1) -> Composite:
-    """`preset_b`, and flat in the first layer."""
+    """Use flat in the first layer, and `preset_b` elsewhere."""
     return replace(epsilon_alpha2_beta1_flat(epsilon), name="preset_b_flat")
 
 
 def deep_taylor(low: Bound | None = None, high: Bound | None = None) -> Composite:
-    """Deep Taylor decomposition of networks of ReLUs (Montavon et al. 2017): z+ in all linear layers but the first.
+    """Use z+ in all linear layers but the first: deep Taylor decomposition of ReLU networks (Montavon et al. 2017).
 
-    There: z-box where ``low`` and ``high`` bound the input, else w squared. Biases take no share: the decomposition is
-    for biases that are not positive, and there z+ with them is z+ without.
+    The first layer gets z-box if ``low`` and ``high`` bound the input, else w squared. Biases take no share: the
+    decomposition is for biases that are not positive, with which z+ gives them no share either.
     """
     rows = _first(_box(low, high, Unbiased(WSquare())), LINEAR), Row(LINEAR, Unbiased(AlphaBeta(1.0, 0.0)))
     return _lrp("deep_taylor", *rows)
@@ -121,9 +124,10 @@ def deep_taylor(low: Bound | None = None, high: Bound | None = None) -> Composit
 def by_depth(
     low: Bound | None = None, high: Bound | None = None, epsilon: float = 0.25, gamma: float = 0.25
 ) -> Composite:
-    """Gamma in the lower layers, epsilon (relative) in the middle, zero in the upper: Montavon et al. 2019, for VGG-16.
+    """Use gamma in the lower layers, relative epsilon in the middle, zero in the upper (Montavon et al. 2019, VGG-16).
 
-    In the first layer z-box where ``low`` and ``high`` bound the input, else gamma.
+    The first layer gets z-box if ``low`` and ``high`` bound the input, else gamma. ``epsilon`` is a share of the root
+    mean square of a layer's output.
     """
     rows = (
         _first(_box(low, high, Gamma(gamma)), LINEAR),
@@ -135,12 +139,12 @@ def by_depth(
 
 
 def attn_lrp(epsilon: float = 1e-6) -> Composite:
-    """Epsilon in all linear layers; at softmax a Taylor expansion, in products equal parts (Achtibat et al. 2024)."""
+    """Use epsilon in linear layers, a Taylor expansion at softmax, equal parts in products (Achtibat et al. 2024)."""
     return _lrp("attn_lrp", Row(LINEAR, Epsilon(epsilon)))
 
 
 def cp_lrp(epsilon: float = 1e-6) -> Composite:
-    """Epsilon in all linear layers; attention weights count as constants (Ali et al. 2022)."""
+    """Use epsilon in all linear layers, and attention weights as constants (Ali et al. 2022)."""
     return _lrp("cp_lrp", Row(LINEAR, Epsilon(epsilon)), Row(Kind.PRODUCT, ConservativeUniform()))
 
 
@@ -152,7 +156,7 @@ def _box(low: Bound | None, high: Bound | None, otherwise: Rule) -> Rule:
     if low is None and high is None:
         return otherwise
     if low is None or high is None:
-        raise OptionError("a bounded input needs both low and high")
+        raise OptionError("low and high must be given together")
     return ZBox(low, high)
 
 
@@ -197,6 +201,6 @@ LRP_RULES: dict[str, Callable[..., Rule]] = {
 
 
 def everywhere(name: str, **parameters: object) -> Composite:
-    """One rule in every linear layer."""
+    """Use the rule of that name (`LRP_RULES`) in every linear layer."""
     one_of(LRP_RULES).check("rule", name)
     return _lrp(name, Row(LINEAR, LRP_RULES[name](**parameters)))

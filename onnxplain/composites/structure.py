@@ -1,7 +1,7 @@
-"""What several nodes are together, seen once, before rules are given.
+"""Patterns of several nodes on which rules depend, found before rules are assigned.
 
-Three questions: where a node stands among the linear layers; which scales and shifts belong to a layer; and which
-factor of a product is its signal, the others being a function of it or a gate.
+They answer three questions: the position of a node among the linear layers; which scales and shifts belong to a layer;
+and which factor of a product is its signal, where the other factors are a gate or a function of the signal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onnxplain.rules.base import AffineNeighbours
 
 LINEAR = Kind.CONV | Kind.DENSE
 _FIXED = Kind.AFFINE | Kind.MOVEMENT
-# A function of one value is made of these: elementwise steps, and statistics that are spread over it again.
+# Nodes that make up a function of one value: elementwise steps, and statistics that are broadcast over it again.
 _STEP_KINDS = Kind.ACTIVATION | Kind.AFFINE | Kind.SUM | Kind.PRODUCT | Kind.REDUCTION
 _STEP_TRAITS = Trait.ELEMENTWISE | Trait.PASSES | Trait.RESHAPES | Trait.REDUCES
 
@@ -36,15 +36,15 @@ def kind_of(call: Call) -> Kind:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a node stands.
+    """Position of a node among the linear layers of the path.
 
     Attributes
     ----------
     first, last
-        Whether it is a linear layer that no other one precedes, or follows, on any way between the explained tensor
-        and the explained output (in the graph's order, not in that of a module list).
+        Whether it is a linear layer that no other one precedes, or follows, on any path from the explained tensor to
+        the explained output (in the graph's order, not in that of a list of modules).
     depth
-        The share of the linear layers that precede it: from 0 at the explained tensor to 1 at the output.
+        Share of the linear layers that precede it: 0 at the explained tensor, 1 at the explained output.
     """
 
     first: bool = False
@@ -53,7 +53,19 @@ class Position:
 
 
 class Structure:
-    """The nodes on the path, from the output to the explained tensor, and what they are together."""
+    """The nodes on the path from the explained output to the explained tensor, and the patterns among them.
+
+    Attributes
+    ----------
+    calls
+        All nodes on the path, from the output to the explained tensor.
+    nodes
+        The same without control-flow nodes.
+    producer
+        Value -> the node that calculates it.
+    readers
+        Value -> the nodes on the path that read it.
+    """
 
     def __init__(self, calls: Sequence[Call]) -> None:
         self.calls = calls
@@ -64,7 +76,7 @@ class Structure:
             for name in dict(call.flows) if isinstance(call, ControlCall) else dict.fromkeys(call.node.inputs):
                 self.readers[name].append(call)
 
-    # Where a node stands
+    # Positions
 
     def is_linear(self, call: Call) -> bool:
         """Whether a node is a convolution or matrix product with weights."""
@@ -72,7 +84,7 @@ class Structure:
 
     @functools.cached_property
     def _before(self) -> dict[str, int]:
-        """Value -> the nodes before it, as bits: each linear layer has one; bit 0 is all else but scales and moves."""
+        """Value -> bits of the nodes before it: one per linear layer; bit 0 is any other node but scales and moves."""
         layers = {id(call): 2 << i for i, call in enumerate(filter(self.is_linear, reversed(self.calls)))}
         before: dict[str, int] = {}
         changed = True
@@ -92,10 +104,10 @@ class Structure:
 
     @functools.cached_property
     def places(self) -> dict[int, Position]:
-        """The place of each node, by its identity."""
+        """Identity of a node -> its position."""
         layers = [call for call in reversed(self.calls) if self.is_linear(call)]
         bits = {id(call): 2 << i for i, call in enumerate(layers)}
-        # A residual connection that is an operand of a Gemm is no input of the layer.
+        # A residual connection that is an operand of a Gemm does not count as an input of the layer.
         operands = {id(call): call.node.inputs[: 2 if id(call) in bits else None] for call in self.nodes}
         masks = {key: _mask(names, self._before) for key, names in operands.items()}
         followed = 0
@@ -109,13 +121,13 @@ class Structure:
         return result
 
     def is_raw(self, call: Call) -> bool:
-        """Whether nothing but scales, shifts and moves is between the explained tensor and a scale or shift."""
+        """Whether a node scales or shifts the explained tensor, with only scales, shifts and moves between the two."""
         return not _mask(call.node.inputs, self._before) and bool(kind_of(call) & Kind.AFFINE)
 
     # Scales and shifts around a linear layer
 
     def around(self, accepts: Accepts) -> dict[int, AffineNeighbours]:
-        """The scales and shifts that belong to layers, by the layers' identity; ``accepts``: of which nodes to ask."""
+        """Identity of a layer -> the scales and shifts that belong to it, among the nodes that ``accepts`` admits."""
         layers = [call for call in self.calls if self.is_linear(call) and accepts(call) and _foldable(call)]
         behind = {id(call): self._chain(call, accepts, back=False) for call in layers}
         taken = {id(step) for steps in behind.values() for step, _ in steps}
@@ -127,7 +139,7 @@ class Structure:
         steps = {id(step) for steps in ahead.values() for step, _ in steps}
 
         def serves(step: Call, name: str) -> bool:
-            """Whether a value, which comes from a step, is read by nothing but layers behind that step."""
+            """Whether only layers that this step belongs to read a value that comes from it."""
             return all(
                 any(step is s for s, _ in ahead[id(r)])
                 if id(r) in ahead
@@ -143,7 +155,7 @@ class Structure:
         return {key: around for key, around in found.items() if around != AffineNeighbours()}
 
     def _chain(self, layer: Call, accepts: Accepts, back: bool) -> list[tuple[Call, int]]:
-        """The scales and shifts right behind a layer, or right before it (``back``), with the axis of its channels."""
+        """Scales and shifts directly after a layer, or before it (``back``), each with the axis of its channels."""
         name = layer.node.inputs[0] if back else layer.node.outputs[0]
         axis = _channel_axis(layer, layer.x if back else layer.y)
         next_to = self.producer.get if back else self._reader
@@ -160,7 +172,7 @@ class Structure:
         return steps
 
     def _reader(self, name: str) -> Call | None:
-        """The only node that reads a value; what is rounded between the two counts as read directly."""
+        """The only node that reads a value, directly or after rounding; None if several nodes do."""
         passed = []
         found = self.readers[name]
         while len(found) == 1 and not isinstance(found[0], ControlCall) and found[0].node.op in ROUNDING:
@@ -170,7 +182,7 @@ class Structure:
         return found[0] if alone else None
 
     def _rounded(self, layer: Call) -> Var | None:
-        """What rounding right behind a layer leaves of its output."""
+        """Output of the layer after rounding, where rounding directly follows it; else None."""
         call = self._reader(layer.node.outputs[0])
         read = call.inputs[call.active.index(True)] if call is not None else None
         return read if read is not None and read.name != layer.y.name else None
@@ -188,7 +200,7 @@ class Structure:
     # The signal among the factors of a product
 
     def signal(self, call: Call, conservative: bool) -> int | None:
-        """Index of the factor that gets all; None where no factor is more than the other.
+        """Index of the factor of a product that gets all relevance; None if the factors share it.
 
         ``conservative``: attention weights count as constants.
         """
@@ -209,7 +221,7 @@ class Structure:
         return weighed[0] if len(weighed) == 1 else None
 
     def _back(self, name: str, kinds: Kind) -> Iterator[Call]:
-        """The nodes before a value, one by one, as long as they are of these kinds and have one active input."""
+        """Yield the nodes before a value, up to the first of another kind or with several active inputs."""
         while (call := self.producer.get(name)) is not None:
             yield call
             if not kind_of(call) & kinds or sum(call.active) != 1:
@@ -217,7 +229,7 @@ class Structure:
             name = _source(call)
 
     def _root(self, name: str) -> str:
-        """What a value is an elementwise function of."""
+        """Name of the value of which this one is an elementwise function."""
         while (call := self.producer.get(name)) is not None:
             same = OPS.has(call.node, Trait.PASSES) or kind_of(call) & (Kind.ACTIVATION | Kind.AFFINE)
             if not same or sum(call.active) != 1:
@@ -226,7 +238,7 @@ class Structure:
         return name
 
     def _depends_on_nothing_but(self, name: str, root: str) -> bool:
-        """Whether a value is calculated from ``root``, elementwise or with statistics of it."""
+        """Whether a value is a function of ``root`` alone, elementwise or with statistics of it."""
         todo, seen = [name], {root}
         while todo:
             name = todo.pop()
@@ -240,12 +252,12 @@ class Structure:
         return True
 
     def _is_gate(self, name: str) -> bool:
-        """Whether a value is a sigmoid's, or one minus it, moved or scaled."""
+        """Whether a value is the output of a sigmoid, or 1 minus that, moved or scaled."""
         factor = 1.0
         for call in self._back(name, _FIXED):
             if call.node.op in ("Sigmoid", "HardSigmoid"):
                 return True
-            if call.node.op == "Clip":  # a hard sigmoid in steps: from 0 to 1, once it is scaled
+            if call.node.op == "Clip":  # a hard sigmoid written as several nodes: from 0 to 1 after scaling
                 low, high = (_number(call.input(i)) for i in (1, 2))
                 return low == 0 and high is not None and isclose(high * factor, 1, rel_tol=1e-3)
             number = _number(call.need(1 - call.active.index(True))) if call.node.op in ("Mul", "Div") else None
@@ -254,12 +266,12 @@ class Structure:
         return False
 
     def _is_attention(self, name: str) -> bool:
-        """Whether a value is a softmax', moved, scaled or mixed by weights."""
+        """Whether a value is the output of a softmax, moved, scaled or mixed by weights."""
         return any(call.node.op == "Softmax" for call in self._back(name, _FIXED | LINEAR))
 
 
 def _mask(names: Sequence[str], before: Mapping[str, int]) -> int:
-    """All that is before one of some values."""
+    """Union of the bits before some values."""
     return functools.reduce(operator.or_, (before.get(name, 0) for name in names), 0)
 
 
@@ -279,12 +291,12 @@ def _is_step(call: Call) -> bool:
 
 
 def _lays_out(call: Call) -> bool:
-    """Whether a node gives all elements of its input, in another shape or order."""
+    """Whether a node returns all elements of its input, in another shape or order."""
     return call.node.op == "Transpose" or OPS.has(call.node, Trait.RESHAPES)
 
 
 def _foldable(call: Call) -> bool:
-    """Whether a layer is one that scales and shifts can belong to."""
+    """Whether scales and shifts can be folded into a layer."""
     if not call.active[0] or sum(call.active) != 1 or call.x.shape is None or call.y.shape is None:
         return False
     if call.node.op == "MatMul":
@@ -299,7 +311,7 @@ def _channel_axis(layer: Call, value: Var) -> int:
 
 
 def _through(call: Call, axis: int, back: bool) -> int | None:
-    """Where an axis of what a node reads is in what it writes, or the other way ``back``; None where it is nowhere."""
+    """Map an axis of a node's input to its output, or the other way (``back``); None if it is split or merged."""
     if call.node.op == "Transpose":
         perm: list[int] = list(call.attrs["perm"])
         return perm[axis] if back else perm.index(axis)
@@ -319,7 +331,7 @@ def _is_affine(call: Call) -> bool:
 
 
 def _is_channelwise(call: Call, axis: int) -> bool:
-    """Whether a node scales or shifts by numbers, one or one for each place along an axis."""
+    """Whether a node scales or shifts by one number, or by one number per position along an axis."""
     if not _is_affine(call):
         return False
     if call.node.op == "BatchNormalization":

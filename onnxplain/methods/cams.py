@@ -1,7 +1,8 @@
-"""Class activation maps: where in a feature map is what speaks for the score.
+"""Class activation maps: which places of a feature map contributed to the score.
 
-Each is a readout of two tensors of shape (N, C, ...): the activation of one layer, A, and the score's derivative by it,
-G. The map, of shape (N, 1, ...), is brought to the spatial size of the input.
+A map is a readout of two tensors of shape (N, C, ...): the activation of a layer, a, and the derivative of the score by
+it, g. The map has shape (N, 1, ...) and is enlarged to the spatial size of the input. "Places" are the positions along
+the axes after the channels.
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ from onnxplain.ops import OPS, Call, Kind, Trait
 from onnxplain.questions.question import Question, Slice, internal, named
 
 Upsampling = Literal["linear", "nearest", "none"]
-Masks = Literal["channels", "places"]
+"""How a map is enlarged to the spatial size of the input (`UPSAMPLINGS`)."""
 
+Masks = Literal["channels", "places"]
+"""Whether each forward pass keeps the input behind one channel, or one place of the layer alone."""
+
+# Attributes of the operator Resize.
 UPSAMPLINGS: Mapping[Upsampling, Mapping[str, str]] = {
     "linear": {"mode": "linear", "coordinate_transformation_mode": "half_pixel"},
     "nearest": {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
@@ -32,28 +37,28 @@ UPSAMPLINGS: Mapping[Upsampling, Mapping[str, str]] = {
 }
 _LINEAR = Kind.AFFINE | Kind.CONV | Kind.DENSE | Kind.MOVEMENT
 
-Weigh = Callable[[Var, Var], Var]  # (G, A) -> the map
+Weigh = Callable[[Var, Var], Var]  # (g, a) -> the map
 
 
 @dataclass(frozen=True)
 class Cam:
-    """What a method does with one layer.
+    """How a class activation map is made of a layer.
 
     Attributes
     ----------
     weigh
-        How the map comes about; None: by forward passes with masks.
+        Makes the map of the derivative and the activation. None: forward passes with ``masks`` make it.
     relu
-        Keep what speaks for the score only.
+        Whether to keep only the positive part of the map.
     upsample
-        How the map gets the input's spatial size: one of `UPSAMPLINGS`.
+        How the map is enlarged to the spatial size of the input.
     pooled
-        It holds only where nothing but global average pooling and linear layers follow.
+        Whether the method requires that only global average pooling and linear layers follow the layer.
     guided
-        The map is multiplied by what the method's walk brings to the input.
+        Whether the map is multiplied by the cotangent that the method's backward pass brings to the input.
     masks
-        What forward passes are of: the input behind a mask for each of the layer's `CHANNELS`, or the layer itself at
-        one of its `PLACES` after the other.
+        For forward passes: "channels", the input multiplied by one channel of the layer after the other; "places", the
+        layer with all places but one set to 0.
     """
 
     weigh: Weigh | None
@@ -67,16 +72,18 @@ class Cam:
         check_fields(self)
 
     def ask(self, graph: Graph, question: Question, at: str | Sequence[str] | None) -> Question:
-        """The question with a slice that names an input and stands for the layer: the one named, or the last one."""
+        """Replace the slices by one of an input and the layer: the layer of ``at``, or the last feature map."""
         names = [part.name for part in question.slices]
         layer = _last(graph, names, question.explained) if at is None else _one(graph, at, question.explained)
         depends = graph.needed_for([layer]) - {layer}
         source = next((part for part in question.slices if part.name in depends), None)
         if source is None:
-            raise OptionError(f"'{layer}' is no layer behind {', '.join(names)}")
+            raise OptionError(f"'{layer}' is not a layer that depends on {', '.join(names)}")
         for name in (layer, source.name):
             if batch_axis(graph, name) != 0:
-                raise UnsupportedModelError(f"a class activation map needs the batch in front: {graph.value(name)}")
+                raise UnsupportedModelError(
+                    f"a class activation map needs the batch axis in front: {graph.value(name)}"
+                )
         _places(graph, layer, source.name, self.upsample != "none" or self.guided)
         if self.pooled:
             _check_head(graph, layer, question.explained)
@@ -86,13 +93,13 @@ class Cam:
     def draw(
         self, graph: Graph, emitter: Emitter, question: Question, arrived: Mapping[str, Var], seeds: Mapping[str, Var]
     ) -> dict[str, Var]:
-        """Write the map, given what has arrived at the tensors of the slice."""
+        """Write the map, given the cotangents of the tensors of the slice."""
         (part,) = question.slices
         layer, x = part.tensors[0], emitter.var(part.name)
         activation, gradient = emitter.var(layer), arrived[layer]
         if self.guided:
-            found = backward(graph, emitter, seeds, [layer], composites.gradient().assign)[layer]
-            gradient = activation * 0.0 if found is None else found
+            cotangent = backward(graph, emitter, seeds, [layer], composites.gradient().assign)[layer]
+            gradient = activation * 0.0 if cotangent is None else cotangent
         assert self.weigh is not None
         drawn = self.enlarged(
             graph, self.weigh(*(channels_first(graph, v, layer, x) for v in (gradient, activation))), part
@@ -102,7 +109,7 @@ class Cam:
         return {part.name: drawn}
 
     def enlarged(self, graph: Graph, drawn: Var, part: Slice) -> Var:
-        """The map as it is handed out."""
+        """The map after ReLU and enlargement."""
         drawn = drawn.emitter.op("Relu", drawn) if self.relu else drawn
         return drawn if self.upsample == "none" else resized(graph, drawn, part, self.upsample)
 
@@ -110,11 +117,11 @@ class Cam:
 def _one(graph: Graph, at: str | Sequence[str], explained: str) -> str:
     layers = named(graph, at, explained)
     if len(layers) > 1:
-        raise OptionError(f"a class activation map looks at one layer, not at {', '.join(layers)}")
+        raise OptionError(f"a class activation map needs one layer, not several: {', '.join(layers)}")
     return internal(graph, layers[0]).name
 
 
-# (G, A) -> map. Channels are axis 1, places the axes behind it.
+# (g, a) -> map. Channels are axis 1, places the axes after it.
 
 
 def _space(v: Var) -> list[int]:
@@ -131,27 +138,27 @@ def _total(v: Var) -> Var:
 
 
 def mean_weights(g: Var, a: Var) -> Var:
-    """Sum over channels of A times the mean of G over all places."""
+    """Sum over channels of a times the mean of g over all places."""
     return _total(_mean(g) * a)
 
 
 def sum_weights(g: Var, a: Var) -> Var:
-    """Sum over channels of A times the sum of G: the weights of a linear layer behind global average pooling."""
+    """Sum over channels of a times the sum of g over all places: the weights of a linear layer after pooling."""
     return _total(g.sum(_space(g), keepdims=True) * a)
 
 
 def placewise(g: Var, a: Var) -> Var:
-    """Sum over channels of G A."""
+    """Sum over channels of g * a."""
     return _total(g * a)
 
 
 def positive_placewise(g: Var, a: Var) -> Var:
-    """Sum over channels of max(G, 0) A."""
+    """Sum over channels of max(g, 0) * a."""
     return _total(g.emitter.op("Relu", g) * a)
 
 
 def curvature_weights(g: Var, a: Var) -> Var:
-    """Sum over channels of A w, w = sum of alpha max(G, 0), alpha = G^2 / (2 G^2 + G^3 sum A) = 1 / (2 + G sum A)."""
+    """Sum over channels of a * w, w = sum of alpha max(g, 0), alpha = g^2 / (2 g^2 + g^3 sum a) = 1 / (2 + g sum a)."""
     divisor = g * a.sum(_space(a), keepdims=True) + 2.0
     terms = g.emitter.op("Relu", g) / where(divisor.equal(0.0), 1.0, divisor)
     return _total(terms.sum(_space(g), keepdims=True) * a)
@@ -161,7 +168,7 @@ def curvature_weights(g: Var, a: Var) -> Var:
 
 
 def channel_axes(graph: Graph) -> dict[str, int]:
-    """Feature maps, in the order of calculation -> where their channels are."""
+    """Name of a feature map -> axis of its channels, in the order of calculation."""
     axes: dict[str, int] = {}
     for node in graph.nodes:
         value = graph.value(node.outputs[0]) if node.outputs[0] else None
@@ -181,7 +188,7 @@ def channel_axes(graph: Graph) -> dict[str, int]:
 
 
 def _last(graph: Graph, inputs: Sequence[str], explained: str) -> str:
-    """The last feature map on the way that has several places, and a layer that mixes its channels behind it."""
+    """The last feature map on the path that has several places and is followed by a layer that mixes its channels."""
     hint = "Name a layer with at=; the model's 'tensors' lists them."
     path = graph.reachable_from(inputs) & graph.needed_for([explained])
     for name, axis in reversed(channel_axes(graph).items()):
@@ -226,10 +233,10 @@ def _is_global_mean(graph: Graph, call: Call) -> bool:
 
 
 def _places(graph: Graph, layer: str, name: str, needed: bool) -> list[int]:
-    """The axes of the input that those of a map stand for."""
+    """Axes of the input that correspond to the places of the layer."""
     value, x = graph.value(layer), graph.value(name)
     if value.shape is None or x.shape is None or not 3 <= len(value.shape) <= 5:
-        raise UnsupportedModelError(f"{value} is no feature map of shape (batch, channels, places ...)")
+        raise UnsupportedModelError(f"{value} is not a feature map of shape (batch, channels, places ...)")
     rank = len(x.shape)
     if len(value.shape) == rank:
         return list(range(1, rank - 1)) if _is_channels_last(x.shape) else list(range(2, rank))
@@ -240,7 +247,7 @@ def _places(graph: Graph, layer: str, name: str, needed: bool) -> list[int]:
         return [1, 2] if _is_channels_last(x.shape) else [2, 3]
     if needed:
         raise UnsupportedModelError(
-            f"the places of {value} are not those of {x}", "upsample=none leaves the map as it is."
+            f"the places of {value} do not correspond to axes of {x}", "upsample=none leaves the map in its own size."
         )
     return []
 
@@ -250,17 +257,19 @@ def _is_channels_last(shape: Shape) -> bool:
 
 
 def _grid(graph: Graph, layer: str) -> tuple[int, int]:
-    """How many tokens of shape (N, tokens, C) come before a square grid of them, and the grid's side."""
+    """Number of tokens (0 or 1) before a square grid of them in a layer (N, tokens, C), and the grid's side."""
     shape = graph.value(layer).shape or ()
     tokens: Dim = shape[1]
     for extra in (0, 1):
         if isinstance(tokens, int) and tokens > extra and isqrt(tokens - extra) ** 2 == tokens - extra:
             return extra, isqrt(tokens - extra)
-    raise UnsupportedModelError(f"the tokens of {graph.value(layer)} are no square grid, with or without one in front")
+    raise UnsupportedModelError(
+        f"the tokens of {graph.value(layer)} do not form a square grid, with or without a token in front"
+    )
 
 
 def channels_first(graph: Graph, v: Var, layer: str, x: Var) -> Var:
-    """A tensor in the layer's layout as one of shape (N, C, places ...)."""
+    """Move a tensor from the layer's layout to shape (N, C, places ...)."""
     if v.rank == 3 and x.rank == 4:
         extra, side = _grid(graph, layer)
         emitter = v.emitter
@@ -273,10 +282,10 @@ def channels_first(graph: Graph, v: Var, layer: str, x: Var) -> Var:
 
 
 def resized(graph: Graph, drawn: Var, part: Slice, upsample: Upsampling) -> Var:
-    """A map of the size of the input that a slice names."""
+    """Enlarge a map to the size of the input that a slice names."""
     emitter, dtype = drawn.emitter, drawn.dtype
     x, axes = emitter.var(part.name), _places(graph, part.tensors[0], part.name, needed=True)
-    flat = len(axes) == 1  # ONNX Runtime interpolates pictures and volumes
+    flat = len(axes) == 1  # ONNX Runtime interpolates images and volumes only
     picture = drawn.reshape([0, 1, 1, -1]) if flat else drawn
     sizes = concat([x.size(0), emitter.ints([1, 1] if flat else [1]), *(x.size(a) for a in axes)])
     shape = x.shape or ()
@@ -288,7 +297,7 @@ def resized(graph: Graph, drawn: Var, part: Slice, upsample: Upsampling) -> Var:
 
 
 def spread(graph: Graph, drawn: Var, part: Slice, x: Var) -> Var:
-    """A map of the input's size, with its axes where they are in the input."""
+    """Move the axes of a map of the input's size to where they are in the input."""
     places = (0, *_places(graph, part.tensors[0], part.name, needed=True))
     sizes = [x.size(a) if a in places else x.emitter.ints([1]) for a in range(x.rank)]
     return drawn.reshape(concat(sizes), tuple((x.shape or ())[a] if a in places else 1 for a in range(x.rank)))

@@ -1,4 +1,4 @@
-"""`Method`: a method as data: composite, seed, distribution, readout, and what it promises."""
+"""`Method`: a method as a value: composite, seed, distribution, readout, and what the attributions sum to."""
 
 from __future__ import annotations
 
@@ -11,32 +11,34 @@ from onnxplain.distributions import AveragedOver, Distribution, Moment, Point
 from onnxplain.methods import cams, readouts
 
 Promise = Literal["completeness", "conservation"]
+"""What attributions sum to: f(x) - f(baseline), or f(x)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """One way to explain.
+    """A way to explain a score, with all of its options.
 
     Attributes
     ----------
     name
         The method's name.
     composite
-        Which rule where in the reverse walk; None: forward passes only.
+        Assigns a rule to each node of the backward pass. None: the method runs forward passes only.
     distribution
-        At which points.
+        The points at which the model is evaluated.
     readout
-        (cotangent, x, baseline) -> attribution; after averaging over the points where these differ by a baseline.
+        (cotangent, x, baseline) -> attribution. Where the points lie on lines to a baseline, it follows the averaging
+        over the points.
     value_seed
-        Start the walk from the score itself (relevance) instead of from 1 (gradient).
+        Whether the backward pass starts from the score itself (relevance) instead of from 1 (gradient).
     promise
-        What the attributions sum to: "completeness" (f(x) - f(baseline)), "conservation" (f(x)), or nothing.
+        What the attributions sum to: "completeness" for f(x) - f(baseline), "conservation" for f(x), None for nothing.
     cam
-        For class activation maps: what is done with the layer.
+        For class activation maps: how the map is made of the layer.
     moment
-        What is made of the attributions at the points of a `Sampled` distribution: "mean", "square" or "variance".
+        Statistic of the attributions at the points of a `Sampled` distribution.
     around
-        Over which points all of this is averaged.
+        Further points, over which the whole method is averaged.
     """
 
     name: str

@@ -1,4 +1,7 @@
-"""Readouts: what the walk brought to a tensor -> its attribution. Operators only, so they take arrays and Vars."""
+"""Readouts: functions from the cotangent of a tensor to its attribution.
+
+They take the cotangent (or relevance) ct, the tensor x and its baseline, as arrays or as Vars: they use operators only.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,25 @@ from typing import Any
 
 
 def plain(ct: Any, x: Any, baseline: Any) -> Any:
-    """The cotangent (or relevance) as it is."""
+    """Return ct."""
     return ct
 
 
 def absolute(ct: Any, x: Any, baseline: Any) -> Any:
-    """|ct|."""
+    """Return abs(ct)."""
     return abs(ct)
 
 
 def squared(ct: Any, x: Any, baseline: Any) -> Any:
-    """ct^2."""
+    """Return ct * ct."""
     return ct * ct
 
 
 def times_input(ct: Any, x: Any, baseline: Any) -> Any:
-    """X ct."""
+    """Return x * ct."""
     return x * ct
 
 
 def times_delta(ct: Any, x: Any, baseline: Any) -> Any:
-    """(x - baseline) ct."""
+    """Return (x - baseline) * ct."""
     return (x - baseline) * ct

@@ -1,4 +1,4 @@
-"""`METHODS`: every method by name. A method is data: composite, seed, distribution, readout, and what it promises."""
+"""`METHODS`: every method by name, and `make`, which builds one from its name and options."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def options_of(name: str, values: Mapping[str, Any]) -> tuple[Option, ...]:
 
 
 def _base(base: Any, options: Mapping[str, Any]) -> Any:
-    """The method that another one averages; what describes none is left for the option's own check to refuse."""
+    """Build the method that another one averages; other values are left to the check of the option."""
     described = {"method": base} if isinstance(base, str) else base
     if not isinstance(described, Mapping) or "method" not in described:
         return base

@@ -83,7 +83,7 @@ def test_bounded_inputs(name: str) -> None:
     assert {n: r for n, r in found.items() if n != "a"} == {
         n: r for n, r in rules(DEEP, name, **SHAPES).items() if n != "a"
     }
-    with pytest.raises(OptionError, match="both low and high"):
+    with pytest.raises(OptionError, match="low and high must be given together"):
         COMPOSITES[name](low=-1.0)
 
 

@@ -70,7 +70,7 @@ def test_what_is_refused() -> None:
     for at in ("b_*", []):
         with pytest.raises(ox.OptionError, match=r"no floating-point tensor fits|at names no tensor"):
             ox.Explainer(THREE, "gradient", at=at)
-    with pytest.raises(ox.OptionError, match="looks at one layer"):
+    with pytest.raises(ox.OptionError, match="needs one layer, not several"):
         ox.Explainer(IMAGES.proto(), "grad_cam", at="*")
     with pytest.raises(ox.OptionError, match="no floating-point tensor 'hh'"):
         ox.Explainer(MLP.proto(), "gradient", at=["h", "hh"])
