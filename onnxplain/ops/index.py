@@ -298,9 +298,8 @@ def grid_sample(call: Call, ct: Var) -> Sequence[Cotangent]:
         base = call.op("Round" if mode == "nearest" else "Floor", position)
         between = position - base
         weight = slope = ct.like(0)
-        for column in zip(
-            *(row[::-1] for row in coefficients), strict=True
-        ):  # Horner's scheme, and that of the derivative
+        # Horner's scheme, for the polynomial and for its derivative.
+        for column in zip(*(row[::-1] for row in coefficients), strict=True):
             slope, weight = slope * between + weight, weight * between + ct.like(np.reshape(column, along))
         place, inside = _padded(call, base + ct.like(np.reshape(offsets, along)), size)
         weights.append(weight if inside is None else weight * inside)

@@ -211,10 +211,8 @@ class ConvWindow:
             return self._crop(self._conv_transpose(ct, strides * 0, strides - 1), begins, sizes)
         if (strides == 1).all() and not isinstance(span, Var) and self.w.static_shape:
             return self._conv(ct, self._flipped(), span - 1 - begins, span - 1 - ends, strides, self.dilations)
-        rest, known = (
-            strides - 1,
-            (strides == 1).all(),
-        )  # upper bound of the number of last elements that no window reaches
+        # The number of last elements that no window reaches; where it is not known, an upper bound.
+        rest, known = strides - 1, (strides == 1).all()
         if not isinstance(span, Var) and not isinstance(sizes, Var):
             rest, known = (sizes + begins + ends - span) % strides, True
         cut = ends - rest  # elements to cut off at the ends; if negative, zeros to add

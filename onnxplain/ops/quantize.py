@@ -15,12 +15,8 @@ from onnxplain.ops.table import Call, Cotangent, Kind, OpTable
 from onnxplain.ops.traits import Trait
 
 TABLE = OpTable(Kind.AFFINE)
-ROUNDING = (
-    "Clip",
-    "Sum",
-    "QuantizeLinear",
-    "DequantizeLinear",
-)  # the nodes with which canonical graphs round a float, in this order
+# The nodes with which canonical graphs round a float, in this order.
+ROUNDING = ("Clip", "Sum", "QuantizeLinear", "DequantizeLinear")
 
 
 @TABLE.vjp("QuantizeLinear")
