@@ -232,7 +232,7 @@ def test_only_samples_that_are_run_travel(fed: list[dict[str, Any]]) -> None:
     x = IMAGES.x(20)
     explainer = ox.Explainer(IMAGES.proto(), "feature_ablation")
     explainer(x, 1)
-    chunk = explainer._compiler.runner.newest().main.chunk  # type: ignore[union-attr]
+    chunk = explainer.prepare(x, 1).runner.main.chunk
     assert all(
         len(run["copies/samples/x"]) <= 3 for run in fed if (run["copies/kept"] == 0).any()
     )  # 64 copies, 49 a sample

@@ -127,9 +127,7 @@ def peak(x: Array, chunk: int, method: str, monkeypatch: pytest.MonkeyPatch, **o
     proto = model(text, w=np.ones((x[0].size, 1), np.float32))
     explainer = ox.Explainer(proto, method, **options)
     explainer(x, 0)
-    runner = explainer._compiler.runner.newest()
-    assert runner is not None
-    runner.main.chunk = chunk
+    explainer.prepare(x, 0).runner.main.chunk = chunk
     copies: list[int] = []
     run = Session.run
 
