@@ -95,7 +95,7 @@ def _options(options: tuple[Option, ...]) -> Iterator[str]:
     yield "| option | default | unit | meaning |"
     yield "|---|---|---|---|"
     for option in options:
-        default = "" if option.default is None else f"`{option.default}`"
+        default = f"`{option.default}`"
         source = f" *Source:* {option.source}." if option.source else ""
         meaning = f"{option.meaning} *Values:* {option.valid}.{source}"
         yield f"| `{option.name}` | {default} | {_cell(option.unit)} | {_cell(meaning)} |"
