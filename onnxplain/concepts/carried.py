@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.api import Explainer, PreparedBatch
+from onnxplain.api import Explainer
 from onnxplain.arguments import or_none, whole_number
 from onnxplain.datasets import Data, Moments, Progress, for_each_chunk, with_error
 from onnxplain.distributions.baselines import Baseline, baseline_like, check_baseline
 from onnxplain.distributions.perturbation.coalitions import Coalitions, Game
 from onnxplain.distributions.perturbation.features import Partition
 from onnxplain.execution.masked import MaskedCopies
+from onnxplain.execution.requests import PreparedBatch
 
 Array = np.ndarray[Any, Any]
 

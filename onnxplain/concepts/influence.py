@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from onnxplain import execution
-from onnxplain.api import Explainer, PreparedBatch
+from onnxplain.api import Explainer
 from onnxplain.concepts.units import Influence
 from onnxplain.datasets import Data, Moments, Progress, for_each_chunk
 from onnxplain.errors import InputError, OptionError
+from onnxplain.execution.requests import PreparedBatch
 from onnxplain.graph.ir import Graph, Value
 from onnxplain.methods.cams import channel_axes
 from onnxplain.model import Loadable, load

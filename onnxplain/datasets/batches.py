@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.api import Explainer, PreparedBatch
+from onnxplain.api import Explainer
 from onnxplain.errors import InputError, OnnxplainError, OptionError, TargetError
+from onnxplain.execution.requests import PreparedBatch
 from onnxplain.graph.axes import BatchAxes
 from onnxplain.questions.quantities import Quantity
 from onnxplain.runtime.device import Tensor, received

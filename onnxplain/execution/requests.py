@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from onnxplain.canonize.canonical import Sizes
-from onnxplain.execution import Answer
+from onnxplain.execution.answer import Answer
+from onnxplain.execution.runner import Runner
 from onnxplain.graph.axes import BatchAxes
 from onnxplain.questions.quantities import ExplainedTensor, Quantity, Target
 from onnxplain.runtime.device import Tensor
@@ -96,6 +97,42 @@ class Request:
             return np.array_equal(array, other)
         sizes = [np.delete(shape, axis).tolist() for shape in (array.shape, other.shape)]
         return array.dtype == other.dtype and sizes[0] == sizes[1]
+
+
+@dataclass(frozen=True)
+class PreparedBatch:
+    """A request with the runner that answers it.
+
+    Attributes
+    ----------
+    specialization
+        The specialization of the runner.
+    runner
+        The program and its sessions.
+    feeds
+        All inputs besides the target that are on the host, by name, with the weights of a weighted sum.
+    target
+        The target, as `onnxplain.execution.run` takes it.
+    tensors
+        The inputs that stay on the GPU, where the runner calculates.
+    """
+
+    specialization: Specialization
+    runner: Runner
+    feeds: dict[str, Array]
+    target: Array | None
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, request: Request, runner: Runner) -> PreparedBatch:
+        """The request as it is."""
+        weights = {} if request.weights is None else {str(runner.names.weights): request.weights}
+        return cls(request.specialization, runner, {**request.feeds, **weights}, request.target, request.tensors)
+
+    def on_host(self) -> PreparedBatch:
+        """Copy the tensors to the host."""
+        copies = {name: tensor.numpy() for name, tensor in self.tensors.items()}
+        return replace(self, feeds={**self.feeds, **copies}, tensors={})
 
 
 def _row(array: Array | None) -> Any:

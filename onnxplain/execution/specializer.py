@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from onnxplain.canonize import Canonical
 from onnxplain.canonize.cache import key
 from onnxplain.errors import OptionError
 from onnxplain.execution import kept
-from onnxplain.execution.requests import Specialization
+from onnxplain.execution.requests import PreparedBatch, Request, Specialization
+from onnxplain.execution.run import runs_on_device, traced
 from onnxplain.execution.runner import Runner, Setting
 from onnxplain.methods import table as methods
 from onnxplain.methods.method import Method
@@ -19,9 +23,14 @@ from onnxplain.model import Model
 from onnxplain.programs.assembly import report
 from onnxplain.programs.compile import compile_method
 from onnxplain.programs.program import Assignment, Program
+from onnxplain.questions import quantities
+from onnxplain.questions.inputs import check_finite
+from onnxplain.questions.quantities import Quantity, Target
 from onnxplain.questions.question import Question, ask, extended
 from onnxplain.runtime.providers import ProviderChoice
 from onnxplain.runtime.recent import Recent
+
+Array = np.ndarray[Any, Any]
 
 
 class Specializer:
@@ -63,10 +72,39 @@ class Specializer:
         canonical, question = self.question(specialization)
         return compile_method(canonical.graph, self.method, question, traced=traced)
 
-    def traced(self, specialization: Specialization) -> Runner:
-        """A runner whose program tells what arrives at each node; it is not kept."""
+    def resolved(
+        self, specialization: Specialization, target: Target | Quantity, samples: int
+    ) -> tuple[Array | None, Array | None]:
+        """Positions in the explained tensor, or labels, and weights (see `onnxplain.questions.quantities.resolved`)."""
+        canonical, question = self.question(specialization)
+        value, names = canonical.graph.value(question.explained), canonical.labels.get(question.output, ())
+        return quantities.resolved(target, value, question.axis, samples, names)
+
+    def prepared(self, request: Request) -> PreparedBatch:
+        """The request with its runner; tensors on a GPU are copied to the host if the method needs them there.
+
+        Raises
+        ------
+        InputError
+            A tensor holds infinity, or NaN that is no missing value.
+        """
+        batch = PreparedBatch.of(request, self.runner(request.specialization))
+        if not batch.tensors or runs_on_device(batch.runner, self.method):
+            return batch
+        on_host = batch.on_host()
+        copies = {name: on_host.feeds[name] for name in batch.tensors}
+        check_finite(copies, self.model.inputs, self.model.takes_nan)
+        return on_host
+
+    def trace(self, request: Request, target: Array) -> list[Assignment]:
+        """The report with the relevance at each node; runs the model once more, with a program that is not kept."""
+        specialization = request.specialization
+        lines = self.report(specialization)
+        if not lines:
+            return []
         canonical, _ = self.question(specialization)
-        return Runner.load(self.program(specialization, traced=True), self._setting(canonical))
+        runner = Runner.load(self.program(specialization, traced=True), self._setting(canonical))
+        return traced(runner, lines, PreparedBatch.of(request, runner).on_host().feeds, target)
 
     def report(self, specialization: Specialization) -> list[Assignment]:
         """The rule of each node, in the order of the reverse walk; empty for methods without one."""

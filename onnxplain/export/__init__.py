@@ -5,6 +5,6 @@ memory does not depend on the number of points.
 """
 
 from onnxplain.export.explainer import WRITERS, Writer, explainer_graph, in_types
-from onnxplain.export.specification import FixedTarget, Specification
+from onnxplain.export.specification import Specification
 
-__all__ = ["WRITERS", "FixedTarget", "Specification", "Writer", "explainer_graph", "in_types"]
+__all__ = ["WRITERS", "Specification", "Writer", "explainer_graph", "in_types"]

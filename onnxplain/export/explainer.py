@@ -25,7 +25,7 @@ from onnxplain.export.line import write_line
 from onnxplain.export.point import write_point
 from onnxplain.export.references import write_references
 from onnxplain.export.sampled import write_increments, write_input_lines, write_lines, write_noise
-from onnxplain.export.specification import FixedTarget, Specification
+from onnxplain.export.specification import Specification
 from onnxplain.export.windows import write_windows
 from onnxplain.graph.emit import Emitter
 from onnxplain.graph.ir import Graph, Node, Value, is_float
@@ -58,17 +58,17 @@ A distribution without a row refuses in `Distribution.check_export`.
 """
 
 
-def explainer_graph(graph: Graph, method: Method, question: Question, has_target: bool, target: FixedTarget) -> Graph:
+def explainer_graph(
+    graph: Graph, method: Method, question: Question, fixed: tuple[np.ndarray[Any, Any], ...] | None
+) -> Graph:
     """The graph of a stand-alone explainer: a model and a method that need an ONNX runtime only.
 
     Parameters
     ----------
     graph
         A canonical graph.
-    has_target
-        Whether the explainer has an input ``target`` (see `quantities.target_inputs`).
-    target
-        Otherwise, the target of all samples.
+    fixed
+        The target of all samples, if the explainer has no input for it (see `Specification`).
 
     Returns
     -------
@@ -88,7 +88,7 @@ def explainer_graph(graph: Graph, method: Method, question: Question, has_target
         )
     method.distribution.check_export(method.name)
     program = compile_method(graph, method, question, model_outputs=True)
-    spec = Specification(graph, method, program, has_target, target)
+    spec = Specification(graph, method, program, fixed)
     return row_of(WRITERS, method.distribution)(spec, method.distribution)
 
 

@@ -12,10 +12,10 @@ def write_point(spec: Specification, distribution: Distribution) -> Graph:
     program = spec.program
     outputs = [v.name for v in spec.graph.outputs] + list(program.names.attributions.values())
     explainer = program.graph.pruned(outputs)
-    if spec.has_target:
+    if spec.fixed is None:
         return explainer
     names = [name for name in (program.names.target, program.names.weights) if name]
-    fixed = dict(zip(names, spec.constants, strict=True))
+    fixed = dict(zip(names, spec.fixed, strict=True))
     inputs = tuple(v for v in explainer.inputs if v.name not in fixed)
     values = {k: v for k, v in explainer.values.items() if k not in fixed}
     return explainer.replace(inputs=inputs, constants={**explainer.constants, **fixed}, values=values)

@@ -16,9 +16,6 @@ from onnxplain.programs.program import Program
 
 Array = np.ndarray[Any, Any]
 
-FixedTarget = Array | tuple[Array, Array] | None
-"""Target of one sample, as `quantities.resolve` or `Quantity.resolve` returns it: positions, and weights of these."""
-
 
 @dataclass(frozen=True)
 class Specification:
@@ -32,26 +29,19 @@ class Specification:
         The method.
     program
         The method's program for this graph, with the model's own outputs.
-    has_target
-        Whether the explainer has an input ``target`` (see `quantities.target_inputs`).
-    target
-        Otherwise, the target of all samples; None: the labels that the model gives.
+    fixed
+        The target of all samples, and its weights for a weighted sum; empty for the labels that the model gives. None:
+        the explainer has an input ``target`` instead (see `onnxplain.questions.quantities.target_inputs`).
     """
 
     graph: Graph
     method: Method
     program: Program
-    has_target: bool
-    target: FixedTarget
-
-    @property
-    def constants(self) -> tuple[Array, ...]:
-        """The target, and its weights for a weighted sum; empty for labels."""
-        return self.target if isinstance(self.target, tuple) else () if self.target is None else (self.target,)
+    fixed: tuple[Array, ...] | None
 
     def inside(self) -> Inside:
         """Begin the explainer: the model at its input, around the program, which runs inside of a loop."""
-        return Inside.of(self.graph, self.program, None if self.has_target else self.constants)
+        return Inside.of(self.graph, self.program, self.fixed)
 
 
 def finished(inside: Inside, attributions: Mapping[str, Var]) -> Graph:
