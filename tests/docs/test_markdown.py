@@ -24,3 +24,16 @@ from tools.docs.markdown import as_markdown
 )
 def test_docstrings_become_markdown(docstring, markdown):
     assert as_markdown(docstring) == markdown
+
+
+@pytest.mark.parametrize(
+    ("docstring", "markdown"),
+    [
+        ("See `load`.", "See [`load`][onnxplain.load]."),
+        ("See `onnxplain.Explainer`.", "See [`onnxplain.Explainer`][onnxplain.Explainer]."),
+        ("See `Explainer.export`.", "See [`Explainer.export`][onnxplain.Explainer.export]."),
+        ("Code is ``load``, and `loaded` is private.", "Code is ``load``, and `loaded` is private."),
+    ],
+)
+def test_public_names_become_links(docstring, markdown):
+    assert as_markdown(docstring, {"load", "Explainer"}) == markdown
