@@ -238,3 +238,6 @@ class AveragedOver:
 
     points: Sampled
     moment: Moment = "mean"
+
+    def __post_init__(self) -> None:
+        check_fields(self)

@@ -6,13 +6,27 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pytest
 
 import onnxplain as ox
-from onnxplain.distributions import Distribution, Line, LineIncrements, Lines, Point, References, Root, row_of
+from onnxplain.distributions import (
+    AveragedOver,
+    Distribution,
+    Line,
+    LineIncrements,
+    Lines,
+    Noise,
+    Point,
+    Quadrature,
+    References,
+    Root,
+    row_of,
+)
+from onnxplain.distributions.lines import QUADRATURES
+from onnxplain.distributions.perturbation.lime import SURROGATES, Surrogate
 from onnxplain.errors import OptionError
 from onnxplain.execution import LOOPS, Answer, Runner
 from onnxplain.execution.point import explain_point
@@ -75,6 +89,13 @@ def test_a_row_holds_for_subclasses() -> None:
     assert [row_of(table, d) for d in (Point(), Line(), Longer())] == [1, 2, 2]
     with pytest.raises(NotImplementedError, match="no row for Point"):
         row_of({Line: 2}, Point())
+
+
+def test_tables_of_options_are_complete() -> None:
+    assert set(QUADRATURES) == set(get_args(Quadrature))
+    assert set(SURROGATES) == set(get_args(Surrogate))
+    with pytest.raises(OptionError, match=r"there is no moment 'median'\n.*Known: mean, square, variance"):
+        AveragedOver(Noise(), "median")  # type: ignore[arg-type]
 
 
 def test_increments_are_those_of_one_line_in_order() -> None:

@@ -1,3 +1,5 @@
+"""Points on a line and their weights, against what is known in closed form."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -5,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxplain.distributions.baselines import baseline_like
 from onnxplain.distributions.lines import QUADRATURES, Line, Quadrature, calibrated
 from onnxplain.errors import OptionError
 
@@ -62,17 +63,6 @@ LINES: list[tuple[dict[str, Any], str]] = [
 def test_bad_lines(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         Line(**options)
-
-
-def test_baseline_like() -> None:
-    x = np.ones((2, 3, 4), np.float32)
-    for baseline in (0.5, np.zeros(4), np.zeros((3, 1)), np.zeros((1, 3, 4)), np.zeros((2, 1, 1), int)):
-        array = baseline_like(baseline, x, "x")
-        assert array.shape == x.shape
-        assert array.dtype == x.dtype
-    for baseline in (np.zeros(3), np.zeros((3, 3, 4)), np.zeros((1, 2, 3, 4))):
-        with pytest.raises(OptionError, match=r"does not fit the input 'x' of shape \(2, 3, 4\)"):
-            baseline_like(baseline, x, "x")
 
 
 def test_calibrated_weights_are_the_nearest_that_make_the_slopes_exact() -> None:
