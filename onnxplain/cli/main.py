@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect as signatures
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -300,21 +299,12 @@ def methods(name: str | None, as_json: bool) -> None:
     The description has the formula, what the attributions sum to, the cost in passes through the model, when to use the
     method, its papers, and each option with its unit, its default, its meaning and its valid values.
     """
-    parts = {
-        "rules": {name: _defaults(f) for name, f in LRP_RULES.items()},
-        "composites": {name: _defaults(f) for name, f in COMPOSITES.items()},
-    }
+    parts: show.Parts = {"rules": LRP_RULES, "composites": COMPOSITES}
     if name is None:
         show.methods(ox.METHODS, parts, as_json)
     else:
         one_of(ox.METHODS).check("method", name)
         show.method(ox.METHODS[name], parts if name == "lrp" else {}, as_json)
-
-
-def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    """Parameters of a rule or a composite and their defaults; None for those without one."""
-    parameters = signatures.signature(function).parameters.values()
-    return {p.name: None if p.default is p.empty else p.default for p in parameters}
 
 
 main.add_command(influence)

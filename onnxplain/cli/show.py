@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -286,7 +288,7 @@ def model(
     _print(("methods", "work", "reason"), rows)
 
 
-Parts = Mapping[str, Mapping[str, Mapping[str, Any]]]  # "rules" or "composites" -> name -> parameter -> default
+Parts = Mapping[str, Mapping[str, Callable[..., Any]]]  # "rules" or "composites" of lrp -> name -> what makes one
 
 
 def methods(table: Mapping[str, MethodSpec], parts: Parts, as_json: bool) -> None:
@@ -294,7 +296,7 @@ def methods(table: Mapping[str, MethodSpec], parts: Parts, as_json: bool) -> Non
     defaults = {name: {option.name: option.default for option in spec.options} for name, spec in table.items()}
     if as_json:
         listed = {name: {"summary": spec.summary, "options": defaults[name]} for name, spec in table.items()}
-        _dump({"methods": listed, "lrp": parts})
+        _dump({"methods": listed, "lrp": _parts(parts)})
         return
     rows = [(name, spec.summary, _options(defaults[name])) for name, spec in table.items()]
     _print(("method", "what it computes", "options"), rows, show_lines=True)
@@ -305,7 +307,7 @@ def methods(table: Mapping[str, MethodSpec], parts: Parts, as_json: bool) -> Non
 def method(spec: MethodSpec, parts: Parts, as_json: bool) -> None:
     """Print all that is known about one method."""
     if as_json:
-        _dump(spec.described | ({"lrp": parts} if parts else {}))
+        _dump(spec.described | ({"lrp": _parts(parts)} if parts else {}))
         return
     lines = [
         ("formula", spec.formula),
@@ -327,9 +329,25 @@ def _explained_option(option: Option) -> str:
     return f"{option.meaning} Valid: {option.valid}.{source}"
 
 
+def _parts(parts: Parts) -> dict[str, dict[str, dict[str, Any]]]:
+    """Parameters of the rules and composites and their defaults; None for those without one."""
+    return {what: {name: _defaults(make) for name, make in known.items()} for what, known in parts.items()}
+
+
+def _defaults(make: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(make).parameters.values()
+    return {p.name: None if p.default is p.empty else p.default for p in parameters}
+
+
 def _print_parts(parts: Parts) -> None:
     for what, known in parts.items():
-        _print((f"lrp {what}", "options"), [(name, _options(defaults)) for name, defaults in known.items()])
+        rows = [(name, _first_line(make), _options(_defaults(make))) for name, make in known.items()]
+        _print((f"lrp {what}", "what it does", "options"), rows)
+
+
+def _first_line(make: Callable[..., Any]) -> str:
+    """First line of a docstring, without its references."""
+    return re.sub(r" \[\w+\]_", "", (inspect.getdoc(make) or "").partition("\n")[0])
 
 
 def _print(columns: Sequence[str], rows: Sequence[Sequence[str]], **style: Any) -> None:

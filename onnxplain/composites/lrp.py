@@ -176,14 +176,17 @@ COMPOSITES: dict[str, Callable[..., Composite]] = {
 
 
 def _zero() -> Rule:
+    """LRP-0: the epsilon rule with epsilon = 0; no share is absorbed."""
     return Epsilon(0.0)
 
 
 def _z_plus(epsilon: float = 1e-6) -> Rule:
+    """The z+ rule: alpha-beta with alpha = 1 and beta = 0; only positive contributions count."""
     return AlphaBeta(1.0, 0.0, epsilon)
 
 
 def _z_box(low: Bound, high: Bound, epsilon: float = 1e-6) -> Rule:
+    """The z-box rule, for the first layer: inputs lie between low and high."""
     return ZBox(low, high, epsilon)
 
 

@@ -72,8 +72,8 @@ def grad_cam_plus_plus(relu: options.Relu = True, upsample: options.Upsample = "
     formula="sum_c G_c * A_c, A: the feature map, G: derivative of the score by it",
     latex=r"M = \sum_c G_c \odot A_c, \qquad G = \frac{\partial f}{\partial A}",
     cost=ONE_PASS,
-    use="As grad_cam, for maps that show only places which changed the score; with a sign. For a head of one linear"
-    " layer it sums to the score less the bias.",
+    use="As grad_cam, for maps that show only places which changed the score, with a sign. For a head of one linear"
+    " layer, the map before enlargement sums to the score less the bias.",
     avoid="Where smooth maps matter more than faithful ones.",
     papers=(DRAELOS_2020,),
 )

@@ -43,8 +43,8 @@ def smoothgrad(
     formula="mean_k m(x + e_k)^2, m: the base method, e_k: noise",
     latex=r"\phi_i = \frac{1}{n} \sum_{k=1}^{n} m_i(x + \epsilon_k)^2",
     cost=_NOISY,
-    use="To rank elements by importance, whatever their sign; it removes important elements better than plain gradients"
-    " do in the paper's test, in which networks are trained again without them.",
+    use="To rank elements by importance, whatever their sign. In the paper's test, which trains networks again without"
+    " the elements of highest rank, it ranks better than plain gradients.",
     avoid="Where the sign matters: it is lost.",
     papers=(HOOKER_2019, SMILKOV_2017),
 )

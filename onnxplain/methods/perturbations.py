@@ -26,8 +26,7 @@ from onnxplain.methods.spec import Cost, Doc, documented
     formula="mean over the windows that cover an element of f(x) - f(x with the window hidden)",
     latex=r"\phi_i = \frac{1}{|\{w \ni i\}|} \sum_{w \ni i} \left(f(x) - f(x_{\setminus w})\right)",
     cost=Cost("windows + 1", note="windows: the product over the spatial axes of ceil((size - window) / stride) + 1"),
-    use="On every model that runs, also without gradients: which regions does the score need? Easy to explain to"
-    " anyone.",
+    use="On every model that runs, also without gradients, to see which regions the score needs.",
     avoid="For fine detail (cost grows with the number of windows), or where several regions can each stand in for the"
     " others: hiding one then changes nothing.",
     papers=(ZEILER_2014,),
@@ -114,7 +113,7 @@ def feature_permutation(
     cost=Cost("samples + 1", note="fewer with a tolerance"),
     use="On every model that runs, for smooth maps of images; evidence in several places at once is found, where"
     " occlusion misses it. The result has standard errors.",
-    avoid="For fine detail or few passes: maps of less than a thousand masks are noisy. Without center=True the map has"
+    avoid="For fine detail or few passes: maps of fewer than 1000 masks are noisy. Without center=True the map has"
     " no meaningful sign.",
     papers=(PETSIUK_2018,),
 )
@@ -213,7 +212,17 @@ def lime(
     ] = None,
 ) -> Method:
     """Coefficients of a linear model that is fitted to the scores of random sets of features."""
-    return Method("lime", None, Lime(features, samples, kernel_width, surrogate, alpha, baseline, seed, tolerance))
+    sets = Lime(
+        features=features,
+        samples=samples,
+        kernel_width=kernel_width,
+        surrogate=surrogate,
+        alpha=alpha,
+        baseline=baseline,
+        seed=seed,
+        tolerance=tolerance,
+    )
+    return Method("lime", None, sets)
 
 
 SHAPLEY_LATEX = r"\phi_i = \sum_{S \not\ni i} \frac{|S|! \, (n - |S| - 1)!}{n!} \left(f(x_{S \cup i}) - f(x_S)\right)"

@@ -35,8 +35,8 @@ def guided_backprop(clip: options.Clip = False) -> Method:
     cost=ONE_PASS,
     use="To picture what a unit of a convolutional network with max pooling responds to; it starts from the unit's own"
     " activation with values=True, as in the paper.",
-    avoid="To compare classes, or without pooling: only pooling and weights then shape the picture. Without ReLUs it is"
-    " the gradient.",
+    avoid="To compare classes. Without max pooling, the picture depends on the weights alone and not on the input;"
+    " without ReLUs it is the gradient.",
     papers=(ZEILER_2014,),
 )
 def deconvnet(

@@ -249,9 +249,20 @@ def documented(
     assert family in get_args(Family)
 
     def decorate(build: Callable[..., Method]) -> MethodSpec:
-        summary = inspect.cleandoc(build.__doc__ or "")
-        name, options = build.__name__, _options(build)
-        spec = MethodSpec(name, summary, family, formula, latex, promise, cost, use, avoid, papers, options, build)
+        spec = MethodSpec(
+            name=build.__name__,
+            summary=inspect.cleandoc(build.__doc__ or ""),
+            family=family,
+            formula=formula,
+            latex=latex,
+            promise=promise,
+            cost=cost,
+            use=use,
+            avoid=avoid,
+            papers=papers,
+            options=_options(build),
+            build=build,
+        )
         build.__doc__ = spec.docstring
         return spec
 
@@ -271,4 +282,13 @@ def _option(name: str, hint: Any, default: Any) -> Option:
         raise AssertionError(f"the type of '{name}' says neither what is valid nor what it means: {hint}")
     doc = docs[-1]  # what a type adds to one with a Doc of its own stands behind it
     shown = default.name if isinstance(default, Method) else default
-    return Option(name, valid.type, doc.unit, shown, doc.meaning, valid.words, doc.source, valid.check)
+    return Option(
+        name=name,
+        type=valid.type,
+        unit=doc.unit,
+        default=shown,
+        meaning=doc.meaning,
+        valid=valid.words,
+        source=doc.source,
+        check=valid.check,
+    )
