@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import onnxplain as ox
+from onnxplain.distributions.fills import blurred
 from onnxplain.distributions.lines import QUADRATURES
 from onnxplain.distributions.sampling import Noise
 from tests.models import IMAGES, MLP, TOKENS, Array
@@ -72,6 +73,18 @@ def test_an_internal_tensor_of_a_moving_input() -> None:
     base = {"method": "integrated_gradients", "steps": 2}
     result = ox.explain(proto, x, "smoothgrad", at=name, samples=4, noise=0.3, seed=3, base=base)
     assert relative_error(result.values, np.mean(found, axis=0)) < 1e-4
+
+
+def test_a_blurred_baseline_of_the_inputs_beside_one_of_an_internal_tensor() -> None:
+    """DeepLIFT's own baseline is that of the tensor, a number; the line's is that of the inputs that move."""
+    x, proto = IMAGES.x(2), IMAGES.proto()
+    options = {"at": ox.load(proto).tensors[0].name, "target": 1}
+    start = blurred(x)
+    points = [(start + np.float32(t) * (x - start)) for t in QUADRATURES["midpoint"](3)[0]]
+    expected = np.mean([ox.explain(proto, p, "deeplift", **options).values for p in points], axis=0)
+    settings = {"steps": 3, "quadrature": "midpoint", "baseline": "blur", "base": {"method": "deeplift"}}
+    found = ox.explain(proto, x, "internal_influence", **settings, **options)
+    assert relative_error(found.values, expected) < 1e-5
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
