@@ -1,20 +1,20 @@
-"""The exception tree.
+"""The exception tree, with the built-in classes that each exception also belongs to.
 
 ::
 
     OnnxplainError
     ├── ModelError (ValueError)            the file is not a usable ONNX model
-    │   └── UnsupportedModelError          valid ONNX, but something in it cannot be explained
-    │       ├── UnsupportedOperatorError   operators without a gradient on the path, all of them named
-    │       └── NoRuleError                kinds that a composite does not name, all of them named
+    │   └── UnsupportedModelError          valid ONNX, but part of the model cannot be explained
+    │       ├── UnsupportedOperatorError   operators on the path have no gradient; all of them are named
+    │       └── NoRuleError                a composite has no rule for some nodes; all of them are named
     ├── InputError (ValueError)            an input array has the wrong name, shape, dtype or content
-    ├── TargetError (ValueError)           there is no such target
-    ├── OptionError (ValueError)           unknown method or option, or a bad value for one
-    │   └── TensorError (TypeError)        an expression uses a tensor as a number, a truth or a list
-    ├── ProviderError (ValueError)         an execution provider that is not installed, or fails to start
-    ├── RunError                           ONNX Runtime fails while it runs: memory, sizes that the model cannot take
+    ├── TargetError (ValueError)           the model has no such target
+    ├── OptionError (ValueError)           unknown method or option, or a bad value for an option
+    │   └── TensorError (TypeError)        an expression uses a tensor as a number, a truth value or a list
+    ├── ProviderError (ValueError)         an execution provider is not installed, or fails to start
+    ├── RunError                           ONNX Runtime fails during a run: out of memory, or sizes that do not fit
     ├── BusyError                          a `Batcher` takes no request now: its queue is full, or it is closed
-    └── OutputError (ValueError, OSError)  a result cannot be written where it was asked for
+    └── OutputError (ValueError, OSError)  a result cannot be written to the given place
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from collections.abc import Iterable
 
 
 class OnnxplainError(Exception):
-    """Base of every error that onnxplain raises on purpose.
+    """Base class of all errors that onnxplain raises on purpose.
 
     Parameters
     ----------
-    message
-        What is wrong and where, on one line.
-    hint
-        What to do about it; shown on a line of its own.
+    message : str
+        The error and its place, on one line.
+    hint : str
+        A way to solve the problem, shown on a second line; empty if there is none.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -45,15 +45,15 @@ class ModelError(OnnxplainError, ValueError):
 
 
 class UnsupportedModelError(ModelError):
-    """The model is valid, but something in it cannot be explained."""
+    """The model is valid ONNX, but part of it cannot be explained."""
 
 
 class UnsupportedOperatorError(UnsupportedModelError):
-    """Operators without a gradient lie between the explained output and the input."""
+    """Operators between the explained output and the input have no gradient."""
 
 
 class NoRuleError(UnsupportedModelError):
-    """A composite names no rule for some nodes of this model."""
+    """A composite has no rule for some nodes of the model."""
 
 
 class InputError(OnnxplainError, ValueError):
@@ -61,15 +61,15 @@ class InputError(OnnxplainError, ValueError):
 
 
 class TargetError(OnnxplainError, ValueError):
-    """There is no such target."""
+    """The model has no such target."""
 
 
 class OptionError(OnnxplainError, ValueError):
-    """An unknown method or option, or a bad value for one."""
+    """An unknown method or option, or a bad value for an option."""
 
 
 class TensorError(OptionError, TypeError):
-    """An expression uses a tensor, which has no values before the model runs, as a number, a truth or a list."""
+    """An expression uses a tensor, which has no values before the model runs, as a number, a truth value or a list."""
 
 
 class ProviderError(OnnxplainError, ValueError):
@@ -77,7 +77,7 @@ class ProviderError(OnnxplainError, ValueError):
 
 
 class RunError(OnnxplainError):
-    """ONNX Runtime fails while it runs: out of memory, or sizes that the model cannot take."""
+    """ONNX Runtime fails during a run: out of memory, or sizes that the model cannot take."""
 
 
 class BusyError(OnnxplainError):
@@ -85,11 +85,11 @@ class BusyError(OnnxplainError):
 
 
 class OutputError(OnnxplainError, ValueError, OSError):
-    """A result cannot be written where it was asked for."""
+    """A result cannot be written to the given place."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a hint that lists the known words, the nearest one first if any is near.
+    """Return a hint that lists the known words, after the one that is spelled most alike if any is.
 
     Examples
     --------

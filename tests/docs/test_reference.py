@@ -30,7 +30,12 @@ def resolved(name):
 def described(cls):
     """The names that a class's docstring, and those of its bases, describe as attributes or parameters."""
     texts = [inspect.getdoc(base) or "" for base in cls.__mro__[:-1]]
-    return {name for text in texts for line in re.findall(r"^([\w, ]+)$", text, re.M) for name in line.split(", ")}
+    return {
+        name
+        for text in texts
+        for line in re.findall(r"^([\w, ]+?)(?: : .+)?$", text, re.M)
+        for name in line.split(", ")
+    }
 
 
 @pytest.mark.parametrize("name", ox.__all__)
