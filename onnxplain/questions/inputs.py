@@ -1,4 +1,4 @@
-"""Checks of what a user hands in, before any work starts."""
+"""Checks of the inputs that a user gives, before any work starts."""
 
 from __future__ import annotations
 
@@ -19,71 +19,91 @@ Array = np.ndarray[Any, Any]
 def check_inputs(
     x: Any, inputs: Sequence[Value], axes: BatchAxes, nan: bool = False, gpu: bool = False
 ) -> tuple[dict[str, Given], int, dict[str, int]]:
-    """Check input arrays against what the model declares.
+    """Check input arrays against the model's declarations.
 
     Parameters
     ----------
-    x
-        One array for a model of one input, or name -> array; what implements DLPack counts as one.
+    x : array or mapping of str to array
+        Arrays by input name, or one array for a model with one input. Objects that implement DLPack are arrays, too.
     inputs
-        The model's inputs; a dimension is a size, or the name of a free one.
+        The model's inputs; a dimension is a size, or the name of a free size.
     axes
-        Inputs with a batch axis -> which it is, whatever its declared size.
+        Batch axes of the inputs; any number of samples is valid, whatever size the model declares.
     nan
-        Whether NaN is allowed.
+        Whether NaN is valid.
     gpu
-        Whether tensors on GPU 0 are; nobody looks at their numbers.
+        Whether tensors on GPU 0 are valid. They are not searched for NaN and infinity.
 
     Returns
     -------
-    feeds, samples, sizes
-        Arrays by name, or tensors on a GPU; the number of samples; and the sizes of the free dimensions (other than the
-        batch) and ranks.
+    feeds : dict of str to array or Tensor
+        Inputs by name, with the dtypes of the canonical graph; tensors are on a GPU.
+    samples : int
+        Number of samples.
+    sizes : dict of str to int
+        Sizes of the free dimensions other than the batch, and ranks of the inputs without a declared shape.
 
     Raises
     ------
     InputError
-        The first thing that is wrong, with the input's name.
+        The first error found, with the name of the input.
     """
-    declared = {v.name: v for v in inputs}
+    declared = {value.name: value for value in inputs}
+    arrays = _named(x, declared)
+    feeds = {
+        name: _checked(received(arrays[name], name, gpu), value, axes.get(name)) for name, value in declared.items()
+    }
+    sizes = _sizes(feeds, declared)
+    check_finite({name: array for name, array in feeds.items() if isinstance(array, np.ndarray)}, inputs, nan)
+    samples = _samples(feeds, axes)
+    batch = {v.shape[axes[n]] for n, v in declared.items() if n in axes and v.shape}
+    return feeds, samples, {name: size for name, size in sizes.items() if name not in batch}
+
+
+def _named(x: Any, declared: Mapping[str, Value]) -> Mapping[str, Any]:
+    """The arrays by input name: one for each input."""
     if not isinstance(x, Mapping):
-        if len(inputs) != 1:
-            raise InputError(
-                f"the model has {len(inputs)} inputs: {', '.join(declared)}", "Give a dict of name -> array."
-            )
-        x = {inputs[0].name: x}
+        if len(declared) != 1:
+            names = ", ".join(declared)
+            raise InputError(f"the model has {len(declared)} inputs: {names}", "Give a dict of name -> array.")
+        return dict.fromkeys(declared, x)
     for name in x:
         if name not in declared:
             raise InputError(f"the model has no input '{name}'", did_you_mean(str(name), declared))
     if missing := [name for name in declared if name not in x]:
         raise InputError(f"no array for input {', '.join(missing)}")
-    feeds: dict[str, Given] = {}
-    sizes: dict[str, int] = {}
+    return x
+
+
+def _samples(feeds: Mapping[str, Given], axes: BatchAxes) -> int:
+    """Number of samples; 1 if no input has a batch axis."""
     samples: dict[str, int] = {}
-    taken = names_of(value.shape for value in declared.values())
-    for name, value in declared.items():
-        array = _checked(received(x[name], name, gpu), value, axes.get(name))
-        feeds[name] = array
-        if name in axes:
-            if not array.ndim:
-                raise InputError(f"the array for input '{name}' has no batch axis")
-            samples[name] = array.shape[axes[name]]
-        if value.shape is None:
-            sizes[rank_of(name)] = array.ndim
-            sizes |= {size_of(name, axis, taken): size for axis, size in enumerate(array.shape) if axis}
-        for dim, size in zip(value.shape or (), array.shape, strict=False):
-            if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
-                raise InputError(f"dimension '{dim}' is {sizes[dim]} in one input and {size} in '{name}'")
-    check_finite({name: array for name, array in feeds.items() if isinstance(array, np.ndarray)}, inputs, nan)
+    for name in (name for name in feeds if name in axes):
+        if not feeds[name].ndim:
+            raise InputError(f"the array for input '{name}' has no batch axis")
+        samples[name] = feeds[name].shape[axes[name]]
     if len(set(samples.values())) > 1:
         raise InputError(f"the inputs have different numbers of samples: {samples}")
-    count = next(iter(samples.values()), 1)
-    batch = {v.shape[axes[n]] for n, v in declared.items() if n in axes and v.shape}
-    return feeds, count, {name: size for name, size in sizes.items() if name not in batch}
+    return next(iter(samples.values()), 1)
+
+
+def _sizes(feeds: Mapping[str, Given], declared: Mapping[str, Value]) -> dict[str, int]:
+    """Sizes of the free dimensions, by their names, and of inputs without a declared shape."""
+    sizes: dict[str, int] = {}
+    taken = names_of(value.shape for value in declared.values())
+    for name, value in declared.items():
+        shape = feeds[name].shape
+        if value.shape is None:
+            sizes[rank_of(name)] = len(shape)
+            sizes |= {size_of(name, axis, taken): size for axis, size in enumerate(shape) if axis}
+        for dim, size in zip(value.shape or (), shape, strict=False):
+            if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
+                raise InputError(f"dimension '{dim}' is {sizes[dim]} in one input and {size} in '{name}'")
+    return sizes
 
 
 def _checked(array: Given, value: Value, batch_axis: int | None) -> Given:
-    """The array as the canonical graph takes it."""
+    """The array with the dtype that the canonical graph takes."""
     expected = " x ".join("?" if d is None else str(d) for d in value.shape or ())
     half = value.is_float and value.dtype.itemsize == 2
     if half and array.dtype == np.float32:  # half precision is calculated in single
@@ -91,7 +111,8 @@ def _checked(array: Given, value: Value, batch_axis: int | None) -> Given:
     elif half and array.dtype == value.dtype and isinstance(array, np.ndarray):
         array = array.astype(np.float32)
     elif half and array.dtype == value.dtype:
-        raise InputError(f"half precision is calculated in float32, and input '{value.name}' is on a GPU: x.float()")
+        what = f"{array.dtype} tensors on a GPU are not supported for input '{value.name}'"
+        raise InputError(what, "Give x.float(): half precision is calculated in float32.")
     elif value.dtype == object and array.dtype.kind in "US" and isinstance(array, np.ndarray):
         array = array.astype(object)
     elif array.dtype != value.dtype:
@@ -117,7 +138,7 @@ def _checked(array: Given, value: Value, batch_axis: int | None) -> Given:
 
 
 def check_finite(arrays: Mapping[str, Array], inputs: Sequence[Value], nan: bool) -> None:
-    """Raise InputError where an array of floats holds infinity, or NaN where that is not allowed."""
+    """Raise InputError if an array of floats holds infinity, or NaN although ``nan`` is False."""
     for name in (value.name for value in inputs if value.is_float and value.name in arrays):
         wrong = ~np.isfinite(arrays[name]) & ~(np.isnan(arrays[name]) & nan)
         if wrong.any():

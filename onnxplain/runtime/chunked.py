@@ -1,4 +1,4 @@
-"""A session fed in chunks."""
+"""`Chunked`: a session that runs a batch in chunks that fit into memory."""
 
 from __future__ import annotations
 
@@ -23,18 +23,23 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class Chunked:
-    """A session fed in chunks; arrays go in and come out with the batch in front, tensors as the session takes them.
+    """A session that runs a batch in chunks.
+
+    Arrays have the batch axis in front on the way in and out, tensors on a device have it in the session's place.
 
     Attributes
     ----------
+    session
+        The session.
     axes
-        Inputs and outputs with a batch axis -> which it is in the session; other inputs are the same for all samples.
+        Batch axes of the inputs and outputs in the session; other inputs are the same for all samples.
     chunk
         Samples per run; becomes 1 when the model turns out to take only one.
     exactly
-        Whether every run must have exactly ``chunk`` samples (the model's batch size is fixed): the last is filled up.
+        Whether every run must have exactly ``chunk`` samples, because the model's batch size is fixed. The last chunk
+        is then padded with copies of its last sample.
     at_once
-        Runs that are under way at a time.
+        Number of runs at a time.
     """
 
     session: Session
@@ -51,12 +56,25 @@ class Chunked:
         progress: Progress | None = None,
         into: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Array]:
-        """Run ``count`` samples; the chunks' outputs are joined along the batch.
+        """Run a batch; the outputs of the chunks are joined along the batch axis.
+
+        Parameters
+        ----------
+        feeds
+            Inputs by name.
+        count
+            Number of samples.
+        outputs
+            Names of the outputs to return.
+        progress
+            Called with (done, count) samples after each chunk.
+        into
+            Tensors on the device into which further outputs are written, by name of the output.
 
         Raises
         ------
         InputError
-            Tensors that would have to be rearranged or filled up, which nobody does on their device.
+            A tensor would have to be rearranged or padded, which is done for arrays only.
         RunError
             The session fails.
         """
@@ -66,7 +84,7 @@ class Chunked:
         except RunError:
             if self.exactly or min(count, self.chunk) == 1:
                 raise
-            # Some models take one sample only, whatever they declare: a state without a batch axis, a fixed Reshape.
+            # Some models take one sample only, whatever they declare: a state has no batch axis, or a Reshape is fixed.
             results = replace(self, chunk=1)._chunks(feeds, count, outputs, progress, into)
             self.chunk = 1
             return results
@@ -106,12 +124,8 @@ class Chunked:
         if len(rows) == tensor.shape[axis]:
             return tensor
         if axis or len(np.unique(rows)) < len(rows):
-            what = f"the samples of '{name}' go through the model {self.chunk} at a time"
-            why = (
-                "those of a tensor can only be taken apart along the first axis"
-                if axis
-                else "the last ones are too few"
-            )
+            what = f"the model takes {self.chunk} samples of '{name}' at a time"
+            why = "a tensor can be split along its first axis only" if axis else "too few are left for the last run"
             raise InputError(f"{what}, and {why}", "Give an array, or another number of samples.")
         return tensor.rows(slice(int(rows[0]), int(rows[-1]) + 1))
 
@@ -128,7 +142,7 @@ class Chunked:
 def _in_order(
     run: Callable[[slice], dict[str, Array]], parts: Sequence[slice], at_once: int
 ) -> Iterator[Iterator[dict[str, Array]]]:
-    """Results of the parts, one after the other; some run at once, and none any more where the block is left."""
+    """Results of the parts, in order; ``at_once`` of them run at a time, and leaving the block cancels the others."""
     if at_once == 1 or len(parts) == 1:
         yield map(run, parts)
         return

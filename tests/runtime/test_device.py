@@ -227,9 +227,9 @@ def test_chunks_of_tensors(chunk: int) -> None:
 
 def test_chunks_that_cannot_be_cut_from_tensors() -> None:
     x = np.ones((3, 3), np.float32)
-    with pytest.raises(InputError, match=r"'x' go through the model 2 at a time, and the last ones are too few"):
+    with pytest.raises(InputError, match=r"takes 2 samples of 'x' at a time, and too few are left for the last run"):
         chunked(2, exactly=True).run({"x": Tensor.of(x)}, 3, ["y"])
-    with pytest.raises(InputError, match=r"'x' .* can only be taken apart along the first axis"):
+    with pytest.raises(InputError, match=r"'x' .* can be split along its first axis only"):
         chunked(2, axis=1).run({"x": Tensor.of(x)}, 3, ["y"])
     (y,) = chunked(3, axis=1).run({"x": Tensor.of(x)}, 3, ["y"]).values()
     np.testing.assert_array_equal(y, 2 * x)
