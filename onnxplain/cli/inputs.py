@@ -167,3 +167,8 @@ def noted_preprocessing(model: ox.Model, note: Note | None) -> Preprocessing | N
     """Preprocessing of the note, completed from the shape of the model's input; None if the input is not a photo."""
     shape = model.inputs[0].shape if len(model.inputs) == 1 else None
     return note.preprocessing.for_shape(shape) if note and shape is not None and len(shape) == 4 else None
+
+
+def explainer(model: ox.Model, method: str, question: Mapping[str, Any], more: Mapping[str, Any]) -> ox.Explainer:
+    """Make an explainer of what the command line's options say; ``more``: its other parameters and the method's."""
+    return ox.Explainer(model, method, **{**question, "wrt": question["wrt"] or None}, **more)

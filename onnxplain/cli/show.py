@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +22,6 @@ from onnxplain.concepts import Carried
 from onnxplain.concepts.units import Sign
 from onnxplain.graph.ir import Value
 from onnxplain.imaging.preprocessing import Note, Preprocessing
-from onnxplain.methods.spec import MethodSpec, Option
 from onnxplain.programs.program import Assignment
 
 PIPE_WIDTH = 160  # characters per line where the output is a pipe, which has no width of its own
@@ -37,7 +34,8 @@ def _console(stderr: bool = False) -> Console:
     return console
 
 
-def _dump(data: Any) -> None:
+def print_json(data: Any) -> None:
+    """Print data as JSON; arrays become lists."""
     click.echo(json.dumps(data, indent=2, default=_plain))
 
 
@@ -128,7 +126,7 @@ def result(
     listed = len(answer.names) == 1 and answer.values.ndim == 2
     if as_json:
         how = prepared.preprocessing
-        _dump(
+        print_json(
             {
                 "file": str(out),
                 "method": answer.method,
@@ -167,7 +165,7 @@ def _features(answer: ox.Attribution, sample: int, drawn: Drawing) -> None:
     if drawn.is_text and drawn.names and console.is_terminal:
         console.print(Text.from_ansi(answer.text(drawn.names, sample)), soft_wrap=True)
     rows = [(name, f"{value:+.4g}") for name, value in answer.top(drawn.labels, sample=sample)]
-    _print(("token" if drawn.is_text else "feature", "attribution"), rows)
+    print_table(("token" if drawn.is_text else "feature", "attribution"), rows)
 
 
 def converted(explainer: ox.Model, out: Path, method: str, as_json: bool) -> None:
@@ -176,7 +174,7 @@ def converted(explainer: ox.Model, out: Path, method: str, as_json: bool) -> Non
     size, outputs = out.stat().st_size, [v.name for v in graph.output]
     if as_json:
         inputs = [_described(v) for v in explainer.inputs]
-        _dump({"file": str(out), "bytes": size, "method": method, "inputs": inputs, "outputs": outputs})
+        print_json({"file": str(out), "bytes": size, "method": method, "inputs": inputs, "outputs": outputs})
         return
     click.echo(f"{out}: {method}, {size / 1e6:.3g} MB")
     for value in explainer.inputs:
@@ -192,7 +190,7 @@ def influence(
     if as_json:
         known = {"at": result.at, "method": result.method, "target": explained, "samples": result.samples}
         rows = [{"index": u.index, "influence": u.influence, "error": _finite(u.error)} for u in units]
-        _dump(
+        print_json(
             {**known, "units": result.units.size, "top": rows}
             | ({} if carried is None else {"carried": _columns(carried)})
         )
@@ -218,10 +216,12 @@ def rules(report: Sequence[Assignment], method: str, as_json: bool) -> None:
     """Print the kind and rule of each node; after a run also the sums, over all samples, received and passed on."""
     lines = _lines(report)
     if as_json:
-        _dump(lines)
+        print_json(lines)
     elif lines:
         columns = tuple(lines[0])
-        _print(columns, [[_cell(line[c]) for c in columns] for line in lines], title=f"{method}: from output to input")
+        print_table(
+            columns, [[_cell(line[c]) for c in columns] for line in lines], title=f"{method}: from output to input"
+        )
     else:
         click.echo(f"{method} runs the model forward only: no rules.")
 
@@ -251,9 +251,9 @@ def _cell(value: Any) -> str:
 def tensors(values: Sequence[Value], as_json: bool) -> None:
     """Print the internal tensors that can get the attribution."""
     if as_json:
-        _dump([_described(v) for v in values])
+        print_json([_described(v) for v in values])
         return
-    _print(("tensor", "type", "shape"), [(v.name, str(v.dtype), _shape(v)) for v in values])
+    print_table(("tensor", "type", "shape"), [(v.name, str(v.dtype), _shape(v)) for v in values])
 
 
 def model(
@@ -262,7 +262,7 @@ def model(
     """Print a model's inputs and outputs, its preprocessing, and which methods work on it."""
     canonical = loaded.canonical()
     if as_json:
-        _dump(
+        print_json(
             {
                 "inputs": [_described(v) for v in loaded.inputs],
                 "outputs": [_described(v) for v in loaded.outputs],
@@ -285,80 +285,15 @@ def model(
     for name, why in verdicts.items():
         reasons.setdefault(why, []).append(name)
     rows = [(", ".join(names), "no" if why else "yes", why) for why, names in sorted(reasons.items())]
-    _print(("methods", "work", "reason"), rows)
+    print_table(("methods", "work", "reason"), rows)
 
 
-Parts = Mapping[str, Mapping[str, Callable[..., Any]]]  # "rules" or "composites" of lrp -> name -> what makes one
-
-
-def methods(table: Mapping[str, MethodSpec], parts: Parts, as_json: bool) -> None:
-    """Print the methods with their options, and the rules and composites of lrp with theirs."""
-    defaults = {name: {option.name: option.default for option in spec.options} for name, spec in table.items()}
-    if as_json:
-        listed = {name: {"summary": spec.summary, "options": defaults[name]} for name, spec in table.items()}
-        _dump({"methods": listed, "lrp": _parts(parts)})
-        return
-    rows = [(name, spec.summary, _options(defaults[name])) for name, spec in table.items()]
-    _print(("method", "what it computes", "options"), rows, show_lines=True)
-    _print_parts(parts)
-    click.echo("'onnxplain methods NAME' describes a method, its cost and its options.")
-
-
-def method(spec: MethodSpec, parts: Parts, as_json: bool) -> None:
-    """Print all that is known about one method."""
-    if as_json:
-        _dump(spec.described | ({"lrp": _parts(parts)} if parts else {}))
-        return
-    lines = [
-        ("formula", spec.formula),
-        ("sum", spec.promise or "nothing is promised"),
-        ("cost", str(spec.cost)),
-        ("use", spec.use),
-        ("avoid", spec.avoid),
-        *(("paper", str(paper)) for paper in spec.papers),
-    ]
-    _print((spec.name, spec.summary), lines, show_lines=True)
-    if spec.options:
-        rows = [(o.name, str(o.default), o.unit, _explained_option(o)) for o in spec.options]
-        _print(("option", "default", "unit", "meaning"), rows, show_lines=True)
-    _print_parts(parts)
-
-
-def _explained_option(option: Option) -> str:
-    source = f" Source: {option.source}." if option.source else ""
-    return f"{option.meaning} Valid: {option.valid}.{source}"
-
-
-def _parts(parts: Parts) -> dict[str, dict[str, dict[str, Any]]]:
-    """Parameters of the rules and composites and their defaults; None for those without one."""
-    return {what: {name: _defaults(make) for name, make in known.items()} for what, known in parts.items()}
-
-
-def _defaults(make: Callable[..., Any]) -> dict[str, Any]:
-    parameters = inspect.signature(make).parameters.values()
-    return {p.name: None if p.default is p.empty else p.default for p in parameters}
-
-
-def _print_parts(parts: Parts) -> None:
-    for what, known in parts.items():
-        rows = [(name, _first_line(make), _options(_defaults(make))) for name, make in known.items()]
-        _print((f"lrp {what}", "what it does", "options"), rows)
-
-
-def _first_line(make: Callable[..., Any]) -> str:
-    """First line of a docstring, without its references."""
-    return re.sub(r" \[\w+\]_", "", (inspect.getdoc(make) or "").partition("\n")[0])
-
-
-def _print(columns: Sequence[str], rows: Sequence[Sequence[str]], **style: Any) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], **style: Any) -> None:
+    """Print a table; ``style``: keyword arguments of rich's Table."""
     table = Table(*columns, **style)
     for row in rows:
         table.add_row(*map(Text, row))
     _console().print(table)
-
-
-def _options(defaults: Mapping[str, Any]) -> str:
-    return ", ".join(name if value is None else f"{name}={value}" for name, value in defaults.items())
 
 
 def _described(value: Value) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def test_wrong_files(folder):
 @pytest.mark.parametrize(
     ("given", "error", "hint"),
     [
-        (["-m", "gradeint"], "there is no method 'gradeint'", "Did you mean 'gradient'? Known: cam, conductance,"),
+        (["-m", "gradeint"], "there is no method 'gradeint'", "Did you mean 'gradient'? Known: beta_smooth, cam,"),
         (["-p", "rul=epsilon"], "method 'lrp' has no option 'rul'", "Did you mean 'rule'?"),
         (["-p", "rule=epsilonn"], "there is no rule 'epsilonn'", "Did you mean 'epsilon'?"),
         (["-p", "composite=foo"], "there is no composite 'foo'", "epsilon_plus_flat"),
