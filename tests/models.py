@@ -1,4 +1,4 @@
-"""Tiny models, each with the one thing that tests need: as a file's protobuf, in float32 or float64."""
+"""Tiny models for tests, one per feature that needs testing: as protobufs, in float32 or float64."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 
 
 def model(text: str, double: bool = False, opset: int = 21, **weights: Array) -> onnx.ModelProto:
-    """A model from onnx's textual form; ``double`` makes every float of it a float64."""
+    """Parse a model from onnx's textual form; ``double`` turns every float into a float64."""
     imports = f'<ir_version: 8, opset_import: ["" : {opset}]>\n'
     proto = onnx.parser.parse_model(imports + (text.replace("float[", "double[") if double else text))
     for name, array in weights.items():
@@ -28,14 +28,14 @@ def model(text: str, double: bool = False, opset: int = 21, **weights: Array) ->
 
 
 def weights(seed: int = 0, **shapes: tuple[int, ...]) -> dict[str, Array]:
-    """Random weights in float32 precision, scaled so that activations stay near 1."""
+    """Draw random float32 weights, scaled so that activations stay near 1."""
     random = rng(seed)
     scale = {name: 1 / max(1, np.prod(shape[1:])) ** 0.5 for name, shape in shapes.items()}
     return {n: (scale[n] * random.normal(size=s)).astype(np.float32) for n, s in shapes.items()}
 
 
 def labelled() -> onnx.ModelProto:
-    """An output that holds labels."""
+    """Return a model with an output of class labels."""
     text = """labelled (float[N,6] x) => (int64[N] label, float[N,3] y) {
         label, y = ai.onnx.ml.LinearClassifier
             <coefficients = %s, intercepts = [0.5, 0.0, 1.0], classlabels_ints = [4,5,6]>(x)
@@ -49,12 +49,16 @@ class Tiny:
 
     Attributes
     ----------
+    text
+        The model in onnx's textual form.
+    weights
+        Name of an initializer -> array.
     inputs
         Input name -> shape of one sample.
     output
         Shape of one sample's output.
     explained
-        Name of the tensor that is explained where nobody asks for probabilities.
+        Name of the tensor that is explained by default: the logits, if the output holds probabilities.
     """
 
     text: str
@@ -71,7 +75,7 @@ class Tiny:
         return {n: random.normal(size=(samples, *s)).astype(np.float32) for n, s in self.inputs.items()}
 
     def x(self, samples: int, seed: int = 1) -> Any:
-        """What `onnxplain.explain` takes: the array, where there is only one input."""
+        """Return random samples as `onnxplain.explain` takes them: an array for one input, a dict for several."""
         feeds = self.feeds(samples, seed)
         return feeds if len(feeds) > 1 else feeds["x"]
 
@@ -80,13 +84,13 @@ class Tiny:
         return ReferenceEvaluator(self.proto(double=True))
 
     def evaluate(self, feeds: Mapping[str, Array], name: str = "") -> Array:
-        """A tensor, by default the explained one, in float64: flattened, one row per sample."""
+        """Evaluate a tensor, by default the explained one, in float64; flattened to one row per sample."""
         wide = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in feeds.items()}
         array = self._evaluator.run([name or self.explained], wide)[0]
         return array.reshape(len(array), -1)
 
     def unbiased(self) -> onnx.ModelProto:
-        """The model with zeros for its biases, which are called b and a number."""
+        """Return the model with all biases (names that start with b) set to zero."""
         return self.proto(**{n: a * 0 for n, a in self.weights.items() if n.startswith("b")})
 
 

@@ -1,4 +1,9 @@
-"""Independent references: tiny models, finite differences in float64, and the comparison of two explanations."""
+"""The harness that checks VJPs against finite differences of onnx's reference evaluator, in float64.
+
+The finite differences are independent of the package; the harness is not. It uses the package's reader, emitter,
+reverse walk and writer to build and run the gradient under test, so an error in them can fail a test but cannot hide in
+the expected values.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +34,23 @@ op_erf.Erf._run = lambda self, x: (np.vectorize(math.erf, otypes=[np.float64])(x
 class Case:
     """One operator call to differentiate.
 
-    Float arrays among ``inputs`` are differentiated unless their index is in ``constant``; everything else, and those,
-    become initializers. None is a missing optional input. ``used`` lists the outputs that get a cotangent (default: the
-    float ones).
+    Attributes
+    ----------
+    op, attrs
+        The operator and its attributes.
+    inputs
+        Its inputs; None is a missing optional input. Float arrays are graph inputs and get a gradient; all others are
+        initializers.
+    constant
+        Positions of float inputs that are initializers as well.
+    outputs
+        Number of outputs.
+    used
+        Positions of the outputs that get a cotangent; None: all float outputs.
+    tolerance
+        Largest relative error of a gradient.
+    runtime
+        Take finite differences of ONNX Runtime's float32 output, where the reference evaluator is wrong.
     """
 
     op: str
@@ -41,7 +60,7 @@ class Case:
     outputs: int = 1
     used: Sequence[int] | None = None
     tolerance: float = 2e-4  # float32 rounding; a planted 0.1 % error is five times as large
-    runtime: bool = False  # where the reference evaluator is wrong: differences of ONNX Runtime's float32 output
+    runtime: bool = False
 
     def __str__(self) -> str:
         shapes = ",".join("-" if i is None else "x".join(map(str, i.shape)) or "scalar" for i in self.inputs)
@@ -65,7 +84,7 @@ def relative_error(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
 def single_node(
     case: Case, free: bool, double: bool = False
 ) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
-    """A model of one node, and the arrays to feed. ``free``: every dimension has a name instead of a size."""
+    """Return a model of one node, and its feeds. ``free``: every dimension has a name instead of a size."""
     names = [f"x{i}" if a is not None else "" for i, a in enumerate(case.inputs)]
     feeds, inputs, constants = {}, [], []
     for i, (name, array) in enumerate(zip(names, case.inputs, strict=True)):
@@ -92,7 +111,7 @@ def single_node(
 
 
 def gradient_graph(graph: Graph, cotangents: Mapping[str, np.ndarray[Any, Any]], wanted: Sequence[str]) -> Graph:
-    """The graph of ``sum(cotangent * output)``'s gradient with respect to ``wanted``; cotangents are graph inputs."""
+    """Return a graph of the gradient of ``sum(cotangent * output)`` by ``wanted``; cotangents are graph inputs."""
     graph = as_loops(graph, wanted, list(cotangents))
     emitter = Emitter(graph)
     seeds = {
@@ -114,7 +133,7 @@ def run_ort(graph: Graph, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str
 
 
 def forward(case: Case) -> tuple[Callable[..., list[np.ndarray[Any, Any]]], dict[str, np.ndarray[Any, Any]]]:
-    """Return what computes given outputs at a point, ``run(names, feeds)``, and the case's own point."""
+    """Return a function ``run(names of outputs, feeds)`` that evaluates the case, and the case's feeds."""
     model, feeds = single_node(case, free=False, double=not case.runtime)
     if case.runtime:
         return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run, feeds
@@ -122,7 +141,7 @@ def forward(case: Case) -> tuple[Callable[..., list[np.ndarray[Any, Any]]], dict
 
 
 def finite_differences(case: Case, cotangents: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
-    """Gradient of ``sum(cotangent * output)`` by central differences."""
+    """Return the gradient of ``sum(cotangent * output)`` by each float input, by central differences."""
     run, feeds = forward(case)
     step = 2**-7 if case.runtime else 1e-5
     names = list(cotangents)
@@ -148,7 +167,7 @@ def finite_differences(case: Case, cotangents: Mapping[str, np.ndarray[Any, Any]
 def gradients(
     case: Case, cotangents: Mapping[str, np.ndarray[Any, Any]], free: bool = False
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Gradient of ``sum(cotangent * output)`` with respect to each float input, by the VJP in ONNX Runtime."""
+    """Return the gradient of ``sum(cotangent * output)`` by each float input, by the VJP in ONNX Runtime."""
     model, feeds = single_node(case, free)
     graph = gradient_graph(to_graph(model), cotangents, list(feeds))
     results = run_ort(graph, {**feeds, **{f"ct_{name}": array for name, array in cotangents.items()}})
@@ -156,7 +175,7 @@ def gradients(
 
 
 def vjp_errors(case: Case, free: bool) -> dict[str, float]:
-    """Relative error of each input's gradient: the VJP in ONNX Runtime against finite differences."""
+    """Return the relative error of each input's gradient: the VJP in ONNX Runtime against finite differences."""
     run, feeds = forward(case)
     outputs = run(None, feeds)
     used = case.used if case.used is not None else [i for i, o in enumerate(outputs) if o.dtype.kind == "f"]
@@ -167,7 +186,7 @@ def vjp_errors(case: Case, free: bool) -> dict[str, float]:
 
 
 def check_vjp(case: Case) -> None:
-    """Assert that a VJP is right, with sizes known when the graph is written and with sizes known at run time only."""
+    """Assert that a VJP is correct, with fixed sizes and with sizes that are known only at run time."""
     for free in (False, True):
         for name, error in vjp_errors(case, free).items():
             assert error <= case.tolerance, (

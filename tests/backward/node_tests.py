@@ -1,6 +1,7 @@
-"""ONNX's own node tests as functions to differentiate: one operator each, near the point that ONNX tests.
+"""ONNX's own node tests as functions to differentiate: one operator each, at the test's input or near it.
 
-The oracle is `onnx.reference.ReferenceEvaluator` in float64: central differences along random directions.
+The expected derivatives are central differences, along random directions, of `onnx.reference.ReferenceEvaluator` in
+float64.
 """
 
 from __future__ import annotations
@@ -29,33 +30,33 @@ Array = np.ndarray[Any, Any]
 Point = dict[str, Array]
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
-CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}  # not one operator, but a graph
-# Float inputs to count with, not to calculate with; nobody wants the derivative by them.
+CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}  # their bodies are graphs, not single operators
+# Float inputs that are settings rather than data (operator -> positions); no derivative by them is checked.
 HELD = {
     "Dropout": [1],  # the ratio, which does nothing at inference
     "OneHot": [0, 1],  # indices and depth
     "Range": [1],  # the limit
     "Resize": [1, 2],  # region and scales
 }
-# The evaluator calculates these in float32, whatever it is given. All are smooth.
+# The evaluator computes these in float32, whatever the dtype of the inputs. All are smooth.
 SINGLE = {"AffineGrid", "GroupNormalization", "MeanVarianceNormalization"}
-# The evaluator and ONNX Runtime do not agree; the gradient is that of what ONNX Runtime calculates.
+# Tests where the evaluator and ONNX Runtime disagree: the gradient is that of ONNX Runtime's function.
 RUNTIME = {
     "test_l1normalization_axis_last": "the evaluator sums x, not |x|",
     "test_maxunpool_export_with_output_shape": "the evaluator takes indices as positions in a smaller output",
     "test_resize_downsample_scales_cubic_align_corners": "ONNX Runtime puts the corners elsewhere",
     "test_resize_downsample_scales_linear_align_corners": "ONNX Runtime puts the corners elsewhere",
 }
-# Where the tests' points are no good.
+# Tests without a derivative at their own input; they are checked near it.
 BESIDE = {
     "test_l1normalization_axis_last": "it has elements that are zero",
     "test_l2normalization_axis_0": "it has a vector of zeros, with differences to both sides that agree on a jump",
 }
-FACTORS = {
-    # Saturated: float32 has few digits left for the derivative.
+FACTORS = {  # test -> factor by which its input is scaled
+    # Saturated activations: the derivative has few correct digits in float32.
     **dict.fromkeys(("test_gru_seq_length", "test_rnn_seq_length", "test_simple_rnn_bidirectional"), 0.1),
 }
-TRIES = 5  # the point itself, then points near it
+TRIES = 5  # inputs that are tried: the test's own, then four near it
 
 
 def _coordinates(self: GridSample, n: Sequence[Any], dims: Sequence[int], align_corners: bool) -> Array:
@@ -66,12 +67,12 @@ GridSample._gs_denormalize_coordinates = _coordinates  # which rounds to float32
 
 
 class KinkError(Exception):
-    """Differences to both sides do not agree, neither at the point nor near it."""
+    """The function has a kink: the differences to both sides disagree at all tried inputs."""
 
 
 @dataclass(frozen=True)
 class Derivative:
-    """A derivative along one direction: by VJPs, and by central differences; ``scale`` is that of the outputs."""
+    """A derivative along one direction, by VJPs and by central differences; ``scale``: the outputs' magnitude."""
 
     input: str
     by_vjp: float
@@ -91,25 +92,25 @@ class Derivative:
 
 @dataclass(frozen=True)
 class Oracle:
-    """What calculates outputs, and in which precision."""
+    """The function that computes the expected outputs, and its precision."""
 
     run: Callable[[list[str], Point], list[Array]]
     precision: type[np.floating[Any]]
 
     @property
     def step(self) -> float:
-        """Of the differences."""
+        """Step of the differences, in the units of the input."""
         return 1e-5 if self.precision is np.float64 else 2**-8
 
     @property
     def curvature(self) -> float:
-        """How much differences to both sides may differ where there is no kink."""
+        """Largest relative disagreement of the differences to both sides that still counts as smooth."""
         return 1e-3 if self.precision is np.float64 else 0.1
 
 
 @dataclass(frozen=True)
 class NodeTest:
-    """A test's model, and its point: an array for every input of the graph."""
+    """A test's model, and the input (``point``) at which it is differentiated: an array per input of the graph."""
 
     name: str
     model: onnx.ModelProto
@@ -122,7 +123,7 @@ class NodeTest:
 
     @property
     def moved(self) -> list[str]:
-        """Names of the inputs to differentiate by."""
+        """Names of the inputs by which the outputs are differentiated."""
         names = self.model.graph.node[0].input
         held = {names[i] for i in HELD.get(self.op, ()) if i < len(names)}
         return [k for k, a in self.point.items() if a.dtype in (np.float32, np.float64) and k not in held]
@@ -135,7 +136,7 @@ class NodeTest:
 
     @property
     def runnable(self) -> onnx.ModelProto:
-        """The model at an opset that ONNX Runtime and onnxplain know."""
+        """The model, at the newest opset that ONNX Runtime and onnxplain support."""
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         model.ir_version = IR_VERSION
@@ -162,7 +163,7 @@ class NodeTest:
         Raises
         ------
         KinkError
-            See there.
+            All tried inputs are at a kink.
         """
         for seed in range(self.name in BESIDE, TRIES):
             with np.errstate(all="ignore"):  # a point near an edge may be outside
@@ -249,5 +250,5 @@ def load() -> dict[str, NodeTest]:
 
 
 def as_array(value: Any) -> Array:
-    """Read what a test's data set holds."""
+    """Return an entry of a test's data set as an array."""
     return onnx.numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.asarray(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+import onnx
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 
@@ -17,7 +18,7 @@ from tests.backward.node_tests import BESIDE, FACTORS, RUNTIME, load
 TESTS = load()
 TOLERANCE = 2e-4  # float32 rounding; a planted 0.1 % error is five times as large
 
-# Why tests are not checked. By operator:
+# The reasons why some tests are not checked. By operator:
 OPERATORS = {
     **dict.fromkeys(("CausalConvWithState", "LinearAttention", "SwiGLU"), "newer than opset 26"),
 }
@@ -49,12 +50,12 @@ NAMES = {
     **dict.fromkeys(("test_training_dropout", "test_training_dropout_mask"), "drops at random"),
 }
 EXCLUDED = {name for name, test in TESTS.items() if test.op in OPERATORS} | set(NAMES)
-# Whose float outputs do not depend on a float input; the others must have a derivative that is not zero.
+# Tests whose float outputs do not depend on a float input; all others must have a nonzero derivative.
 CONSTANT = {
     *(f"test_castlike_{n}_to_FLOAT" for n in ("FLOAT16", "BFLOAT16", "INT4", "UINT4")),
     *(f"test_castlike_FLOAT8{n}_to_FLOAT" for n in ("E4M3FN", "E4M3FNUZ", "E5M2", "E5M2FNUZ")),
     "test_castlike_FLOAT16_to_DOUBLE",
-    # without elements
+    # Tensors without elements:
     *(
         f"test_reduce_{n}_empty_set"
         for n in ("l1", "l2", "log_sum", "log_sum_exp", "max", "min", "prod", "sum", "sum_square")
@@ -86,6 +87,9 @@ def test_what_is_excluded_fails(name: str) -> None:
 
 
 def test_counts() -> None:
+    """No test is lost unnoticed. Each version of onnx has other tests, so the counts are those of one version."""
+    if not onnx.__version__.startswith("1.23."):
+        pytest.skip(f"the counts are known for onnx 1.23, not for {onnx.__version__}")
     assert len(TESTS) == 835
     assert len({t.op for t in TESTS.values()}) == 131
     assert len(EXCLUDED) == 48
