@@ -29,7 +29,7 @@ def test_this_rather_than_that() -> None:
     expected = ox.explain(DIGITS, digits(), target=ox.Difference(3, 8))
     np.testing.assert_array_equal(np.load("y.npy"), expected.values)
     assert f"class 3 (3) rather than 8 (8), score {expected.score[0]:.4g}" in done.stdout
-    shutil.copy(DIGITS, "unnamed.onnx")  # without a note, nobody knows what the classes are called
+    shutil.copy(DIGITS, "unnamed.onnx")  # without a note, the classes have no names
     done = run("explain", "unnamed.onnx", "x.npy", "-m", "gradient", "--target", 3, "--versus", 8, "-o", "y.npy")
     assert f"class 3 rather than 8, score {expected.score[0]:.4g}" in done.stdout
     done = run("explain", LITE, CAT, "-m", "gradient", "--versus", "tiger cat", "-o", "cat.png")

@@ -255,7 +255,7 @@ def test_names_of_choices_are_those_of_their_tables() -> None:
 
 def test_an_option_without_documentation_is_refused() -> None:
     def bare(steps: int = 3) -> Method:
-        """Nothing."""
+        """A method without documented options."""
         raise NotImplementedError
 
     with pytest.raises(AssertionError, match="steps"):
