@@ -41,7 +41,7 @@ def cam(relu: options.Relu = False, upsample: options.Upsample = "linear") -> Me
     formula="max(sum_c mean(G_c) A_c, 0), A: the feature map, G: derivative of the score by it",
     latex=r"M = \max\Big(\sum_c \overline{G_c} \, A_c, 0\Big), \qquad G = \frac{\partial f}{\partial A}",
     cost=ONE_PASS,
-    use="For a quick, coarse map of which region of an image speaks for a class, on any convolutional network.",
+    use="For a quick, coarse map of which region of an image contributes to a class, on any convolutional network.",
     avoid="For early layers (at=) or several objects: one weight for a whole channel hides that its places differ;"
     " hires_cam and layer_cam keep them apart.",
     papers=(SELVARAJU_2017,),
@@ -59,7 +59,7 @@ def grad_cam(relu: options.Relu = True, upsample: options.Upsample = "linear") -
     r" \qquad \alpha_{cp} = \frac{1}{2 + G_{cp} \sum_q A_{cq}}",
     cost=ONE_PASS,
     use="As grad_cam, where an image shows several objects of the class.",
-    avoid="Where channels speak against the score: only positive gradients count.",
+    avoid="Where channels that lower the score matter: only positive gradients count.",
     papers=(CHATTOPADHAY_2018,),
 )
 def grad_cam_plus_plus(relu: options.Relu = True, upsample: options.Upsample = "linear") -> Method:

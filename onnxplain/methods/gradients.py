@@ -23,7 +23,7 @@ ONE_PASS = Cost("1", "1")
     latex=r"\phi_i = \frac{\partial f(x)}{\partial x_i}",
     cost=ONE_PASS,
     use="To see how the score reacts to small changes of the input: fast, defined for every differentiable model, and"
-    " the yardstick for all other methods.",
+    " the basis of many other methods.",
     avoid="To say how much of the score an element makes up: where a function saturates, its derivative is 0 however"
     " much the element matters; gradients of deep networks with ReLUs look noisy.",
     papers=(SIMONYAN_2014,),
@@ -124,6 +124,7 @@ def taylor(
     ] = "zero",
     baseline: Annotated[
         baselines.Baseline,
+        Valid("a finite number or an array of such numbers", "float or ndarray", baselines.VALID_BASELINE.check),
         Doc(
             "End of the line that root='segment' searches: a number or an array.",
             options.INPUT_UNITS,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from onnxplain import arguments
 from onnxplain.arguments import Count, NotNegative, Positive, Valid
 from onnxplain.distributions import Quadrature, Shape, baselines
+from onnxplain.distributions.baselines import VALID_BASELINE
 from onnxplain.distributions.perturbation import features
 from onnxplain.errors import OptionError
 from onnxplain.methods.cams import Upsampling
@@ -44,6 +45,7 @@ Steps = Annotated[
 ]
 Baseline = Annotated[
     baselines.Baseline,
+    Valid("a finite number, an array of such numbers, or 'blur'", "float, str or ndarray", VALID_BASELINE.check),
     Doc(
         "What the input is compared with: a number for all elements; an array, one for all samples or one for each;"
         f" or {_BLUR}.",
@@ -63,7 +65,12 @@ Points = Annotated[
 # Noise.
 
 NoisySamples = Annotated[
-    Count, Doc("Number of noisy copies of the input.", "noisy inputs", f"{SMILKOV_2017.citation}, figure 4")
+    Count,
+    Doc(
+        "Number of noisy copies of the input.",
+        "noisy inputs",
+        f"{SMILKOV_2017.citation}, who see little change above 50",
+    ),
 ]
 NoiseWidth = Annotated[
     NotNegative,
@@ -123,7 +130,8 @@ CopyTolerance = Annotated[
     Positive | None,
     Doc(
         "Stop a sample as soon as the largest standard error of its attributions is at most this; 'samples' stays the"
-        " upper bound. The first look is after 16 samples, then after each doubling. None: all samples are run.",
+        " upper bound. The errors are looked at after 16 random draws (for kernel_shap, each of a set and its"
+        " complement), and after each doubling. None: all samples are run.",
         SHARE_OF_LARGEST,
     ),
 ]

@@ -60,12 +60,13 @@ def integrated_gradients(
 Baselines = Annotated[
     Any,
     Valid(
-        "a finite number, or an array of such numbers whose first axis counts the baselines",
-        "float or ndarray of shape (K, ...)",
+        "a finite number, 'blur', or an array of finite numbers whose first axis counts the baselines",
+        "float, str or ndarray of shape (K, ...)",
         lambda _, value: check_baseline(value),
     ),
     Doc(
-        "The baselines: a number, or an array of K of them, which count alike for every sample.",
+        "The baselines: a number; 'blur', as for integrated_gradients; or an array of K baselines, which count alike"
+        " for every sample.",
         options.INPUT_UNITS,
         f"{ERION_2021.citation}: samples of the training data",
     ),
@@ -84,7 +85,7 @@ Baselines = Annotated[
         "baselines: how many there are; with steps instead of samples, steps * baselines points",
     ),
     use="Where one baseline is arbitrary and a few dozen samples of the data can stand for typical inputs. The result"
-    " has standard errors (errors of the attribution).",
+    " has standard errors.",
     avoid="With few samples: each attribution is a random estimate; with a single baseline integrated_gradients is"
     " exact at the same cost.",
     papers=(ERION_2021, SUNDARARAJAN_2017),

@@ -196,9 +196,9 @@ def deep_taylor(low: Low = None, high: High = None, fallback: options.Fallback =
         "2 * baselines", "baselines", "baselines: how many there are; a baseline that all samples share is run once"
     ),
     use="For attributions that sum exactly to the change of the score since a baseline, at the cost of two gradients;"
-    " close to integrated gradients, and to Shapley values with several baselines.",
-    avoid="Where no baseline stands for the absence of information. On other networks than those of the paper"
-    " (transformers, normalisation by the sample), rules beyond the paper's keep the sum exact.",
+    " close to integrated gradients, and to Shapley values with several baselines. For operators that the paper does"
+    " not cover, such as attention and normalisation, further rules keep the sum exact.",
+    avoid="Where no baseline stands for the absence of information.",
     papers=(SHRIKUMAR_2017, LUNDBERG_2017),
 )
 def deeplift(
