@@ -147,12 +147,14 @@ class Structure:
                 for r in self.readers[name]
             )
 
-        found = {}
+        neighbours = {}
         for call in layers:
             before = takewhile(lambda step: serves(step[0], step[0].node.outputs[0]), ahead[id(call)])
             rounded = self._rounded(call) if behind[id(call)] else None
-            found[id(call)] = AffineNeighbours(tuple(before)[::-1], tuple(behind[id(call)]), rounded, self._raw(call))
-        return {key: around for key, around in found.items() if around != AffineNeighbours()}
+            neighbours[id(call)] = AffineNeighbours(
+                tuple(before)[::-1], tuple(behind[id(call)]), rounded, self._raw(call)
+            )
+        return {key: around for key, around in neighbours.items() if around != AffineNeighbours()}
 
     def _chain(self, layer: Call, accepts: Accepts, back: bool) -> list[tuple[Call, int]]:
         """Scales and shifts directly after a layer, or before it (``back``), each with the axis of its channels."""
@@ -174,12 +176,12 @@ class Structure:
     def _reader(self, name: str) -> Call | None:
         """The only node that reads a value, directly or after rounding; None if several nodes do."""
         passed = []
-        found = self.readers[name]
-        while len(found) == 1 and not isinstance(found[0], ControlCall) and found[0].node.op in ROUNDING:
-            passed.append(found[0].node.op)
-            found = self.readers[found[0].node.outputs[0]]
-        alone = len(found) == 1 and tuple(passed) in ((), ROUNDING) and not isinstance(found[0], ControlCall)
-        return found[0] if alone else None
+        readers = self.readers[name]
+        while len(readers) == 1 and not isinstance(readers[0], ControlCall) and readers[0].node.op in ROUNDING:
+            passed.append(readers[0].node.op)
+            readers = self.readers[readers[0].node.outputs[0]]
+        alone = len(readers) == 1 and tuple(passed) in ((), ROUNDING) and not isinstance(readers[0], ControlCall)
+        return readers[0] if alone else None
 
     def _rounded(self, layer: Call) -> Var | None:
         """Output of the layer after rounding, where rounding directly follows it; else None."""
