@@ -1,4 +1,4 @@
-"""What the tools that rebuild models/ share: their command line, the export, and writing files whole or not at all."""
+"""Shared parts of the tools that rebuild models/: the command line, the export, and atomic writing of files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOTE = "onnxplain.preprocessing"
 
 @contextlib.contextmanager
 def needing(packages: str) -> Iterator[None]:
-    """Exit where an import fails, saying what to install: --help must be of use before the packages are there."""
+    """Exit with installation advice if an import fails; --help works without the packages."""
     try:
         yield
     except ImportError as error:
@@ -33,7 +33,7 @@ def needing(packages: str) -> Iterator[None]:
 
 
 def output_folder(description: str | None, packages: str) -> Path:
-    """Parse the command line that all the tools have and return the folder to write into."""
+    """Parse the command line that all these tools share; return the folder to write into."""
     parser = argparse.ArgumentParser(description=description, epilog=f"This tool needs: pip install {packages}")
     default = Path(__file__).resolve().parent.parent / "models"
     parser.add_argument("-o", "--output", type=Path, default=default, help="folder to write into (default: models/)")

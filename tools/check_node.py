@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Check that exported explainers give the same numbers in onnxruntime-node as the Python API does.
+"""Check that exported explainers give the same numbers in onnxruntime-node as the Python API.
 
 Installs onnxruntime-node from the npm registry into a temporary folder (about 300 MB), exports explainers of the models
-in models/, runs them in node on two samples with the targets "a class" and "predicted", and compares. Exit status 1 if
-any of them differs.
+in models/, runs them in node on two samples with the targets "a class" and "predicted", and compares the attributions.
+The exit status is 1 if any of them differs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PHOTOS = {"digits_cnn": ("digit_3.png", 3), "efficientnet_lite0": ("cat.png", 28
 
 
 def samples(name: str, model: ox.Model) -> tuple[np.ndarray, np.ndarray]:
-    """A photo and its mirror image, and the targets: a class for the first, -1 (predicted) for the second."""
+    """Return a photo and its mirror image, and their targets: a class for the first, -1 (predicted) for the second."""
     photo, target = PHOTOS[name]
     note = find_note(MODELS / f"{name}.onnx", {})
     image = read_image(MODELS / photo)
@@ -49,7 +49,7 @@ def samples(name: str, model: ox.Model) -> tuple[np.ndarray, np.ndarray]:
 
 
 def export(folder: Path, name: str, method: str, options: dict) -> np.ndarray:
-    """Write an explainer and what node needs to run it; return what the Python API says."""
+    """Write an explainer and the input files for node; return the Python API's results."""
     explainer = ox.Explainer(MODELS / f"{name}.onnx", method, providers=["CPUExecutionProvider"], **options)
     x, target = samples(name, explainer.model)
     stem = f"{name}-{method}"

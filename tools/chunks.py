@@ -1,8 +1,8 @@
-"""What a sample costs, by how many go through a model at once: the measure of `onnxplain.runtime.batching`.
+"""Measure the cost of a sample by the number of samples per run: the basis of `onnxplain.runtime.batching`.
 
-Run it from the repository: ``python tools/chunks.py MODEL.onnx ... [--method lrp] [--sizes 1,2,4,8,16,32]``. Wall time
-in relation to single samples, medians of rounds in which every size has its turn; next to it, what one sample's
-activations take by estimate, and what ONNX Runtime takes for one more sample in a run.
+Run it from the repository: ``python tools/chunks.py MODEL.onnx ... [--method lrp] [--sizes 1,2,4,8,16,32]``. The table
+has wall times relative to single samples (medians of rounds in which every size has its turn), the estimated bytes of
+one sample's activations, and the bytes that ONNX Runtime uses for one more sample in a run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNBOUNDED = "64 GiB"
 
 
 def batch(model: ox.Model, samples: int) -> dict[str, np.ndarray]:
-    """Noise, or ones for numbers that may be names."""
+    """Return seeded noise for float inputs, ones for integer inputs."""
     random = np.random.default_rng(0)
     sizes = {v.name: [samples, *(d if isinstance(d, int) else FREE for d in (v.shape or ())[1:])] for v in model.inputs}
     whole = {v.name: np.dtype(v.dtype).kind != "f" for v in model.inputs}
@@ -36,7 +36,7 @@ def batch(model: ox.Model, samples: int) -> dict[str, np.ndarray]:
 
 
 def seconds(path: Path, method: str, sizes: list[int], budget: float) -> dict[int, float]:
-    """Seconds per sample of runs with some samples each."""
+    """Return the seconds per sample for each number of samples per run."""
     explainer = ox.Explainer(path, method, memory=UNBOUNDED)
     model = explainer.model
     found: dict[int, list[float]] = {size: [] for size in sizes}
@@ -54,7 +54,7 @@ def seconds(path: Path, method: str, sizes: list[int], budget: float) -> dict[in
 
 
 def peaks(path: Path, method: str) -> tuple[int, int]:
-    """Bytes of a sample: those estimated, and those that it takes."""
+    """Return (estimated bytes of a sample, measured bytes of a sample)."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         (estimate, least), (_, most) = pool.starmap(_resident, [(path, method, 1), (path, method, 9)], chunksize=1)
     return estimate, (most - least) // 8

@@ -1,10 +1,10 @@
-"""Which columns decide: models of scikit-learn converted to ONNX, on data of which the answer is known.
+"""Test tabular explanations: scikit-learn models converted to ONNX, on data whose relevant columns are known.
 
-The score is the first of eight columns plus three times the smaller of the next two; the other five are noise. What is
-measured: how much of the attributions' magnitude lies in the three that count; how far it is from the Shapley values
-that an enumeration of all 256 sets of columns gives, which asks scikit-learn and not the converted model; and what is
-left of the score when columns are replaced by their mean. HistGradientBoosting is not among the models: skl2onnx 1.20
-cannot convert that of scikit-learn 1.9.
+The score is the first of eight columns plus three times the smaller of the next two; the other five are noise. The
+table has, for each method: the share of the attributions' magnitude in the three relevant columns; the distance from
+the exact Shapley values, which an enumeration of all 256 sets of columns computes with scikit-learn's model, not with
+the converted one; and the score that remains when columns are replaced by their mean. HistGradientBoosting is missing
+because skl2onnx 1.20 cannot convert that of scikit-learn 1.9.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ COLUMNS = (
 
 
 def models() -> Iterator[tuple[str, Any, Callable[[Array], Array], dict[str, Any]]]:
-    """Fitted models, what scikit-learn says, and what is explained: the class "yes", or the number."""
+    """Yield fitted models, scikit-learn's predictions, and the explained output (class "yes" or the number)."""
     random = np.random.default_rng(0)
     x = random.normal(size=(3000, len(NAMES))).astype(np.float32)
     y = x[:, 0] + 3 * np.minimum(x[:, 1], x[:, 2]) + 0.1 * random.normal(size=len(x))
@@ -65,7 +65,7 @@ def models() -> Iterator[tuple[str, Any, Callable[[Array], Array], dict[str, Any
 
 
 def exact(score: Callable[[Array], Array], x: Array, baseline: Array) -> Array:
-    """Shapley values by enumeration: phi_i = sum over S of |S|! (n - |S| - 1)! / n! (v(S + i) - v(S))."""
+    """Compute Shapley values by enumeration: phi_i = sum over S of |S|! (n - |S| - 1)! / n! (v(S + i) - v(S))."""
     count = x.shape[1]
     sets = np.array(list(product([False, True], repeat=count)))
     sizes = sets.sum(axis=1)
@@ -77,14 +77,14 @@ def exact(score: Callable[[Array], Array], x: Array, baseline: Array) -> Array:
 
 
 def hidden(score: Callable[[Array], Array], x: Array, baseline: Array, order: Array) -> float:
-    """Mean score when the columns that come first are replaced."""
+    """Return the mean score when the columns that come first in the order are replaced."""
     copies = x.copy()
     np.put_along_axis(copies, order[:, :HIDDEN], baseline[order[:, :HIDDEN]], axis=1)
     return float(score(copies).mean())
 
 
 def table(out: Path) -> Table:
-    """Explain rows with a high score, by each method, and draw the mean magnitudes."""
+    """Explain rows with a high score by each method, and draw the mean magnitudes."""
     found = Table(*COLUMNS)
     random = np.random.default_rng(1)
     pool = random.normal(size=(2000, len(NAMES))).astype(np.float32)

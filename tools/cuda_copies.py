@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""How much crosses between host and GPU when an explainer is called? Answers on a machine without a GPU.
+"""Count the bytes that cross between host and GPU when an explainer is called, on a machine without a GPU.
 
     tools/cuda_copies.py
 
-Calls explainers on the real CUDA provider of onnxruntime-gpu with the stub libraries of tools/cuda_placement.py: memory
-of the device is memory of the host, kernels do nothing, and copies are made and counted. So the attributions are
-nonsense, and the bytes are right. "launches" counts kernels, products and CUDA graphs that are started; "waits", how
-often all work of the device is waited for, as is needed before tensors are read that others make. The stubs have no
-cuDNN, so the model is a perceptron; before it, a model that only copies shows that the right numbers arrive in the
-right rows, with CUDA graphs, too.
+Calls explainers on the real CUDA provider of onnxruntime-gpu with the stub libraries of tools/cuda_placement.py:
+device memory is host memory, kernels do nothing, and copies are made and counted. So the attributions are nonsense,
+and the bytes are correct. "launches" counts the kernels, products and CUDA graphs that are started; "waits" counts
+synchronisations with all work of the device, which are needed before tensors of other libraries are read. The stubs
+have no cuDNN, so the model is a perceptron; before it, a model that only copies checks that the right numbers arrive
+in the right rows, also with CUDA graphs.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ COUNTERS = Path(__file__).with_name("cuda_counters.c")
 
 
 def taken(counters: ctypes.CDLL) -> list[str]:
-    """Bytes to the device, to the host and on the device, launches and waits, since the last time."""
+    """Return bytes to the device, to the host and on the device, launches and waits, since the last call."""
     counts = (ctypes.c_long * 6)()
     counters.take_counts(counts)
     return [f"{count:,}" for count in counts[1:]]
 
 
 def perceptron() -> bytes:
-    """A model without a convolution."""
+    """Return a model without convolutions."""
     import onnx
 
     head = f'<ir_version: 8, opset_import: ["" : 21]> perceptron (float[N,{FEATURES}] x) => (float[N,5] y)'
@@ -65,7 +65,7 @@ def perceptron() -> bytes:
 
 
 def check_rows(x: np.ndarray[Any, Any], providers: list[Any]) -> None:
-    """Raise AssertionError unless arrays and tensors arrive as they are, in runs of any number of rows."""
+    """Raise AssertionError unless arrays and tensors arrive unchanged, in runs of any number of rows."""
     import onnxruntime
 
     from onnxplain.graph.emit import Emitter
@@ -91,7 +91,7 @@ def check_rows(x: np.ndarray[Any, Any], providers: list[Any]) -> None:
 
 
 def measure(counters: ctypes.CDLL) -> None:
-    """Call explainers, and print what was copied; for a process that has loaded the stubs."""
+    """Call explainers and print what was copied; runs in a process that has loaded the stubs."""
     import onnxruntime
     from rich.console import Console
     from rich.table import Table

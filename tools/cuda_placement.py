@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
-"""Which nodes of a model would ONNX Runtime run on CUDA? Answers on a machine without a GPU.
+"""List the nodes of a model that ONNX Runtime would not run on CUDA, on a machine without a GPU.
 
     tools/cuda_placement.py EXPLAINER.onnx ...
     tools/cuda_placement.py MODEL.onnx ... --method gradient --method lrp:composite=epsilon_plus_flat
     tools/cuda_placement.py MODEL.onnx ... --all
 
-With --method, what is checked is not MODEL but the programs that an Explainer of it runs, all graphs of one together;
---all is every method with its defaults, and every composite of lrp. Those that do not work on a model are named below
-the table. Methods whose programs are the same share a row.
+With --method, the tool checks the programs that an Explainer of MODEL runs instead of MODEL, all graphs of a program
+together; --all checks every method with its defaults and every composite of lrp. Methods that do not work on a model
+are listed below the table. Methods with the same programs share a row.
 
-Loads the real CUDA provider of onnxruntime-gpu against stub libraries (no CUDA installed, nothing is computed) and
-asks where each node went. Operators on the CPU that work on sizes are normal and cost nothing. Any other one, and
-every node that ONNX Runtime adds to copy between the devices, slows a model down and rules out CUDA graphs, as loops
-do; exit status 1 if there are any. Kernels that call cuDNN when they are made (LRN, LSTM, GRU, RNN) cannot be made with
-stubs and show up as an error.
+The tool loads the real CUDA provider of onnxruntime-gpu against stub libraries (CUDA need not be installed, nothing is
+computed) and asks for the placement of each node. Operators on the CPU that compute sizes are normal and cost nothing.
+Any other operator on the CPU, and every copy between the devices that ONNX Runtime adds, slows a model down and rules
+out CUDA graphs, as loops do; the exit status is 1 if there are any. Kernels that call cuDNN on creation (LRN, LSTM,
+GRU, RNN) cannot be created with stubs and are reported as errors.
 
-Needs gcc and nm. A virtual environment with onnxruntime-gpu (260 MB) is made on first use.
+Needs gcc and nm. A virtual environment with onnxruntime-gpu (260 MB) is created on first use.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ print(json.dumps([captured, [(node.op_type, part.ep_name) for part in parts for 
 
 
 def prepare(folder: Path) -> tuple[Path, Path]:
-    """The interpreter that has onnxruntime-gpu, and the folder of the stub libraries; made if they are not there."""
+    """Return the interpreter that has onnxruntime-gpu and the folder of the stub libraries; create them if missing."""
     python, stubs = folder / "bin" / "python", folder / "stubs"
     if not (stubs / "libcuda.so.1").exists():
         venv.create(folder, with_pip=True)
@@ -91,7 +91,7 @@ def prepare(folder: Path) -> tuple[Path, Path]:
 
 
 def build(provider: Path, folder: Path) -> None:
-    """Compile one stub library per CUDA library that the provider links, with exactly the symbols that it asks for."""
+    """Compile one stub library per CUDA library that the provider links, with exactly the symbols that it imports."""
     listing = subprocess.run(["nm", "-D", "--undefined-only", provider], capture_output=True, text=True, check=True)
     libraries: dict[str, set[str]] = collections.defaultdict(set, {k: set(v) for k, v in UNVERSIONED.items()})
     for name, library in LIBRARIES.findall(listing.stdout):
@@ -109,12 +109,12 @@ def build(provider: Path, folder: Path) -> None:
 
 
 def place(model: Path, python: Path, stubs: Path) -> tuple[bool, list[tuple[str, str]], list[str]]:
-    """Whether it can be captured; (operator, provider) of every node; operators that take copies between devices.
+    """Return whether the graph can be captured, (operator, provider) of every node, and the operators that need copies.
 
     Raises
     ------
     RuntimeError
-        No session can be made.
+        No session can be created.
     """
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
@@ -128,7 +128,7 @@ def place(model: Path, python: Path, stubs: Path) -> tuple[bool, list[tuple[str,
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and its subgraphs."""
+    """Yield a graph and its subgraphs."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -137,7 +137,7 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def copied(graph: onnx.GraphProto) -> Iterator[str]:
-    """The operator on the CPU that each copy is for: what takes it on the host, or what made it there."""
+    """Return the operator on the CPU that each copy is for: the reader or the writer of the tensor on the host."""
     for node in graph.node:
         if node.op_type == "MemcpyToHost":
             yield next((n.op_type for n in graph.node if node.output[0] in n.input), "output")
@@ -146,7 +146,7 @@ def copied(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def example(value: Value) -> np.ndarray[Any, Any]:
-    """Two samples of an input; free sizes are `FREE`."""
+    """Return two samples of an input; free sizes are `FREE`."""
     shape = [
         dim if isinstance(dim, int) else 2 if axis == 0 else FREE for axis, dim in enumerate(value.shape or (None,))
     ]
@@ -154,7 +154,7 @@ def example(value: Value) -> np.ndarray[Any, Any]:
 
 
 def programs(model: ox.Model, method: str) -> list[Graph]:
-    """The graphs that an explainer runs.
+    """Return the graphs that an explainer runs.
 
     Raises
     ------
@@ -176,7 +176,7 @@ def parsed(text: str) -> Any:
 
 
 def explained(model: ox.Model, methods: list[str], folder: Path) -> tuple[dict[str, list[Path]], dict[str, str]]:
-    """Methods with the same programs -> these; and the methods that do not work -> why."""
+    """Return the methods grouped by equal programs, and the methods that do not work with their errors."""
     alike: dict[tuple[str, ...], list[str]] = collections.defaultdict(list)
     refused = {}
     for method in methods:
@@ -195,7 +195,7 @@ def explained(model: ox.Model, methods: list[str], folder: Path) -> tuple[dict[s
 
 
 class Report:
-    """The rows of the table, and what they come to."""
+    """The rows of the table, and their totals."""
 
     def __init__(self) -> None:
         columns = ("model", "nodes", "on the CPU", "not for sizes", "copies for", "CUDA graphs")
@@ -204,7 +204,7 @@ class Report:
         self.failed = False
 
     def add(self, name: str, paths: list[Path], python: Path, stubs: Path) -> None:
-        """Place the graphs that belong to a row."""
+        """Place the graphs of a row."""
         try:
             placed = [place(path, python, stubs) for path in paths]
         except RuntimeError as error:

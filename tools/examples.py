@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""Ask deployed models why: which pixels, samples, bytes or columns decided, and whether hiding them changes the answer.
+"""Explain deployed models, and test whether hiding the most relevant part of the input changes the prediction.
 
-The models lie in wheels that their vendors publish; pip downloads what is not in the cache folder (as `pip download
---no-deps nudenet==3.4.2` does). The table has, for each question and method, the score, and what is left of it when the
-most relevant part of the input is hidden, when as much is hidden at random (mean and lowest of 20 draws), and when the
-least relevant part is hidden. ``truth`` is where the answer must come from, where that is known: the share of the
-attribution's magnitude that lies there, and the share of the input that does. Pictures go into a folder.
+The models are taken from wheels that their vendors publish; pip downloads wheels that are missing in the cache folder
+(as `pip download --no-deps nudenet==3.4.2` does). For each question and method, the table has the score, and the score
+that remains when the most relevant part of the input is hidden, when as much is hidden at random (mean and lowest of
+20 draws), and when the least relevant part is hidden. ``truth`` is given where the evidence must lie in a known
+region: the share of the attribution's magnitude in that region, and the region's share of the input. Pictures go into
+a folder.
 
-A picture whose most relevant part matters no more than the luckiest of the random draws explains nothing; such rows are
-marked with "no". Guided backprop has some: it acts at Relu, of which the detector has none and the recogniser few.
-The question about columns needs skl2onnx.
+An attribution whose most relevant part matters no more than the luckiest random draw explains nothing; such rows are
+marked with "no". Guided backprop has some: it acts at Relu, which the detector does not have and the recogniser has
+few of. The question about columns needs skl2onnx.
 """
 
 from __future__ import annotations
@@ -50,23 +51,25 @@ class Asked:
     Attributes
     ----------
     question
-        In words.
+        The question in words.
     model, x, target
-        What is explained; the batch has one sample. ``feeds``: further inputs.
+        The model, a batch with one sample, and the explained class or quantity.
+    feeds
+        Arrays for the model's other inputs.
     score
-        A batch of inputs -> what the model says of them, (N,): as its users see it, in plain ONNX Runtime.
+        Function from a batch of inputs to the model's scores, (N,), in plain ONNX Runtime, as users see them.
     baseline
-        What is put in the place of what is hidden, broadcasts to a sample.
+        Values that replace hidden elements; broadcasts to a sample.
     cells
-        Shape of a sample: number of the part of the input that each element belongs to; parts are hidden as a whole.
+        Array of a sample's shape: number of the part that each element belongs to. Parts are hidden as a whole.
     truth
-        Shape of a sample: where the answer must come from.
+        Array of a sample's shape: True in the region where the evidence must lie; None if that is unknown.
     methods
-        Name -> options.
+        Method -> options.
     part
         Share of the cells that is hidden.
     draw
-        (attribution of the sample, file without ending) -> writes a picture.
+        Function of (attribution of the sample, file without ending) that writes a picture.
     """
 
     question: str
@@ -83,7 +86,7 @@ class Asked:
     part: float = 0.1
 
     def values(self, method: str) -> Array:
-        """The attribution of the sample."""
+        """Return the attribution of the sample."""
         name = self.model.inputs[0].name
         asked: dict[str, Any] = {"wrt": name} if self.feeds else {}
         feeds = {name: self.x, **self.feeds}
@@ -91,7 +94,7 @@ class Asked:
         return np.asarray(np.broadcast_to(result.values[0], self.x.shape[1:]), np.float64)
 
     def rows(self, folder: Path) -> Iterator[tuple[str, ...]]:
-        """What the table shows; one row per method."""
+        """Yield the rows of the table, one per method."""
         random = np.random.default_rng(0)
         count = int(self.cells.max()) + 1
         hidden = max(1, round(self.part * count))
@@ -109,12 +112,12 @@ class Asked:
             self.draw(values, folder / f"{re.sub(r'[^a-z]+', '_', self.question.split(':')[0])}_{method}")
 
     def without(self, sets: list[Array]) -> Array:
-        """Scores when sets of cells are hidden."""
+        """Return the scores with sets of cells hidden."""
         copies = [np.where(np.isin(self.cells, some), self.baseline, self.x[0]).astype(self.x.dtype) for some in sets]
         return np.concatenate([self.score(copy[None]) for copy in copies])
 
     def hit(self, values: Array) -> str:
-        """How much of the attribution lies where the answer must come from."""
+        """Return the share of the attribution's magnitude in the true region."""
         if self.truth is None:
             return ""
         inside = np.abs(values)[self.truth].sum() / np.abs(values).sum()
@@ -122,20 +125,20 @@ class Asked:
 
 
 def grid(shape: tuple[int, ...], size: tuple[int, int]) -> Array:
-    """Numbers of rectangular cells of pictures, all channels together."""
+    """Return the number of the rectangular cell of each pixel; channels share cells."""
     rows, columns = (np.arange(n) // s for n, s in zip(shape[-2:], size, strict=True))
     return np.broadcast_to(rows[:, None] * (columns.max() + 1) + columns, shape)
 
 
 def inside(shape: tuple[int, ...], left: float, top: float, right: float, bottom: float) -> Array:
-    """Which elements of a picture lie in a box."""
+    """Return which elements of a picture are in a box."""
     rows, columns = (np.arange(n) for n in shape[-2:])
     box = ((rows >= top) & (rows < bottom))[:, None] & ((columns >= left) & (columns < right))
     return np.broadcast_to(box, shape)
 
 
 def detector(cache: Path) -> Asked:
-    """A YOLO's output: 4 coordinates and the probabilities of 18 classes for each of 2100 places."""
+    """Questions to a YOLO detector: its output has 4 coordinates and 18 class probabilities for each of 2100 places."""
     path = extract(Case("nudenet==3.4.2", "nudenet/320n.onnx", dict), cache)
     session, model = session_of(str(path)), ox.load(path)
     names = ast.literal_eval(session.get_modelmeta().custom_metadata_map["names"])
@@ -172,7 +175,7 @@ def detector(cache: Path) -> Asked:
 
 
 def recogniser(cache: Path) -> Asked:
-    """A recogniser's output: for each of many columns of the line, the probability of each character."""
+    """A question to a text recogniser: its output has the probability of each character per column of the line."""
     path = extract(Case("rapidocr==3.10.0", "rapidocr/models/PP-OCRv6_rec_small.onnx", dict), cache)
     session, model = session_of(str(path)), ox.load(path)
     known = ["", *session.get_modelmeta().custom_metadata_map["character"].splitlines(), " "]
@@ -221,7 +224,7 @@ def recogniser(cache: Path) -> Asked:
 
 
 def vowel(count: int) -> Array:
-    """An "a" at 16 kHz: harmonics of 120 Hz below the peaks of a vocal tract, with vibrato."""
+    """Return an "a" at 16 kHz: harmonics of 120 Hz, shaped by a vocal tract, with vibrato."""
     time = np.arange(count) / 16000
     phase = 2 * np.pi * np.cumsum(120 * (1 + 0.03 * np.sin(2 * np.pi * 5 * time))) / 16000
     formants = ((700, 110), (1220, 120), (2600, 160))  # frequency and width
@@ -235,7 +238,7 @@ SPOKEN = slice(4800, 9600)
 
 
 def recording_model(path: Path) -> onnx.ModelProto:
-    """The voice detector on a whole recording: it is cut into overlapping windows, which a LSTM sees in order."""
+    """Return the voice detector on a whole recording: an LSTM sees overlapping windows in order."""
     model = onnx.load(path)
     starts = WINDOW * np.arange(WINDOWS)[:, None]
     constants = {"index": starts + np.arange(WINDOW + CONTEXT), "row": np.array([0])}
@@ -253,10 +256,10 @@ def recording_model(path: Path) -> onnx.ModelProto:
 
 
 def voice(cache: Path) -> Asked:
-    """What made 0.352 s to 0.384 s speech, in a recording of silence with a vowel from 0.3 s to 0.6 s.
+    """The question why 0.352 s to 0.384 s are speech, in silence with a vowel from 0.3 s to 0.6 s.
 
-    That is soon after the beginning. In the middle of the vowel no sixteenth of a second can be missed: what is hidden
-    becomes a beginning and an end of its own, which is as much like speech.
+    The window is soon after the beginning. In the middle of the vowel, no sixteenth of a second matters: hiding one
+    creates a new end and a new beginning, which are as much like speech.
     """
     file = "silero_vad/data/silero_vad_16k_sequence.onnx"
     proto = recording_model(extract(Case("silero-vad==6.2.3", file, dict), cache))
@@ -292,7 +295,7 @@ def voice(cache: Path) -> Asked:
 
 
 def bytes_of(name: str, content: bytes, cache: Path, part: float) -> Asked:
-    """Why a file is of its type, for a model that reads the 1024 bytes of its beginning and of its end."""
+    """The question why a file is of its type, for a model that reads the 1024 bytes of its beginning and of its end."""
     folder = "magika/models/standard_v3_3"
     path, config = (extract(Case("magika==1.0.3", f"{folder}/{f}", dict), cache) for f in FILES)
     labels = json.loads(config.read_text())["target_labels_space"]
@@ -329,12 +332,12 @@ FILES = ("model.onnx", "config.min.json")
 
 
 def png(cache: Path) -> Asked:
-    """A picture file."""
+    """The question about a picture file."""
     return bytes_of("cat.png", (Path(__file__).parent.parent / "models" / "cat.png").read_bytes(), cache, 0.02)
 
 
 def python(cache: Path) -> Asked:
-    """A Python source, of which much must be hidden: it is Python all over."""
+    """The question about a Python source, of which much must be hidden, as all of it is typical of Python."""
     return bytes_of("examples.py", Path(__file__).read_bytes(), cache, 0.4)
 
 
@@ -342,7 +345,7 @@ QUESTIONS = {"detector": detector, "recogniser": recogniser, "voice": voice, "pn
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     known = [*QUESTIONS, "columns"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(known)}; default: all")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train models/digits_cnn.onnx on scikit-learn's digits; write its labels and a sample image too. Takes seconds."""
+"""Train models/digits_cnn.onnx on scikit-learn's digits, and write its labels and a sample image; takes seconds."""
 
 from __future__ import annotations
 

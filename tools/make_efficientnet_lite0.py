@@ -37,7 +37,7 @@ APART = {134: "crane (bird)", 517: "crane (machine)", 639: "maillot, tank suit"}
 
 
 class Classifier(nn.Module):
-    """The wheel's forward pass with Flatten in place of a reshape to a run-time shape."""
+    """The wheel's forward pass, with Flatten instead of a reshape to a size computed at run time."""
 
     def __init__(self, net: EfficientNet):
         super().__init__()

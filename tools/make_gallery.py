@@ -2,9 +2,9 @@
 """Draw the pictures in docs/: photos explained by several methods, and answers to questions.
 
 ``gallery``: a cat and a cup, each explained by four methods. ``gallery_questions``: why Egyptian cat rather than tiger
-cat; why cat rather than espresso, where both are in the picture, each in its half (how much of what spoke for the cat
-lies in the cat's half, and against it in the other, is printed); and what the units of a late layer look at that carry
-most of the score of the cat.
+cat; why cat rather than espresso, for a picture with one of them in each half (the tool prints the share of positive
+attribution in the cat's half, and of negative attribution in the other); and where the units of a late layer look that
+carry most of the cat's score.
 """
 
 from __future__ import annotations
@@ -60,17 +60,17 @@ def stacked(parts: list[np.ndarray], axis: int) -> np.ndarray:
 
 
 def explained(photo: Array, method: str, target: Any, **options: Any) -> Array:
-    """The attribution of what the model sees of a photo."""
+    """Return the attribution of a photo, in the model's view of it."""
     return ox.explain(MODEL, preprocess(photo, PREPROCESSING, SHAPE), method, target=target, **options).values[0]
 
 
 def titled(title: str, picture: Array) -> Array:
-    """A picture below its caption."""
+    """Return a picture below its caption."""
     return np.concatenate([caption(title, picture.shape[1]), picture])
 
 
 def gallery(cat: Array, cup: Array) -> Array:
-    """Two photos by four methods."""
+    """Draw two photos by four methods."""
     rows = []
     for photo in (cat, cup):
         drawn = [heatmap.picture(explained(photo, m, None, **options), photo) for m, options in METHODS.values()]
@@ -80,7 +80,7 @@ def gallery(cat: Array, cup: Array) -> Array:
 
 
 def compared(title: str, photo: Array, quantity: ox.quantities.Quantity) -> Array:
-    """A comparison of two classes by several methods."""
+    """Draw a comparison of two classes by several methods."""
     pictures = [titled(title, photo)]
     for name, (method, options) in QUESTION_METHODS.items():
         values = explained(photo, method, quantity, **options)
@@ -95,7 +95,7 @@ def compared(title: str, photo: Array, quantity: ox.quantities.Quantity) -> Arra
 
 
 def units(photo: Array, target: int, count: int) -> Array:
-    """The channels of the last feature map that speak most for a class, and where each looks.
+    """Draw the channels of the last feature map with the largest positive influence on a class.
 
     By LayerCAM at the layer before it: methods that keep positive parts only, such as lrp, draw all units alike.
     """
@@ -108,7 +108,7 @@ def units(photo: Array, target: int, count: int) -> Array:
 
 
 def questions(cat: Array, cup: Array) -> Array:
-    """Three rows of answers."""
+    """Draw three rows of answers."""
     middle = slice(cat.shape[1] // 4, cat.shape[1] // 4 + cat.shape[1] // 2)
     both = np.concatenate([cat[:, middle], cup[:, middle]], axis=1)
     rows = [

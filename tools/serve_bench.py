@@ -1,8 +1,8 @@
-"""Measure how long callers of one explainer wait: plain calls from many threads, and a `Batcher`.
+"""Measure the latency for callers of one explainer: plain calls from many threads, and a `Batcher`.
 
 Run it from the repository: ``python tools/serve_bench.py [--clients 8] [--seconds 10] [--rates 0.5,0.9]``. Requests of
-one photo each arrive at random (Poisson), at rates that are parts of what single calls, one after the other, achieve.
-A request's time starts when it arrives, even if all clients are busy then. Both ways get the same arrivals.
+one photo each arrive at random (Poisson), at rates given as shares of the rate that sequential single calls reach. A
+request's latency counts from its arrival, even if all clients are busy. Both ways get the same arrivals.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Array = np.ndarray[Any, Any]
 
 
 def served(ask: Callable[[Array], Any], images: Array, arrivals: Array, clients: int) -> tuple[Array, float]:
-    """Seconds that each request takes, and requests answered per second."""
+    """Return the latency of each request in seconds, and the requests answered per second."""
     start = time.perf_counter()
 
     def client(k: int) -> float:
@@ -43,7 +43,7 @@ def served(ask: Callable[[Array], Any], images: Array, arrivals: Array, clients:
 
 
 def rate_of_single_calls(explainer: ox.Explainer, images: Array, seconds: float) -> float:
-    """Calls per second, one after the other."""
+    """Return the calls per second, one after the other."""
     for _ in range(WARM_UP):
         explainer(images[:1])
     calls, start = 0, time.perf_counter()

@@ -1,8 +1,8 @@
-"""The gradient of an ONNX file by torch, operator by operator as they stand in the file.
+"""Compute the gradient of an ONNX file with torch, operator by operator.
 
-Integers are numbers like any other: rounding hands on gradients as it gets them, what saturates has none, and the scale
-that a dynamically quantized tensor finds for itself counts as constant. Knows the operators of the models that
-tools/variants.py compares with it, no more.
+Integers are numbers like any other: rounding passes gradients unchanged, saturated values have none, and the scale that
+a dynamically quantized tensor computes for itself counts as constant. Supports only the operators of the models that
+tools/variants.py compares.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ UNSIGNED, UNSIGNED16, SIGNED = (0, 255), (0, 65535), (-128, 127)
 
 
 def gradient(path: Path, feeds: Mapping[str, Array], data: str, target: Array, dtype: torch.dtype) -> Array:
-    """Differentiate the chosen element of each sample's only output by the input called ``data``."""
+    """Differentiate the chosen element of each sample's only output by the input ``data``."""
     graph = onnx.load(path).graph
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
     limits = {name: UNSIGNED for name, array in arrays.items() if array.dtype == np.uint8}
@@ -47,7 +47,7 @@ def gradient(path: Path, feeds: Mapping[str, Array], data: str, target: Array, d
 
 
 def tensor(array: Array, dtype: torch.dtype) -> Tensor:
-    """Make a tensor: sizes and indices stay integers, all else becomes floating-point."""
+    """Return a tensor: sizes and indices stay integers, all other arrays become floating-point."""
     if array.dtype == np.int64:
         return torch.from_numpy(array.copy())
     return torch.from_numpy(array.astype(np.float64)).to(dtype)

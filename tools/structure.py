@@ -1,9 +1,9 @@
-"""Count what a reader of the package has to get past: rooms, import floors, long files, scattered operator names.
+"""Count the obstacles for a reader of the package: rooms, import floors, long files, scattered operator names.
 
     python -m tools.structure [FOLDER]
 
 A room is a package, or a module beside the packages. A room's floor is one above the highest room that it imports, so
-the number of floors is the longest chain of imports. ``tests/test_layers.py`` holds the limits.
+the number of floors is the length of the longest chain of imports. ``tests/test_layers.py`` holds the limits.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""How models come to be deployed: every way in which tools/variants.py changes one without changing what it means.
+"""The ways in which deployed models come about: each maker changes a model without changing its function.
 
-Each maker writes one file. It gets the network with its plain file, or raises `CannotError`.
+A maker gets the network with its plain file and writes one file, or raises `CannotError`. tools/variants.py explains
+the results.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ LARGE = 1024  # bytes of what counts as a weight
 
 
 class CannotError(Exception):
-    """A variant that no tool makes of this network."""
+    """No tool can make this variant of the network."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ Maker = Callable[[Net, Path], None]
 
 
 def exported(opset: int, dynamo: bool, static: bool = False) -> Maker:
-    """Export from torch, by tracing or by torch.export, at an opset; ``static``: for one sample of one size."""
+    """Export from torch, by tracing or by torch.export, at an opset; ``static``: for a single sample of fixed size."""
 
     def make(net: Net, path: Path) -> None:
         inputs = tuple(torch.from_numpy(x[:1] if static else x) for x in net.feeds.values())
@@ -112,7 +113,7 @@ def converted(opset: int) -> Maker:
 
 
 def quiet() -> ort.SessionOptions:
-    """Options of a session that only says what is fatal."""
+    """Return options of a session that logs fatal errors only."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     return options
@@ -133,7 +134,7 @@ def rewritten(module: str, function: Callable[[Any, onnx.ModelProto], onnx.Model
 
 
 def saved(level: str) -> Maker:
-    """What ONNX Runtime saves at an optimisation level."""
+    """Save the model as ONNX Runtime optimises it at a level."""
 
     def make(net: Net, path: Path) -> None:
         options = quiet()
@@ -145,7 +146,7 @@ def saved(level: str) -> Maker:
 
 
 def fused_as_bert(net: Net, path: Path) -> None:
-    """What ONNX Runtime's own tool for transformers makes, for graphics cards too."""
+    """Fuse with ONNX Runtime's tool for transformers, also for GPUs."""
     from onnxruntime.transformers import optimizer
 
     model = optimizer.optimize_model(str(net.plain), "bert", num_heads=12, hidden_size=384, opt_level=0)
@@ -180,7 +181,7 @@ def fed(net: Net, path: Path) -> None:
 
 
 def weights(plain: Path) -> Feeds:
-    """What the variant made by `fed` is fed besides the samples."""
+    """Return the weights that the variant made by `fed` needs as inputs besides the samples."""
     tensors = onnx.load(plain).graph.initializer
     return {t.name: onnx.numpy_helper.to_array(t) for t in tensors if _is_weight(t)}
 

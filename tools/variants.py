@@ -141,7 +141,7 @@ NETS: dict[str, Callable[[Path], Net]] = {"cnn": cnn, "transformer": transformer
 
 
 def made(maker: Maker, net: Net, path: Path) -> Path:
-    """Make a variant, unless it is there."""
+    """Make a variant, unless the file exists."""
     if not path.exists():
         partial = path.with_name(f"partial.{path.name}")
         maker(net, partial)
@@ -151,7 +151,7 @@ def made(maker: Maker, net: Net, path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Explained:
-    """The attributions of a model by each method, its outputs, nodes, and the seconds the gradient takes to compile."""
+    """A variant's attributions by each method, its outputs, number of nodes, and seconds to compile the gradient."""
 
     attributions: dict[str, Array]
     outputs: Array
@@ -178,7 +178,7 @@ def explain(net: Net, path: Path, target: Array | None) -> Explained:
 
 
 def outputs(net: Net, path: Path, feeds: Feeds) -> Array:
-    """Run the file itself on one sample after the other, as some are made for one."""
+    """Run the file itself, one sample at a time, as some variants accept only one."""
     options = makers.quiet()
     options.graph_optimization_level = (
         ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -221,7 +221,7 @@ class Checker:
         return made(maker, self.net, self.folder / f"{variant}.onnx")
 
     def check(self, variant: str, maker: Maker, least: float | None = None) -> None:
-        """Add a row to the table; ``least`` is the similarity that a rounded variant needs, None for lossless ones."""
+        """Add a row to the table; ``least``: required cosine similarity of rounded variants, None for lossless ones."""
         cells = ["-"] * (len(self.plain.attributions) + 3)
         try:
             path = self._made(variant, maker)
@@ -248,7 +248,7 @@ class Checker:
         return max(FLOAT32_FACTOR * self.own[title], TOLERANCE)
 
     def _own_gradient(self, path: Path, found: Explained) -> str:
-        """Compare a file's gradient with what torch makes of the file itself."""
+        """Compare a file's gradient with torch's gradient of the same file."""
         feeds, data = self.net.feeds, self.net.data
         exact = straight_through.gradient(path, feeds, data, self.target, torch.float64)
         ours, single = cosine(found.attributions["gradient"], exact), 1.0
@@ -261,7 +261,7 @@ class Checker:
         return f"{'ok' if agrees else 'FAIL'}: {ours:.4f} to its own gradient (torch float32: {single:.4f})"
 
     def table(self) -> Table:
-        """Return what was found."""
+        """Return the table of results."""
         methods = (f"{title}: cosine, error" for title in self.net.methods)
         table = Table("variant", "nodes", "compile s", "outputs off", *methods, "verdict", title=self.name)
         for row in self.rows:
@@ -272,7 +272,7 @@ class Checker:
 
     @property
     def failed(self) -> bool:
-        """Whether any variant has."""
+        """Whether any variant has failed."""
         return any(row[-1].startswith("FAIL") for row in self.rows)
 
 

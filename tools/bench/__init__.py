@@ -1,1 +1,1 @@
-"""What explanations cost: onnxplain against forward passes of ONNX Runtime, captum, zennit and torch."""
+"""Benchmark of explanations: onnxplain against forward passes of ONNX Runtime, captum, zennit and torch."""

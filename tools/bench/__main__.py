@@ -1,9 +1,10 @@
-"""What explanations cost: onnxplain against forward passes of ONNX Runtime, captum, zennit and torch.
+"""Benchmark of explanations: onnxplain against forward passes of ONNX Runtime, captum, zennit and torch.
 
-In one process for each network and batch size, everyone has a turn in every round: a forward pass of ONNX Runtime, our
-method, the peers. Ratios are taken round by round; the tables have their medians and quartiles. Methods that look at
-many points are given per point: step, sample, window, mask. Memory is the peak of a process that does one thing, above
-what is resident once the model is loaded. A peer that cannot do something has a row that says why.
+For each network and batch size there is one process, in which everyone has a turn in every round: a forward pass of
+ONNX Runtime, our method, the peers. Ratios are taken round by round; the tables have their medians and quartiles.
+Costs of methods that evaluate many points are per point: step, sample, window, mask. Memory is the peak of a process
+that does one thing, above its resident memory once the model is loaded. A peer that cannot run a method has a row with
+the reason.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def options_of() -> argparse.Namespace:
 
 
 def ask(job: Job) -> Iterator[dict[str, Any]]:
-    """What a worker finds, line by line; a failure of the process is the last."""
+    """Yield a worker's results, line by line; if the process fails, the failure is the last."""
     command = [sys.executable, "-m", "tools.bench.worker", job.dumps()]
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT)
@@ -86,13 +87,13 @@ def ask(job: Job) -> Iterator[dict[str, Any]]:
 
 
 def job_of(options: argparse.Namespace, what: str, net: str, batch: int, methods: list[str], who: str = "") -> Job:
-    """A job for a worker."""
+    """Return a worker's job."""
     timing = (options.repeat, options.budget, options.clock, options.threads)
     return Job(what, net, batch, methods, who, *timing, options.provider, str(options.models_dir), options.memory)
 
 
 def timed(options: argparse.Namespace, net: str, batch: int) -> Iterator[report.Row]:
-    """Rows of a network; where a method brings its process down, the others go on in a new one."""
+    """Return the rows of a network; if a method crashes its process, the others continue in a new one."""
     methods = [method for method in options.methods if FAMILIES[method].applies(NETS[net])]
     while methods:
         for found in ask(job_of(options, "time", net, batch, methods)):
@@ -108,7 +109,7 @@ def timed(options: argparse.Namespace, net: str, batch: int) -> Iterator[report.
 
 
 def add_memory(options: argparse.Namespace, row: report.Row, forward: dict[tuple[str, int], int | None]) -> None:
-    """Peak bytes above the loaded model, ours and the peers'."""
+    """Add the peak bytes above the loaded model to the rows, ours and the peers'."""
     net, batch, method = row["net"], row["batch"], row["method"]
     for who in ("ours", *FAMILIES[method].peers):
         if who in row["refusals"]:
@@ -127,9 +128,9 @@ def _last(options: argparse.Namespace, net: str, batch: int, method: str, who: s
 
 
 def cold_starts(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds from the start of a process to its first gradient, of us and the peers in turn.
+    """Return the seconds from the start of a process to its first gradient, of us and the peers in turn.
 
-    Our modules are compiled to bytecode first, as pip does with all that it installs.
+    Our modules are compiled to bytecode first, as pip does on installation.
     """
     compileall.compile_dir(ROOT / "onnxplain", quiet=1)
     net = COLD if COLD in options.models else options.models[0]
@@ -149,7 +150,7 @@ def cold_starts(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def machine(options: argparse.Namespace) -> str:
-    """The machine and the versions, in words."""
+    """Describe the machine and the versions."""
     names = {line.partition(": ")[2] for line in _lines("/proc/cpuinfo") if line.startswith("model name")}
     installed = {found.name: found.version for found in distributions()}
     packages = [f"{n} {installed[n]}" for n in ("onnxruntime", "torch", "captum", "zennit") if n in installed]
@@ -167,7 +168,7 @@ def _lines(path: str) -> list[str]:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure everything; what was found until Ctrl-C is kept."""
+    """Measure everything; Ctrl-C keeps the results so far."""
     from tools.bench.modules import prepare
 
     result: dict[str, Any] = {"machine": machine(options), "rows": [], "cold": [], "sizes": {}}

@@ -1,4 +1,4 @@
-"""What is measured: method families, our method in each, who else does it, and what the arithmetic needs."""
+"""The measured method families: our method in each, the peers that have it, and the arithmetic that it needs."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ class Family:
     Attributes
     ----------
     method, options
-        Ours.
+        Our method and its options.
     bound
         Forward passes that the arithmetic needs, per point.
     peers
-        Name -> the function of `tools.bench.peers` that makes it, and its arguments.
+        Name -> the function of `tools.bench.peers` that makes the peer, and its arguments.
     windows
-        At how many points the method looks, if that does not depend on `sampled`; costs are per point.
+        Number of points that the method evaluates, if it does not depend on `sampled`; costs are per point.
     sampled
-        Our option that says at how many.
+        Name of our option for the number of points.
     applies
-        Whether a network has this.
+        Whether a network supports the family.
     random
-        Whether everyone draws other numbers, so that values cannot be compared.
+        Whether everyone draws different random numbers, so that attributions cannot be compared.
     """
 
     method: str
@@ -54,11 +54,11 @@ class Family:
     random: bool = False
 
     def points(self, batch: int) -> int:
-        """Points at which the method looks."""
+        """Return the number of points that the method evaluates."""
         return max(FEWEST, SAMPLES // batch) if self.sampled else self.windows
 
     def options_at(self, batch: int) -> dict[str, Any]:
-        """Ours, with the points."""
+        """Return our options for a number of points."""
         return {**self.options, **({self.sampled: self.points(batch)} if self.sampled else {})}
 
 

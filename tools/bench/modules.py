@@ -1,4 +1,4 @@
-"""The networks in torch: made with seeded random weights, exported, kept in a folder, loaded from there."""
+"""The networks in torch: built with seeded random weights, exported to a folder and loaded from it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _lite0() -> nn.Module:
 
 
 def prepare(name: str, folder: Path) -> None:
-    """Write the module and the ONNX model, unless they are there."""
+    """Write the module and the ONNX model, unless the files exist."""
     path, module_path = model_path(name, folder), folder / f"{name}.pt"
     if path.is_file() and module_path.is_file():
         return
@@ -87,7 +87,7 @@ def _export(name: str, module: nn.Module, path: Path) -> None:
 
 
 def load(name: str, folder: Path) -> nn.Module:
-    """Load the module, as the peers can take it: no activation works in place."""
+    """Load the module in a form that the peers accept: no activation works in place."""
     architectures.define_torchvision_operators()  # zennit imports torchvision, too
     module: nn.Module = torch.load(folder / f"{name}.pt", weights_only=False)
     for part in module.modules():
@@ -99,9 +99,9 @@ def load(name: str, folder: Path) -> nn.Module:
 def at_first_floats(
     name: str, module: nn.Module, arrays: dict[str, Array]
 ) -> tuple[nn.Module, Any, Any, tuple[Any, ...]]:
-    """What torch differentiates: a module, its first argument, a baseline for that, and the other arguments.
+    """Return a module that torch can differentiate, its first argument, a baseline, and the other arguments.
 
-    The baseline of tokens is, as ours, that of token 0.
+    The baseline of tokens is, like ours, that of token 0.
     """
     tensors = [torch.from_numpy(array) for array in arrays.values()]
     if NETS[name].kind == "tokens":

@@ -1,4 +1,4 @@
-"""What is explained: the networks by name, and inputs for them; nothing here imports torch."""
+"""The explained networks by name, and inputs for them; nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Net:
     title
         Its name in tables.
     kind
-        What it takes: "image", "tokens" or "sequence".
+        The kind of its input: "image", "tokens" or "sequence".
     layer
-        The module with the last feature map, which Grad-CAM looks at; "<" in front: the module's input.
+        The module with the last feature map, for Grad-CAM; "<" in front: the module's input.
     relu
-        Whether it has a ReLU, without which guided backprop is the gradient.
+        Whether it has a ReLU; without one, guided backprop is the gradient.
     canonizer
-        Of zennit, the one that knows its order of layers; in DenseNet, normalisation comes before convolution.
+        Zennit's canonizer for its order of layers; in DenseNet, normalisation comes before convolution.
     """
 
     title: str
@@ -53,7 +53,7 @@ NETS = {
 
 
 def feeds(name: str, batch: int) -> dict[str, Array]:
-    """Inputs by the name that they have in the exported model: always the same."""
+    """Return inputs by name in the exported model, always the same."""
     random = np.random.default_rng(0)
     kind = NETS[name].kind
     if kind == "tokens":
@@ -64,5 +64,5 @@ def feeds(name: str, batch: int) -> dict[str, Array]:
 
 
 def model_path(name: str, folder: Path) -> Path:
-    """Where the ONNX model lies."""
+    """Return the path of the ONNX model."""
     return MODELS / f"{name}.onnx" if name == "efficientnet_lite0" else folder / f"{name}.onnx"

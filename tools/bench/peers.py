@@ -1,7 +1,7 @@
-"""The peers, each at its best.
+"""The peers, each in its fastest form.
 
-Gradients of weights are off, points go through in batches, activations that a net uses again become modules of their
-own where a peer asks for that. A peer whose result would not be what its name says refuses.
+Gradients of weights are off, points are evaluated in batches, and reused activations become separate modules where a
+peer needs that. A peer refuses if its result would not be what its name says.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Call = Callable[[], Array]
 
 
 class RefusalError(Exception):
-    """What a peer cannot do, and why."""
+    """A method that a peer cannot run, and the reason."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a peer is asked: a module at an input, from a baseline, with other arguments; the classes explained."""
+    """A peer's task: a module at an input, with a baseline, other arguments, and the explained classes."""
 
     net: Net
     module: nn.Module
@@ -43,7 +43,7 @@ class Case:
 
     @property
     def together(self) -> int:
-        """Points per evaluation."""
+        """Return the number of points per evaluation."""
         return max(1, TOGETHER // len(self.x))
 
 
@@ -59,19 +59,19 @@ def autograd(case: Case) -> Call:
 
 
 def captum(case: Case, name: str) -> Call:
-    """Saliency and its like."""
+    """Captum's Saliency and similar classes."""
     signed = {"abs": False} if name == "Saliency" else {}
     return _attribute(_attr(name)(case.module), case, **signed)
 
 
 def integrated_gradients(case: Case) -> Call:
-    """captum; in batches."""
+    """Captum's integrated gradients, in batches."""
     options = {"n_steps": case.points, "internal_batch_size": max(TOGETHER, len(case.x))}
     return _attribute(_attr("IntegratedGradients")(case.module), case, baselines=case.baseline, **options)
 
 
 def smoothgrad(case: Case) -> Call:
-    """Saliency in the noise tunnel of captum."""
+    """Captum's Saliency in its noise tunnel."""
     return _attribute(
         _attr("NoiseTunnel")(_attr("Saliency")(case.module)),
         case,
@@ -84,12 +84,12 @@ def smoothgrad(case: Case) -> Call:
 
 
 def captum_lrp(case: Case) -> Call:
-    """captum, epsilon everywhere, with additions as modules."""
+    """Captum's LRP with epsilon everywhere, additions as modules."""
     return _attribute(_attr("LRP")(_taken_apart(case.module, additions=True)), case)
 
 
 def deeplift(case: Case) -> Call:
-    """captum, Rescale, from zero."""
+    """Captum's DeepLIFT (Rescale), from zero."""
     from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
 
     linear = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -98,7 +98,7 @@ def deeplift(case: Case) -> Call:
 
 
 def grad_cam(case: Case) -> Call:
-    """captum, upsampled."""
+    """Captum's Grad-CAM, upsampled."""
     assert case.net.layer is not None
     layer = case.module.get_submodule(case.net.layer.removeprefix("<"))
     method = _attr("LayerGradCam")(case.module, layer)
@@ -108,7 +108,7 @@ def grad_cam(case: Case) -> Call:
 
 
 def occlusion(case: Case) -> Call:
-    """captum, channels together."""
+    """Captum's occlusion, channels together."""
     channels = case.x.shape[1]
     return _attribute(
         _attr("Occlusion")(case.module),
@@ -120,7 +120,7 @@ def occlusion(case: Case) -> Call:
 
 
 def rise(case: Case) -> Call:
-    """As in the paper's code: masks made before, masked copies in batches."""
+    """RISE as in the paper's code: masks made in advance, masked copies in batches."""
     cells = (torch.rand(case.points, 1, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.5).to(case.x)
     masks = nn.functional.interpolate(cells, (256, 256), mode="bilinear")[:, :, 16:240, 16:240]
 
@@ -177,12 +177,12 @@ def _attribute(method: Any, case: Case, **options: Any) -> Call:
 
 
 def _array(tensor: torch.Tensor) -> Array:
-    """As numpy, which waits for a GPU and copies from there, as ours does."""
+    """Return an array, which waits for a GPU and copies from it, as our results do."""
     return np.asarray(tensor.detach().cpu().numpy())
 
 
 def _refuse_unknown(module: nn.Module, known: tuple[Any, ...]) -> None:
-    """Refuse where a module would be passed as if it were linear: gradients in the place of what was asked for."""
+    """Refuse modules that the peer would treat as linear: it would pass plain gradients instead."""
     leaves = [part for part in module.modules() if not any(True for _ in part.children())]
     names = {type(part).__name__ for part in leaves if not isinstance(part, known)} - {*PLAIN}
     if names:
@@ -190,7 +190,7 @@ def _refuse_unknown(module: nn.Module, known: tuple[Any, ...]) -> None:
 
 
 def _taken_apart(module: nn.Module, additions: bool = False) -> nn.Module:
-    """A copy in which every activation, and addition if asked for, is a module that is used once."""
+    """Return a copy in which every activation, and addition if asked for, is a module that is used once."""
     from captum.attr._utils.custom_modules import Addition_Module
 
     traced = fx.symbolic_trace(copy.deepcopy(module))

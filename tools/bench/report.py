@@ -1,4 +1,4 @@
-"""Measurements -> tables."""
+"""Tables from measurements."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NEAR = 1.3  # times the arithmetic's bound
 
 
 def row_of(net: str, batch: int, found: dict[str, Any]) -> Row:
-    """One row of what a worker measured: quartiles of ratios, round by round; costs are per point."""
+    """Return one row of a worker's measurements: quartiles of ratios, round by round; costs are per point."""
     family, seconds = FAMILIES[found["method"]], found["seconds"]
     forward = np.array(seconds["forward"])
     row: Row = {
@@ -57,13 +57,13 @@ def row_of(net: str, batch: int, found: dict[str, Any]) -> Row:
 
 
 def fastest(row: Row) -> str | None:
-    """The fastest peer."""
+    """Return the fastest peer."""
     passes = {name: values[1] for name, values in row["passes"].items() if name != "ours"}
     return min(passes, key=lambda name: passes[name]) if passes else None
 
 
 def cells(row: Row) -> Iterable[Sequence[str]]:
-    """A line for each peer; one at least."""
+    """Return a line for each peer; at least one."""
     ours, memory = row["passes"].get("ours"), row["memory"]
     first = [NETS[row["net"]].title, str(row["batch"]), row["method"], f"{row['forward'] * 1e3:.1f}"]
     if ours is None:
@@ -81,7 +81,7 @@ def cells(row: Row) -> Iterable[Sequence[str]]:
 
 
 def print_rows(rows: Sequence[Row], console: Console) -> None:
-    """The whole table."""
+    """Print the whole table."""
     table = Table(*COLUMNS, title="costs in forward passes of ONNX Runtime, medians and quartiles")
     for row in rows:
         for line in cells(row):
@@ -90,12 +90,12 @@ def print_rows(rows: Sequence[Row], console: Console) -> None:
 
 
 def detail(rows: Sequence[Row]) -> str:
-    """The whole table as Markdown."""
+    """Return the whole table as Markdown."""
     return _markdown(COLUMNS, [line for row in rows for line in cells(row)])
 
 
 def summary(result: dict[str, Any]) -> str:
-    """The tables of docs/results/speed.md: methods by networks, for each batch size; memory; cold starts; sizes."""
+    """Return the tables of docs/results/speed.md: methods by networks per batch size; memory; cold starts; sizes."""
     rows, parts = result["rows"], [f"Measured on {result['machine']}."]
     for batch in sorted({row["batch"] for row in rows}):
         of = [row for row in rows if row["batch"] == batch]
@@ -122,7 +122,7 @@ COLD = ("model", "", "seconds (quartiles)")
 
 
 def far_from_bound(rows: Sequence[Row]) -> list[str]:
-    """Where ours takes more than `NEAR` times what the arithmetic needs, the worst first."""
+    """List where our method takes more than `NEAR` times the necessary arithmetic, the worst first."""
     far = [(row["passes"]["ours"][1] / row["bound"], row) for row in rows if "ours" in row["passes"]]
     return [
         f"{factor:.2f} x bound: {NETS[row['net']].title}, batch {row['batch']}, {row['method']}"
@@ -132,12 +132,12 @@ def far_from_bound(rows: Sequence[Row]) -> list[str]:
 
 
 def quartiles_of(seconds: Sequence[float]) -> list[float]:
-    """Of a list."""
+    """Return the quartiles of a list."""
     return _quartiles(np.array(seconds))
 
 
 def _faster(rows: Sequence[Row], prefix: str, alone: bool) -> float | None:
-    """Geometric mean of how much faster than the fastest peer; ``alone``: if ours took its arithmetic alone."""
+    """Return the geometric mean of the speed-up over the fastest peer; ``alone``: with our arithmetic alone."""
     compared = [row for row in rows if row["method"].startswith(prefix) and row["ratios"]]
     saved = [row["passes"]["ours"][1] / row["bound"] if alone else 1.0 for row in compared]
     found = [row["ratios"][fastest(row)][1] * factor for row, factor in zip(compared, saved, strict=True)]

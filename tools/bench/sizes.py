@@ -1,4 +1,4 @@
-"""What has to be installed: bytes of a distribution and of all that it requires, as they are installed here."""
+"""Installed sizes: bytes of a distribution and of everything that it requires, as installed here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PEERS = {"captum": ("captum",), "zennit": ("zennit",), "captum and zennit": ("ca
 
 
 def sizes() -> dict[str, int | str]:
-    """Bytes by what is installed, or why that is not known."""
+    """Return bytes by distribution, or the reason why they are unknown."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
     package = sum(path.stat().st_size for path in (ROOT / "onnxplain").rglob("*.py"))

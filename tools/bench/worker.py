@@ -1,4 +1,4 @@
-"""Runs in a process of its own: `python -m tools.bench.worker JSON` measures and prints what it finds, a line each."""
+"""The measuring process: `python -m tools.bench.worker JSON` measures, and prints one result per line."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class Job:
     memory: str | None
 
     def dumps(self) -> str:
-        """As JSON."""
+        """Serialise as JSON."""
         return json.dumps(asdict(self))
 
 
 def forward(job: Job) -> Callable[[], list[Array]]:
-    """The model in a plain session."""
+    """Return the model's forward pass in a plain session."""
     import onnxruntime
 
     path = model_path(job.net, Path(job.folder))
@@ -71,7 +71,7 @@ def forward(job: Job) -> Callable[[], list[Array]]:
 
 
 def ours(job: Job, method: str, target: Array) -> Callable[[], Array]:
-    """Our method, loaded and compiled; values of the first input that has any."""
+    """Return our method, loaded and compiled; its values are those of the first explained input."""
     import onnxplain as ox
 
     family = FAMILIES[method]
@@ -88,7 +88,7 @@ def ours(job: Job, method: str, target: Array) -> Callable[[], Array]:
 
 
 def case_of(job: Job, method: str, target: Array) -> Case:
-    """What the peers get."""
+    """Return the peers' task."""
     import torch
 
     from tools.bench import modules, peers
@@ -104,7 +104,7 @@ def case_of(job: Job, method: str, target: Array) -> Case:
 
 
 def peer(job: Job, method: str, name: str, target: Array) -> Callable[[], Array]:
-    """A peer's method, ready to be called."""
+    """Return a peer's method, ready to be called."""
     from tools.bench import peers
 
     function, arguments = FAMILIES[method].peers[name]
@@ -113,7 +113,7 @@ def peer(job: Job, method: str, name: str, target: Array) -> Callable[[], Array]
 
 
 def times(calls: dict[str, Call], estimates: dict[str, float], job: Job) -> dict[str, list[float]]:
-    """Seconds per call, in rounds in which everyone has a turn, until the budget is spent."""
+    """Return seconds per call, in rounds in which everyone has a turn, until the budget is spent."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     inner = {name: max(1, round(SPAN / estimates[name])) for name in calls}
     start, clock = time.perf_counter(), CLOCKS[job.clock]
@@ -132,7 +132,7 @@ def times(calls: dict[str, Call], estimates: dict[str, float], job: Job) -> dict
 
 
 def similarity(a: Array, b: Array) -> float:
-    """Cosine; of tokens, ours has sums over the embedding."""
+    """Return the cosine similarity; for tokens, our values are sums over the embedding."""
     if b.ndim == a.ndim + 1:
         b = b.sum(-1)
     a, b = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
@@ -140,7 +140,7 @@ def similarity(a: Array, b: Array) -> float:
 
 
 def measure_times(job: Job) -> Iterator[dict[str, Any]]:
-    """Time of every method, ours and the peers'."""
+    """Measure the time of every method, ours and the peers'."""
     run = forward(job)
     target = run()[0].argmax(1)
     for method in job.methods:
@@ -166,7 +166,7 @@ def measure_times(job: Job) -> Iterator[dict[str, Any]]:
 
 
 def measure_memory(job: Job) -> Iterator[dict[str, Any]]:
-    """Peak of resident bytes; of others than ours, also those of the loaded model before."""
+    """Measure peak resident bytes; for peers, also the bytes of the loaded model before."""
     (method,), target = job.methods, np.zeros(job.batch, np.int64)
     try:
         if job.who == "ours":
@@ -186,7 +186,7 @@ def measure_memory(job: Job) -> Iterator[dict[str, Any]]:
 
 
 def measure_cold(job: Job) -> Iterator[dict[str, Any]]:
-    """A first result; the parent looks at the clock."""
+    """Compute a first result; the parent process measures the time."""
     (method,), target = job.methods, np.zeros(job.batch, np.int64)
     try:
         (ours(job, method, target) if job.who == "ours" else peer(job, method, job.who, target))()
@@ -196,7 +196,7 @@ def measure_cold(job: Job) -> Iterator[dict[str, Any]]:
 
 
 def _timed(call: Call) -> tuple[float, Any]:
-    """Seconds of the second call where the first is short, which warms up."""
+    """Return the seconds of a call; a short first call is a warm-up, and the second counts."""
     for _ in range(2):
         before = time.perf_counter()
         value = call()
@@ -217,7 +217,7 @@ def _status(key: str) -> int:
 
 
 def limit_threads(threads: int) -> None:
-    """Every session has as many threads as torch gets: onnxplain leaves that to ONNX Runtime, which takes them all."""
+    """Give every session as many threads as torch gets; onnxplain leaves that to ONNX Runtime, which takes all."""
     import onnxruntime
 
     make = onnxruntime.SessionOptions
@@ -231,7 +231,7 @@ def limit_threads(threads: int) -> None:
 
 
 def main() -> None:
-    """Measure what the command line asks for."""
+    """Run the job from the command line."""
     job = Job(**json.loads(sys.argv[1]))
     if job.who in ("", "forward", "ours"):
         limit_threads(job.threads)
