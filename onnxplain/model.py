@@ -1,4 +1,4 @@
-"""Loaded models: what they take and give, and the canonical graphs that explainers are compiled for."""
+"""`Model`: a loaded model with its inputs, outputs and canonical graphs; `load` makes it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Model:
 
     Attributes
     ----------
-    source
-        What was read.
-    cache
-        The folder that keeps what takes long to make, if any.
+    source : Source
+        The model's file as it was read, with its weights.
+    cache : Path or None
+        The folder that keeps canonical graphs and optimised programs (see `load`); None if nothing is kept.
     """
 
     def __init__(self, source: Source, cache: Path | None = None) -> None:
@@ -38,17 +38,17 @@ class Model:
 
     @cached_property
     def inputs(self) -> list[Value]:
-        """The inputs; free dimensions have names, ``"batch"`` is that of a free first axis."""
+        """The inputs; free dimensions have names, and a free first axis is named ``"batch"``."""
         return prepare.named_inputs(self.source.proto)
 
     @property
     def outputs(self) -> list[Value]:
-        """The outputs, with shapes as far as they follow from the inputs'."""
+        """The outputs; a dimension is None if it does not follow from the inputs' dimensions."""
         return list(self.canonical().graph.outputs)
 
     @property
     def tensors(self) -> list[Value]:
-        """Every floating-point tensor that can be a slice (``at=``), in the order of calculation."""
+        """Internal floating-point tensors, which ``at=`` can name, in the order of calculation."""
         graph = self.canonical().graph
         return [
             graph.values[o] for n in graph.nodes for o in n.outputs if o in graph.values and graph.values[o].is_float
@@ -56,23 +56,23 @@ class Model:
 
     @property
     def labels(self) -> dict[str, tuple[str | int, ...]]:
-        """Name of an output -> the names of its classes, where the model tells them."""
+        """Name of an output -> the names of its classes, for outputs whose classes the model names."""
         return dict(self.canonical().labels)
 
     @cached_property
     def takes_nan(self) -> bool:
-        """Whether NaN in an input may mean a missing value: some operator asks for it."""
+        """Whether NaN in an input may stand for a missing value, because an operator handles it."""
         missing = OPS.having(Trait.TAKES_NAN)
         return not missing.isdisjoint(operator_of(node) for node in nodes_of(self.source.proto.graph))
 
     @property
     def free_sizes(self) -> list[str]:
-        """Names of the free dimensions other than the batch, and of the ranks of inputs without any shape."""
+        """Names of the free dimensions other than the batch, and of the ranks of inputs without a declared shape."""
         dims = {d for v in self.inputs for d in v.shape or () if isinstance(d, str) and d != BATCH}
         return sorted(dims | {prepare.rank_of(v.name) for v in self.inputs if v.shape is None})
 
     def canonical(self, sizes: Mapping[str, int] | None = None) -> Canonical:
-        """The canonical graph, for given sizes of the free dimensions or for any; made once and kept."""
+        """The canonical graph for these sizes of the free dimensions, or for any sizes; made once and kept."""
         return self._canonical(tuple(sorted((sizes or {}).items())))
 
     def _canonize(self, sizes: Sizes) -> Canonical:
@@ -100,14 +100,14 @@ def load(model: Loadable, cache: str | os.PathLike[str] | None = None) -> Model:
 
     Parameters
     ----------
-    model
+    model : path, bytes or ModelProto
         Path of an .onnx file (opset 7 to 26, external data allowed), its bytes, or a ModelProto.
-    cache
-        Folder that keeps what takes long to make of models and methods, for this and other processes: canonical graphs,
-        and programs as ONNX Runtime has optimised them for this processor (on the CPU, under Linux; not those with
-        functions or rules of one's own, nor those that use the model's own weights because ``memory=`` demands it).
-        Results are the same to the last bit. It is made if need be, and bounded to 4 GiB: what was used least recently
-        goes. Default: the one that the environment variable ONNXPLAIN_CACHE names; without it, nothing is kept.
+    cache : str or path-like, optional
+        Folder that keeps canonical graphs, and programs as ONNX Runtime has optimised them for this processor, for this
+        and other processes. Programs are kept for the CPU under Linux, except those with the user's own functions or
+        rules, and those that use the model's own weights because of ``memory=``. Results are equal to the last bit. The
+        folder is made if it does not exist, and holds up to 4 GiB: entries that were used least recently are deleted.
+        Default: the folder that the environment variable ONNXPLAIN_CACHE names; without it, nothing is kept.
 
     Returns
     -------
@@ -117,11 +117,11 @@ def load(model: Loadable, cache: str | os.PathLike[str] | None = None) -> Model:
     Raises
     ------
     ModelError
-        Not a usable ONNX model.
+        The file is not a usable ONNX model.
     OutputError
-        The cache cannot be written.
+        The cache folder cannot be written.
     OptionError
-        A cache for a model that is loaded already.
+        ``cache=`` is given for a model that is loaded already.
     """
     if isinstance(model, Model):
         if cache is not None:

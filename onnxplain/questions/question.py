@@ -1,4 +1,4 @@
-"""What is asked of a model: which output, in terms of which inputs or internal tensors."""
+"""`Question`: which tensor is explained, and which inputs or internal tensors get the attribution."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from onnxplain.questions.quantities import ExplainedTensor
 
 @dataclass(frozen=True)
 class Slice:
-    """What gets an attribution.
+    """An input or an internal tensor that gets an attribution.
 
     Attributes
     ----------
     name
-        An input, or an internal tensor.
+        Name of the input or internal tensor.
     tensors
-        Where cotangents are read: itself if it holds floats, else the first floats behind it (see `integers`).
+        Names of the tensors at which cotangents are read: the slice itself if it holds floats, else the first float
+        tensors behind it (see `onnxplain.backward.integers`).
     axis
-        Its batch axis.
+        Batch axis of the slice.
     """
 
     name: str
@@ -35,28 +36,29 @@ class Slice:
 
     @property
     def direct(self) -> bool:
-        """Whether it is read where it is."""
+        """Whether cotangents are read at the slice itself."""
         return self.tensors == (self.name,)
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a graph.
+    """The explained tensor, and the slices that get an attribution.
 
     Attributes
     ----------
     output
         Name of the model's output.
     explained
-        The tensor that is explained: the output, or the value before its final Softmax or Sigmoid.
+        Name of the explained tensor: the output, the value before its final Softmax or Sigmoid, or another tensor.
     axis
-        Its batch axis; None: it has none, so that samples go one by one and have the whole of it.
+        Batch axis of the explained tensor. None: it has no batch axis, so samples are run one by one, and all of it
+        belongs to the sample.
     slices
-        What gets an attribution.
+        The slices that get an attribution.
     weighted
         Whether a weighted sum of elements is explained instead of one element.
     nested
-        Whether a slice depends on another one, so that attributions of all of them sum to nothing.
+        Whether a slice depends on another slice, so that the sum over the attributions of all slices has no meaning.
     """
 
     output: str
@@ -91,24 +93,28 @@ def ask(
     walks: bool = True,
     tensor: ExplainedTensor | None = None,
 ) -> Question:
-    """Check names and fill in what was not said.
+    """Make a question: check names, and choose defaults.
 
     Parameters
     ----------
+    graph
+        The canonical graph.
+    output, wrt, probability
+        As `onnxplain.Explainer` takes them.
     at
-        Names of internal tensors, or patterns of them (``*``, ``?``, ``[...]``) that mean those on the way.
+        Names of internal tensors, or patterns (``*``, ``?``, ``[...]``) for tensors before the explained one.
     walks
-        Whether the method walks back: one of forward passes only takes any type of input and output.
+        Whether the method walks back. Methods of forward passes only take inputs and outputs of any dtype.
     tensor
-        The tensor of a quantity, which is a weighted sum; if it is derived from the model, it is part of the graph (see
-        `extended`). None: one element of the output is explained.
+        The tensor whose elements a quantity adds up; if it is derived from the model's tensors, it is part of the graph
+        (see `extended`). None: one element of the output is explained.
 
     Raises
     ------
     OptionError
-        No such output, input or tensor, or one of the wrong type.
+        The graph has no such output, input or tensor, or it has the wrong dtype.
     UnsupportedModelError
-        Nothing in the model that could be explained.
+        The graph has no output or no input that can be explained.
     """
     chosen = tensor or ExplainedTensor()
     if chosen.tensor is not None:
@@ -137,7 +143,7 @@ def extended(
     Raises
     ------
     OptionError
-        No such output or tensor, or an expression that is no valid ONNX.
+        The graph has no such output or tensor, or an expression is not valid ONNX.
     """
     if tensor is None or tensor.derived is None:
         return graph, tensor
@@ -147,25 +153,25 @@ def extended(
 
 
 def named(graph: Graph, at: str | Sequence[str], explained: str) -> list[str]:
-    """The tensors that names and patterns mean: of a pattern, those that have a batch and lie before ``explained``."""
+    """Tensors by names and patterns; a pattern means float tensors with a batch axis that ``explained`` depends on."""
     before = graph.needed_for([explained])
-    found: dict[str, None] = {}
+    tensors: dict[str, None] = {}
     for name in [at] if isinstance(at, str) else at:
         if name in graph.values or not isinstance(name, str) or not set(name) & set("*?["):
-            found[name] = None
+            tensors[name] = None
             continue
-        fits = [n for n in fnmatch.filter(graph.producer, name) if n in before and graph.value(n).is_float]
-        fits = [n for n in fits if batch_axis(graph, n) is not None]
-        if not fits:
-            raise OptionError(f"no floating-point tensor fits {name!r}", "The model's 'tensors' lists them.")
-        found |= dict.fromkeys(fits)
-    if not found:
+        matches = [n for n in fnmatch.filter(graph.producer, name) if n in before and graph.value(n).is_float]
+        matches = [n for n in matches if batch_axis(graph, n) is not None]
+        if not matches:
+            raise OptionError(f"no floating-point tensor matches {name!r}", "The model's 'tensors' lists them.")
+        tensors |= dict.fromkeys(matches)
+    if not tensors:
         raise OptionError("at names no tensor", "The model's 'tensors' lists them.")
-    return list(found)
+    return list(tensors)
 
 
 def moved(graph: Graph, question: Question) -> tuple[Slice, ...]:
-    """What moves where points are those of inputs: the explained inputs, or all that an internal tensor comes from."""
+    """The slices that move if points are inputs: the explained inputs, or the default inputs for internal tensors."""
     inputs = {v.name for v in graph.inputs}
     if all(part.name in inputs for part in question.slices):
         return question.slices
@@ -185,17 +191,17 @@ def _output(graph: Graph, name: str | None, walks: bool) -> str:
         raise OptionError(f"the model has no output {name!r}", did_you_mean(str(name), outputs))
     if walks and name not in floats:
         raise OptionError(
-            f"output '{name}' holds {outputs[name].dtype}, which is no score that has a gradient",
+            f"output '{name}' holds {outputs[name].dtype}, and a score with a gradient needs floats",
             "Methods that need forward passes only still work.",
         )
     return name
 
 
 def internal(graph: Graph, name: str) -> Slice:
-    """The slice that is a tensor inside of the model."""
+    """The slice for an internal tensor."""
     axis = batch_axis(graph, _tensor(graph, name))
     if axis is None:
-        raise OptionError(f"no axis of the tensor is the batch: {graph.value(name)}")
+        raise OptionError(f"the tensor has no batch axis: {graph.value(name)}")
     return Slice(name, (name,), axis)
 
 
@@ -229,31 +235,32 @@ def _inputs(graph: Graph, names: Sequence[str] | str | None, walks: bool) -> lis
 def _floats(graph: Graph, value: Value) -> tuple[str, ...]:
     if is_continuous(graph, value):
         return (value.name,)
-    found = first_floats(graph, value.name)
-    tensors = found.looked_up or found.converted
+    floats = first_floats(graph, value.name)
+    tensors = floats.looked_up or floats.converted
     if not tensors:
         raise OptionError(
-            f"input '{value.name}' holds {value.dtype}, and no floating-point tensor stands for it",
+            f"input '{value.name}' holds {value.dtype}, and no floating-point tensor is made of it",
             "Methods that need forward passes only still work.",
         )
     return tensors
 
 
 def _default(graph: Graph, axes: BatchAxes, walks: bool) -> list[Slice]:
-    """Float inputs, and integer inputs that are looked up; where there are none, those that are converted to floats.
+    """Float inputs, and integer inputs that are looked up in a table, such as tokens.
 
-    A mask next to tokens is such an input, and so it is left alone.
+    Only if there are none, integer inputs that are converted to floats. So a mask beside tokens, which is converted,
+    gets no attribution.
     """
     inputs = [v for v in graph.inputs if v.name in axes]
-    found = {v.name: first_floats(graph, v.name) for v in inputs if not is_continuous(graph, v)}
-    sources = {v.name: found[v.name].looked_up if v.name in found else (v.name,) for v in inputs}
+    floats = {v.name: first_floats(graph, v.name) for v in inputs if not is_continuous(graph, v)}
+    sources = {v.name: floats[v.name].looked_up if v.name in floats else (v.name,) for v in inputs}
     if not any(sources.values()):
-        sources = {name: places.converted for name, places in found.items()}
+        sources = {name: behind.converted for name, behind in floats.items()}
     if not walks:
         chosen: Iterable[str] = [name for name, tensors in sources.items() if tensors] or list(axes)
         return [Slice(name, (name,), axes[name]) for name in chosen]
     slices = [Slice(name, tensors, axes[name]) for name, tensors in sources.items() if tensors]
     if not slices:
-        what = "the model has no input with a batch axis that is, or turns into, floating-point numbers"
+        what = "the model has no input with a batch axis that holds, or becomes, floating-point numbers"
         raise UnsupportedModelError(what, "Name an internal tensor to explain with at=.")
     return slices

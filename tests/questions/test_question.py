@@ -38,10 +38,10 @@ def test_names() -> None:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"output": "logits"}, r"no output 'logits'\nKnown: h, y, z"),
-    ({"output": "z"}, "output 'z' holds int64, which is no score that has a gradient\nMethods that need forward"),
+    ({"output": "z"}, "output 'z' holds int64, and a score with a gradient needs floats\nMethods that need forward"),
     ({"output": 3}, "no output 3"),
     ({"wrt": "lable"}, r"no input 'lable'\nDid you mean 'label'"),
-    ({"wrt": ["x", "label"]}, "input 'label' holds int64, and no floating-point tensor stands for it"),
+    ({"wrt": ["x", "label"]}, "input 'label' holds int64, and no floating-point tensor is made of it"),
     ({"wrt": "scale"}, "input 'scale' has no batch axis"),
     ({"wrt": "shift"}, "input 'shift' has no batch axis"),
     ({"wrt": []}, "names no input"),
@@ -49,7 +49,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"at": "hh"}, r"no floating-point tensor 'hh'\nDid you mean 'h'"),
     ({"at": "something_else"}, r"no floating-point tensor 'something_else'\nThe model's 'tensors' lists them"),
     ({"at": "z"}, "no floating-point tensor 'z'"),
-    ({"at": "shift"}, "no axis of the tensor is the batch: shift"),
+    ({"at": "shift"}, "the tensor has no batch axis: shift"),
     ({"at": "h", "wrt": "x"}, "not both"),
 ]
 
@@ -112,7 +112,7 @@ def test_models_with_nothing_to_explain() -> None:
         ask(labels)
     assert ask(labels, walks=False) == Question("y", "y", 0, (Slice("x", ("x",)),))
     counted = graph_of("m (int64[N,3] x) => (float[N,3] y) { s = Shape(x)  y = RandomUniformLike<dtype=1>(x) }")
-    with pytest.raises(UnsupportedModelError, match=r"no input with a batch axis that is, or turns into, .*\n.*at="):
+    with pytest.raises(UnsupportedModelError, match=r"no input with a batch axis that holds, or becomes, .*\n.*at="):
         ask(counted)
     assert ask(counted, walks=False).slices == (Slice("x", ("x",)),)
 

@@ -1,4 +1,4 @@
-"""What is explained: one element of the output per sample, a weighted sum of some, or whether its labels stay."""
+"""Targets and quantities: one element of the output per sample, a weighted sum of elements, or agreeing labels."""
 
 from onnxplain.questions.quantities.derived import explained_value, op
 from onnxplain.questions.quantities.indices import Target, unravel

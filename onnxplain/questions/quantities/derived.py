@@ -1,4 +1,4 @@
-"""Tensors that are written for a quantity: what the model itself does not compute."""
+"""Tensors that quantities derive from the model, which does not compute them itself."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from onnxplain.ops.quantize import ROUNDING
 
 
 class Derived(ABC):
-    """A tensor calculated from others of the model; equal ones are compiled once."""
+    """A tensor calculated from tensors of the model; programs are compiled once for equal ones."""
 
     def names(self, graph: Graph, output: str, probability: bool) -> tuple[str, ...]:
-        """The tensors that it is calculated from: what is explained of an output."""
+        """Names of the tensors from which it is calculated: the explained value of an output."""
         return (explained_value(graph, output, probability),)
 
     @abstractmethod
     def write(self, graph: Graph, output: str, tensors: Sequence[Var]) -> Var:
-        """Write it, given those tensors."""
+        """Write the calculation, given the tensors of `names`."""
 
     def added(self, graph: Graph, output: str, probability: bool) -> tuple[Graph, str]:
-        """The graph with the tensor, and the tensor's name.
+        """Add the tensor to a graph, and return its name, too.
 
         Raises
         ------
         OptionError
-            There is no such tensor to calculate from, or what was written is no valid ONNX.
+            The graph has no such tensor to calculate from, or the calculation is not valid ONNX.
         """
         names = self.names(graph, output, probability)
         known = [name for name in graph.values if name]
@@ -56,7 +56,7 @@ class Derived(ABC):
 
 @dataclass(frozen=True)
 class Expressed(Derived):
-    """What a user's function makes of some tensors; none: of what is explained of the output."""
+    """The result of a user's function of some tensors; without tensors, of the explained value of the output."""
 
     function: Callable[..., Var]
     tensors: tuple[str, ...] = ()
@@ -93,10 +93,10 @@ class Greatest(Derived):
 
 @dataclass(frozen=True)
 class LogProbabilities(Derived):
-    """Logarithms of probabilities, from the values before the final Softmax or Sigmoid; of Softmax if there is none."""
+    """Logarithms of probabilities, from the values before the final Softmax or Sigmoid; Softmax if there is neither."""
 
     def write(self, graph: Graph, output: str, tensors: Sequence[Var]) -> Var:
-        """LogSoftmax, or the same of Sigmoid: -Softplus(-z)."""
+        """LogSoftmax of z, or, for Sigmoid, -Softplus(-z)."""
         (z,) = tensors
         final = final_activation(graph, output)
         if final is not None and final.op == "Sigmoid":
@@ -106,22 +106,22 @@ class LogProbabilities(Derived):
         return op("LogSoftmax", z, axis=final.attrs["axis"] if final else 1)
 
     def names(self, graph: Graph, output: str, probability: bool) -> tuple[str, ...]:
-        """The values before the final activation, whatever else is asked for."""
+        """The value before the final activation, even for an explainer with ``probability=True``."""
         return super().names(graph, output, probability=False)
 
 
 def op(operator: str, *inputs: Any, **attributes: Any) -> Var:
-    """One ONNX operator (opset 21) in an expression.
+    """Write one ONNX operator (opset 21) in an expression.
 
     Parameters
     ----------
-    operator
-        Its name.
-    inputs
-        Tensors that the expression was given, or that came out of others. Whole numbers, and lists and arrays of them,
-        are int64 (axes, indices); other numbers have the type of the first tensor.
-    attributes
-        The operator's attributes.
+    operator : str
+        Name of the operator.
+    *inputs
+        Tensors that the expression takes or has calculated; None for an input that is left out. Whole numbers, and
+        lists and arrays of them, become int64 (axes, indices); other numbers get the dtype of the first tensor.
+    **attributes
+        Attributes of the operator.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def op(operator: str, *inputs: Any, **attributes: Any) -> Var:
 
 
 def final_activation(graph: Graph, output: str) -> Node | None:
-    """The Softmax or Sigmoid that an output ends in."""
+    """The Softmax or Sigmoid at the end of an output; None if there is neither."""
     node = graph.producer.get(output)
     if node is not None and node.op == "Identity":
         return final_activation(graph, node.inputs[0])

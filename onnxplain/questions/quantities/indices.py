@@ -1,4 +1,4 @@
-"""Targets as users give them -> positions in the flattened output, and back."""
+"""Targets: from the user's form to positions in the flattened output, and back."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ Names = Sequence[str | int]
 
 
 def resolve(target: Target, value: Value, axis: int | None, samples: int, names: Names = ()) -> Array | None:
-    """Turn what the user asked for into positions in the flattened output, or into labels.
+    """Turn a target into positions in the flattened output, or into labels.
 
     Parameters
     ----------
     target
-        None: the predicted class. int: that class, for every sample. Tuple: an index into the output without its batch
-        axis, for every sample. 1-D array of ints: one class per sample; 2-D array: one index per sample. For an output
-        that holds no floats: None, a label for every sample, or an array of one each.
+        None: the predicted class. int: the class of all samples. Tuple: an index into the output without its batch
+        axis, for all samples. 1-D array of ints: one class per sample; 2-D array: one index per sample. For an output
+        that holds labels: None, a label for all samples, or an array of one label each.
     value
         The explained output.
     axis
-        Its batch axis; None: it has none, and an index covers every axis.
+        Batch axis of the output; None: it has none, and an index covers all axes.
     samples
         Number of samples.
     names
-        Names of the classes, which stand for their numbers.
+        Names of the classes in the order of their numbers; a target may be a name, or an array of one name each.
 
     Returns
     -------
-    ndarray of shape (samples,), int64; of shape (samples, 1, ...) for labels; None for the labels that the model gives
+    ndarray or None
+        Positions, int64 of shape (samples,), or labels, of shape (samples, 1, ...). None: the labels that the model
+        gives.
 
     Raises
     ------
     TargetError
-        No such element, or the wrong number of targets.
+        There is no such element, or the number of targets is wrong.
     """
     if not value.is_float:
         return None if target is None else _labels(target, value, samples)
@@ -52,7 +54,7 @@ def resolve(target: Target, value: Value, axis: int | None, samples: int, names:
     if not shape and indices.shape[1] == 1:
         shape = (1 if value.shape is not None else None,)  # one number per sample: class 0 is that number
     if value.shape is None and indices.shape[1] > 1:
-        raise TargetError(f"the number of axes of output '{value.name}' is not known before it runs")
+        raise TargetError(f"the number of axes of output '{value.name}' is unknown before it runs")
     if indices.shape[1] != len(shape):
         dims = " x ".join("?" if d is None else str(d) for d in shape) or "one number"
         besides = "axes, none of which is the batch" if axis is None else "axes besides the batch"
@@ -67,22 +69,22 @@ def resolve(target: Target, value: Value, axis: int | None, samples: int, names:
 
 
 def _numbered(target: Any, names: Names) -> Any:
-    """The target with numbers of classes in place of their names."""
+    """Replace names of classes by their numbers."""
     one_axis = isinstance(target, list | tuple) or getattr(target, "ndim", 0) == 1
-    asked = [target] if isinstance(target, str) else target if one_axis else []
-    if len(asked) == 0 or not all(isinstance(name, str) for name in asked):
+    items = [target] if isinstance(target, str) else target if one_axis else []
+    if len(items) == 0 or not all(isinstance(name, str) for name in items):
         return target
     known = {str(name): number for number, name in enumerate(names)}
     if not known:
-        raise TargetError(f"the model does not name its classes, so {target!r} says nothing", "Give a number.")
-    for name in asked:
+        raise TargetError(f"the model does not name its classes, so {target!r} is unknown", "Give a number.")
+    for name in items:
         if name not in known:
             raise TargetError(f"there is no class {str(name)!r}", did_you_mean(name, known))
-    return known[target] if isinstance(target, str) else np.array([known[name] for name in asked])
+    return known[target] if isinstance(target, str) else np.array([known[name] for name in items])
 
 
 def _axes_of_one(value: Value, axis: int | None) -> Shape:
-    """The part of the output's shape that a target is an index into."""
+    """Shape of one sample's output, into which a target is an index."""
     if value.shape is None:
         return (None,) if axis is None else ()
     return tuple(d for k, d in enumerate(value.shape) if k != axis)
@@ -100,12 +102,12 @@ def _labels(target: Any, value: Value, samples: int) -> Array:
 
 
 def _indices(target: Any, samples: int) -> Array:
-    """Bring a target into the shape (samples, axes), int64."""
+    """The target as one index per sample, int64 of shape (samples, axes)."""
     single = isinstance(target, tuple)
     try:
         array = np.asarray(target)
     except ValueError:
-        raise TargetError(f"the target is no regular array: {target!r}") from None
+        raise TargetError(f"the target is not a regular array: {target!r}") from None
     if array.dtype.kind not in "iu" or (single and any(isinstance(i, bool) for i in target)):
         raise TargetError(f"a target is None, an int, a tuple or an array of ints, not {target!r}")
     array = array.astype(np.int64)
@@ -123,7 +125,7 @@ def _indices(target: Any, samples: int) -> Array:
 
 def _check_range(indices: Array, shape: Shape, output: str) -> None:
     if not all(isinstance(d, int) for d in shape[1:]):
-        raise TargetError(f"the size of output '{output}' is not known before it runs: {shape}")
+        raise TargetError(f"the size of output '{output}' is unknown before it runs: {shape}")
     for axis, size in enumerate(shape):
         limit = size if isinstance(size, int) else np.iinfo(np.int64).max
         wrong = (indices[:, axis] < 0) | (indices[:, axis] >= limit)
@@ -135,9 +137,9 @@ def _check_range(indices: Array, shape: Shape, output: str) -> None:
 
 
 def unravel(resolved: Array, value: Value, axis: int | None) -> Array:
-    """What was explained as a user calls it: (N,) classes, (N, axes) indices, or labels."""
+    """Turn positions back into the user's form: classes (N,), indices (N, axes), or labels."""
     shape = _axes_of_one(value, axis)
-    sizes = [d for d in shape[1:] if isinstance(d, int)]  # that of the first axis does not matter
+    sizes = [d for d in shape[1:] if isinstance(d, int)]  # the size of the first axis is not needed
     if not value.is_float or len(shape) < 2 or len(sizes) < len(shape) - 1:
         return resolved
     places, rest = [], resolved

@@ -1,4 +1,4 @@
-"""Quantities: what is explained, where that is not just one class."""
+"""Quantities: weighted sums of elements, and other values of the model, that can be explained instead of one class."""
 
 from __future__ import annotations
 
@@ -47,15 +47,18 @@ class ExplainedTensor:
 
 @dataclass(frozen=True, eq=False)
 class Quantity:
-    """A weighted sum of elements of one tensor; made by `Class` and the like, and by ``+``, ``-`` and ``*`` on these.
+    """A weighted sum of elements of one tensor.
+
+    `Class`, `Difference` and the other functions here make quantities; ``+``, ``-`` and ``*`` combine them, with
+    numbers, or arrays of one number per sample.
 
     Attributes
     ----------
-    terms
-        Pairs of a weight (a number, or one per sample) and an element (a target, see `Explainer.__call__`; in place of
-        an index, a slice stands for several elements along that axis, and ... for all axes that are left).
-    explained
-        The tensor whose elements these are.
+    terms : tuple of (weight, element)
+        A weight is a number, or one per sample. An element is a target (see `Explainer.__call__`); in an index, a slice
+        stands for several elements along its axis, and ``...`` for all axes that are left.
+    explained : ExplainedTensor
+        The tensor that has the elements.
     """
 
     terms: tuple[tuple[Any, Any], ...]
@@ -65,8 +68,8 @@ class Quantity:
         if not isinstance(other, Quantity):
             return NotImplemented
         if self.explained != other.explained:
-            hint = "ox.Expression(lambda a, b: ..., 'one', 'other') adds up elements of several."
-            raise OptionError("a sum of quantities takes elements of one and the same tensor", hint)
+            hint = "ox.Expression(lambda a, b: ..., 'one', 'other') adds elements of several tensors."
+            raise OptionError("quantities can be added only if their elements are in the same tensor", hint)
         return replace(self, terms=(*self.terms, *other.terms))
 
     def __mul__(self, factor: Any) -> Quantity:
@@ -85,22 +88,22 @@ class Quantity:
         return self + -other if isinstance(other, Quantity) else NotImplemented
 
     def resolve(self, value: Value, axis: int | None, samples: int, names: Names = ()) -> tuple[Array, Array]:
-        """Positions in the flattened tensor and their weights, both of shape (samples, K).
+        """Positions in the flattened tensor, int64, and their weights, both of shape (samples, K).
 
         Raises
         ------
         TargetError
-            No such element.
+            There is no such element.
         OptionError
-            The wrong number of weights.
+            The number of weights is not the number of samples.
         """
         positions, weights = [], []
         for weight, element in self.terms:
             if np.ndim(weight) and len(weight) != samples:
                 raise OptionError(f"{len(weight)} weights for {samples} samples; give one for all, or one each")
-            found = _positions(element, value, axis, samples, names)
-            positions.append(found)
-            weights.append(np.broadcast_to(np.asarray(weight, value.dtype).reshape(-1, 1), found.shape))
+            places = _positions(element, value, axis, samples, names)
+            positions.append(places)
+            weights.append(np.broadcast_to(np.asarray(weight, value.dtype).reshape(-1, 1), places.shape))
         return np.concatenate(positions, axis=1), np.concatenate(weights, axis=1)
 
 
@@ -130,7 +133,7 @@ def resolved(
 def _positions(element: Any, value: Value, axis: int | None, samples: int, names: Names) -> Array:
     """Positions of the elements that an index stands for, shape (samples, K)."""
     if not value.is_float:
-        raise TargetError(f"'{value.name}' holds {value.dtype}, of which there is no weighted sum")
+        raise TargetError(f"'{value.name}' holds {value.dtype}, and a weighted sum needs floats")
     if not isinstance(element, tuple) or not any(isinstance(i, slice | EllipsisType) for i in element):
         found = resolve(element, value, axis, samples, names)
         assert found is not None
@@ -138,7 +141,7 @@ def _positions(element: Any, value: Value, axis: int | None, samples: int, names
     dims = [d for k, d in enumerate(value.shape or (None,)) if k != axis]
     sizes = [d for d in dims if isinstance(d, int)]
     if len(sizes) < len(dims):
-        raise TargetError(f"slices need known sizes, and there is {value}")
+        raise TargetError(f"slices need known sizes: {value}")
     grid = np.arange(prod(sizes)).reshape(sizes)
     try:
         chosen = grid[element].ravel()
@@ -150,31 +153,55 @@ def _positions(element: Any, value: Value, axis: int | None, samples: int, names
 
 
 def Class(target: Element = None) -> Quantity:
-    """The score of a class (None: the predicted one), or any element of the output by index, or several."""
+    """The score of a class, or of any elements of the output.
+
+    Parameters
+    ----------
+    target : int, str, tuple or array, optional
+        A class, an index, or an index with slices (see `Quantity`), for all samples or one each; None: the predicted
+        class.
+    """
     return Quantity(((1.0, target),))
 
 
 def Difference(one: Element, other: Element) -> Quantity:
-    """Score of one class minus that of another: what makes it this rather than that."""
+    """The score of one class minus the score of another: explains why the model prefers one of them.
+
+    Parameters
+    ----------
+    one, other : int, str, tuple or array
+        Classes, as `Class` takes them.
+    """
     return Class(one) - Class(other)
 
 
 def Probability(target: Target = None) -> Quantity:
-    """The probability of a class: with the final Softmax or Sigmoid."""
+    """The probability of a class: its score after the final Softmax or Sigmoid.
+
+    Parameters
+    ----------
+    target : int, str, tuple or array, optional
+        A class, for all samples or one each; None: the predicted class.
+    """
     return Quantity(((1.0, target),), ExplainedTensor(probability=True))
 
 
 def LogProbability(target: Target = None) -> Quantity:
-    """The logarithm of a class's probability: less what raises all classes alike than their scores.
+    """The logarithm of a class's probability: unlike the score, it does not rise when the scores of all classes rise.
 
-    Calculated from the values before the final Softmax or Sigmoid. Where the model has neither, but scores of shape
-    (N, classes), the probabilities are those of a Softmax.
+    It is calculated from the values before the final Softmax or Sigmoid. If the model has neither, but scores of shape
+    (N, classes), the probabilities are their Softmax.
+
+    Parameters
+    ----------
+    target : int, str, tuple or array, optional
+        A class, for all samples or one each; None: the predicted class.
     """
     return Quantity(((1.0, target),), ExplainedTensor(derived=LogProbabilities()))
 
 
 def Expression(function: Callable[..., Var], *tensors: str, index: Target = None) -> Quantity:
-    """What a function makes of tensors of the model: it becomes part of the graph, and of exported explainers.
+    """A function of tensors of the model, which becomes part of the graph, and of exported explainers.
 
     >>> def margin(scores):  # the highest score, less the mean of all
     ...     return op("ReduceMax", scores, [1], keepdims=0) - op("ReduceMean", scores, [1], keepdims=0)
@@ -182,27 +209,43 @@ def Expression(function: Callable[..., Var], *tensors: str, index: Target = None
 
     Parameters
     ----------
-    function
+    function : callable
         Called with one tensor per name. Tensors support ``+ - * / **``, comparisons and abs, also with numbers and
         arrays; `onnxplain.op` writes any other operator. A condition is ``onnxplain.op("Where", ...)``: ``if``, ``==``
         and loops over tensors raise a `TensorError`. Returns a tensor whose first axis is the batch. Graphs are
         compiled once per function, so keep the function for later calls.
-    tensors
-        Names of outputs, inputs or internal tensors; none: the explained output, as the explainer says.
-    index
-        Which element of what the function returns: see `Explainer.__call__`. A tensor of shape (N,) has only one;
-        None: the greatest.
+    *tensors : str
+        Names of outputs, inputs or internal tensors; without names, the function takes the explained output.
+    index : int, tuple or array, optional
+        The element of the result that is explained, as a target (see `Explainer.__call__`). A result of shape (N,) has
+        only one; None: the greatest element.
     """
     return Quantity(((1.0, index),), ExplainedTensor(derived=Expressed(function, tensors)))
 
 
 def Output(name: str, index: int | tuple[int, ...]) -> Quantity:
-    """One element of a whole output, for outputs that are no row per sample; samples go one by one."""
+    """One element of an output without a batch axis; samples are run one by one.
+
+    Parameters
+    ----------
+    name : str
+        Name of the output.
+    index : int or tuple of int
+        Index into the whole output.
+    """
     return Quantity(((1.0, index),), ExplainedTensor(output=name, whole=True))
 
 
 def Neuron(tensor: str, index: Element) -> Quantity:
-    """One element of an internal tensor, by its index without the batch axis; or several, by an index with slices."""
+    """One element of an internal tensor, or the sum of several.
+
+    Parameters
+    ----------
+    tensor : str
+        Name of the tensor.
+    index : int or tuple
+        Index into the tensor without its batch axis; slices stand for several elements (see `Quantity`).
+    """
     return Quantity(((1.0, index),), ExplainedTensor(tensor))
 
 
@@ -211,7 +254,17 @@ Reduction = Literal["sum", "max"]
 
 
 def Channel(tensor: str, channel: int, reduce: Reduction = "sum") -> Quantity:
-    """A channel (axis 1) of an internal tensor of pictures, volumes or signals: its sum, or its max."""
+    """One channel of an internal tensor of images, volumes or signals.
+
+    Parameters
+    ----------
+    tensor : str
+        Name of the tensor, whose axis 1 counts the channels.
+    channel : int
+        Number of the channel.
+    reduce : {"sum", "max"}
+        Explain the sum or the greatest of the channel's elements.
+    """
     one_of(get_args(Reduction)).check("reduction", reduce)
     if reduce == "max":
         return Quantity(((1.0, 0),), ExplainedTensor(derived=Greatest(tensor, channel)))

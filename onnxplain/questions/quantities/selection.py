@@ -1,4 +1,4 @@
-"""What is explained of an output, in the graph: a weighted sum of its elements, or whether its labels stay."""
+"""`Selection`: one element of an output, a weighted sum of elements, or agreeing labels, written into the graph."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ PREDICTED = -1  # the target that stands for the class with the highest score
 
 @dataclass(frozen=True)
 class Selection:
-    """What is explained of an output, in the graph.
+    """The explained part of an output, in the graph.
 
     Attributes
     ----------
     target
-        The target, `PREDICTED` resolved: int64 of shape (N,), a position in the flattened output; (N, K) for weighted
-        sums; or labels.
+        The target, with the predicted class in place of `PREDICTED`: positions in the flattened output, int64 of shape
+        (N,), or (N, K) for weighted sums; or labels.
     score
-        Its value, shape (N,).
+        Value of the target, shape (N,).
     chosen
-        Of the shape of ``scores``: True at the chosen element, or each element's weight; None for labels.
+        True at the chosen element, or the weight of each element, in the shape of ``scores``; None for labels.
     scores
-        The explained output, with its batch axis in front.
+        The explained output, with the batch axis in front.
     axis
-        Where that axis belongs.
+        The place of the batch axis in the output.
     """
 
     target: Var
@@ -47,7 +47,7 @@ class Selection:
         return self._back(self.chosen.cast(self.scores.dtype))
 
     def value_seed(self) -> Var:
-        """The output itself at the element, 0 elsewhere: what relevance propagation starts from."""
+        """Seed of relevance propagation: the output at the chosen element, or times the weights; 0 elsewhere."""
         assert self.chosen is not None
         if is_float(self.chosen.dtype):
             return self._back(self.chosen * self.scores)
@@ -59,10 +59,10 @@ class Selection:
 
 
 def target_inputs(output: Var, axis: int | None, weighted: bool = False) -> tuple[Var, ...]:
-    """New inputs for what is explained.
+    """Add the inputs that choose the target.
 
-    One element: its position, int64 of shape (N,). A weighted sum: positions and weights, both of shape (N, K). Labels:
-    what they are compared with.
+    For one element: its position, int64 of shape (N,). For a weighted sum: positions and weights, both of shape (N, K).
+    For labels: the labels with which they are compared.
     """
     emitter, each = output.emitter, _batch(output, axis)
     if not is_float(output.dtype):
@@ -76,17 +76,17 @@ def target_inputs(output: Var, axis: int | None, weighted: bool = False) -> tupl
 
 
 def select(output: Var, target: Var, axis: int | None, weights: Var | None = None) -> Selection:
-    """Write what is explained of ``output``.
+    """Write the selection of a target from an output.
 
     Parameters
     ----------
     output
-        If it holds floats, one element of each sample is explained. Else it holds labels, and what is explained is the
-        part of them that equals the target's.
+        The output. If it holds floats, one element of each sample is explained, or a weighted sum of elements. If it
+        holds labels, the share of labels that equal the target is explained.
     target, weights
-        See `target_inputs`; `PREDICTED` stands for the highest element.
+        See `target_inputs`; `PREDICTED` stands for the greatest element.
     axis
-        The output's batch axis; None: there is one sample, and all of the output is its.
+        Batch axis of the output; None: there is one sample, to which all of the output belongs.
     """
     emitter, each = output.emitter, (_batch(output, axis),)
     if not is_float(output.dtype):
@@ -123,7 +123,7 @@ def _batch_first(output: Var, axis: int | None) -> Var:
 
 
 def _flattened(output: Var, axis: int | None) -> Var:
-    """Give the output two axes: the batch, which is in front, and everything else."""
+    """Reshape the output, whose batch axis is in front, to two axes: the batch, and all other axes."""
     whole = axis is None or output.shape == ()
     if output.shape is not None and output.rank == 2 and not whole:
         return output
