@@ -212,8 +212,8 @@ class LinearMap:
         inputs[self.data] = x
         y = self.call.bind(inputs).y
         if x.shape != self.x.shape and x.shape and y.shape:
-            own = 1 if self._is_conv else -1
-            y = self.call.emitter.refine(y, x.shape[:own] + y.shape[own:])
+            leading = 1 if self._is_conv else -1  # axes that x and y have in common: the batch, or all but the last
+            y = self.call.emitter.refine(y, x.shape[:leading] + y.shape[leading:])
         return y if self.shift is None else y + self.shift
 
     @property

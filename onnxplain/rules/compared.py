@@ -38,11 +38,11 @@ class Compared(Call):
         names
             Tensor name at the input -> tensor name at the reference, for tensors that differ between the two.
         """
-        there = [
+        inputs0, outputs0 = (
             tuple(None if v is None else call.emitter.var(names.get(v.name, v.name)) for v in tensors)
             for tensors in (call.inputs, call.outputs)
-        ]
-        return cls(call.emitter, call.node, call.inputs, call.outputs, call.active, *there)
+        )
+        return cls(call.emitter, call.node, call.inputs, call.outputs, call.active, inputs0, outputs0)
 
     @property
     def x0(self) -> Var:
@@ -134,10 +134,10 @@ def _tiny(x: Var) -> float:
 def secant(call: Call, ct: Var, a: Var, b: Var) -> Var:
     """Write ct (f(a) - f(b)) / (a - b), for an elementwise operator f of one active input; ct f'(a) where a = b."""
     at = call.active.index(True)
-    here, there, middle = (
+    at_a, at_b, middle = (
         call.bind([v if i == at else x for i, x in enumerate(call.inputs)]) for v in (a, b, (a + b) * 0.5)
     )
-    fa, fb = here.y, there.y
+    fa, fb = at_a.y, at_b.y
     known = SECANTS.get(call.node.op)
     slope = known(call, a, b, fa, fb) if known else None
     if slope is not None:

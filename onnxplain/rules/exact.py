@@ -39,8 +39,8 @@ class Midpoint:
         """Write the VJP with x' and y' for x and y."""
         node = compared(call)
         inputs, outputs = (
-            [None if x is None or x0 is None else mean(x, x0) for x, x0 in zip(here, there, strict=True)]
-            for here, there in ((node.inputs, node.inputs0), (node.outputs, node.outputs0))
+            [None if x is None or x0 is None else mean(x, x0) for x, x0 in zip(*pair, strict=True)]
+            for pair in ((node.inputs, node.inputs0), (node.outputs, node.outputs0))
         )
         return Gradient()(node.with_tensors(inputs, outputs), *cotangents)
 
@@ -70,9 +70,9 @@ class Averaged:
                 x0 + (x - x0) * at if active and x is not None and x0 is not None else x
                 for x, x0, active in zip(node.inputs, node.inputs0, node.active, strict=True)
             ]
-            there = node.with_tensors(inputs, node.outputs).bind(inputs)
+            on_line = node.with_tensors(inputs, node.outputs).bind(inputs)
             parts = (None if ct is None else ct * (float(weight) / 2) for ct in cotangents)
-            results = Gradient()(there, *parts)
+            results = Gradient()(on_line, *parts)
             pairs = zip(total or [None] * len(results), results, strict=True)
             total = [b if a is None or b is None else a + b for a, b in pairs]
         return total
@@ -171,18 +171,16 @@ class CrossMax:
         change, (outward, inward) = call.y - before.y, (positive, negative)
         if OPS.has(call.node, Trait.MINIMUM):
             outward, inward = inward, outward
-        here, there = Gradient()(call, ct * outward(change)), Gradient()(before, ct * inward(change))
-        rows = zip(here, there, Gradient()(call, ct), node.inputs, full, strict=False)
-        return [_total(*row) for row in rows]
+        rises, falls = Gradient()(call, ct * outward(change)), Gradient()(before, ct * inward(change))
+        rows = zip(rises, falls, Gradient()(call, ct), node.inputs, full, strict=False)
+        return [_multiplier(*row) for row in rows]
 
 
-def _total(here: Cotangent, there: Cotangent, gradient: Cotangent, x: Var | None, x0: Var | None) -> Cotangent:
-    if here is None or there is None or gradient is None or x is None or x0 is None:
+def _multiplier(rise: Cotangent, fall: Cotangent, gradient: Cotangent, x: Var | None, x0: Var | None) -> Cotangent:
+    """Write (rise + fall) / (x - x0), the gradient where x = x0; None for an input without cotangent."""
+    if rise is None or fall is None or gradient is None or x is None or x0 is None:
         return None
-    return _over(here + there, x - x0, gradient)
-
-
-def _over(contribution: Var, change: Var, gradient: Var) -> Var:
+    contribution, change = rise + fall, x - x0
     return where(change.equal(0.0), gradient, contribution / change)
 
 
