@@ -1,1 +1,1 @@
-"""One graph for every batch size."""
+"""Graphs that hold for every batch size."""

@@ -1,7 +1,7 @@
-"""Two graphs that differ in nothing but their batch size become one graph for every batch size.
+"""Two graphs for two batch sizes become one graph for every batch size.
 
-The law is proportionality: a size or an integer that is k times the batch size in both graphs is so in all. Whatever
-else differs between the two is refused.
+A size or an integer that is k times the batch size in both graphs is assumed to be k times any batch size. Any other
+difference between the two graphs is refused.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ Array = np.ndarray[Any, Any]
 
 
 class DifferError(Exception):
-    """The two graphs differ in something that the batch size does not explain."""
+    """The two graphs differ in a way that the batch size does not explain."""
 
 
 def merge(first: Graph, second: Graph, sizes: tuple[int, int]) -> Graph:
-    """Merge two graphs made for the batch ``sizes``.
+    """Merge two graphs made for two batch ``sizes``.
 
     Raises
     ------
     DifferError
-        See above.
+        The graphs differ in a way that the batch size does not explain.
     """
     return _Merger(first, second, sizes).run()
 
 
 def alike(one: Graph, other: Graph) -> bool:
-    """Whether two graphs have the same nodes, in whatever order, and the same constants, by whatever names."""
+    """Whether two graphs have the same nodes, in any order, and the same constants, by any names."""
     nodes, outputs = {node.outputs: node for node in other.nodes}, {v.name for v in one.outputs}
     return (
         len(one.nodes) == len(nodes)
@@ -45,7 +45,7 @@ def alike(one: Graph, other: Graph) -> bool:
 
 
 def _twins(x: Node, y: Node, one: Graph, other: Graph) -> bool:
-    """Whether two nodes with the same outputs, each in its graph, are the same."""
+    """Whether two nodes with the same outputs, one in each graph, compute the same."""
     if (x.op, x.domain, len(x.inputs)) != (y.op, y.domain, len(y.inputs)) or not _equal(x.attrs, y.attrs):
         return False
     for index, names in enumerate(zip(x.inputs, y.inputs, strict=True)):
@@ -60,7 +60,7 @@ def _twins(x: Node, y: Node, one: Graph, other: Graph) -> bool:
                 or shape != known
                 or not all(isinstance(d, int) for d in known or (None,))
             ):
-                return False  # else one of them has -1 for a size
+                return False  # otherwise one of them writes a size as -1
     return True
 
 
@@ -139,18 +139,18 @@ class _Merger:
         return self.emitter.op("Shape", self.emitter.var(source), known=(1,), start=0, end=1)
 
     def _multiples(self, a: Array, b: Array) -> Var:
-        """Each element is the same in both graphs, or a multiple of the batch size."""
+        """Write a constant whose elements are the same in both graphs, or multiples of the batch size."""
         if a.dtype.kind != "i":
             raise DifferError("the values of a constant")
         fixed = np.where(a == b, a, 0).astype(np.int64)
         factor = np.where(a == b, 0, a // self.sizes[0]).astype(np.int64)
         if any(not np.array_equal(fixed + factor * s, c) for s, c in zip(self.sizes, (a, b), strict=True)):
-            raise DifferError("integers that are no multiples of the batch size")
+            raise DifferError("integers that are not multiples of the batch size")
         out = self._batch_size() * self.emitter.const(factor) + self.emitter.const(fixed)
         return (out if a.ndim else out.reshape([], known=())).cast(a.dtype)
 
     def _repeated(self, a: Array, b: Array) -> Var:
-        """Along one axis, a block is repeated for every sample, or an index counts the samples in constant steps."""
+        """Write a constant with one block per sample, or one whose elements count the samples in constant steps."""
         changed = [i for i, (p, q) in enumerate(zip(a.shape, b.shape, strict=True)) if p != q]
         axis = changed[0]
         block = np.take(a, range(max(a.shape[axis] // self.sizes[0], 1)), axis)

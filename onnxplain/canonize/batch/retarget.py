@@ -1,7 +1,8 @@
 """A graph that was exported for one batch size is rewritten for another.
 
-Shape inference, node by node, tells which axis of a value grows with the batch. Constants that hold the old batch size
-are replaced: the target of a Reshape so that the samples stay apart in memory, others along the axis of the batch.
+Shape inference, node by node, shows which axis of a value grows with the batch. Constants that hold the old batch size
+are replaced: the target shape of a Reshape such that the distance of samples in memory stays the same, others along the
+batch axis.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from onnxplain.ops import OPS, Trait
 from onnxplain.storage.tensors import LARGE_TENSOR
 from onnxplain.storage.writer import node_proto, opset_of, value_proto
 
-_TARGETS = {"Expand": 1, "Resize": 3}  # the input that holds the shape of the output, where it is a constant
+_TARGETS = {"Expand": 1, "Resize": 3}  # index of the input that holds the shape of the output
 
 
 class StuckError(Exception):
-    """The graph cannot be rewritten; the message says which node hinders it."""
+    """The graph cannot be rewritten; the message names the node that prevents it."""
 
 
 @dataclass(frozen=True)
 class _BatchAxis:
-    """Where the batch is in a value: an axis, whose size is some factor x batch size x ``inner``."""
+    """Place of the batch in a value: an axis whose size is a factor x batch size x ``inner``."""
 
     axis: int
     inner: int
@@ -41,7 +42,7 @@ def retargeted(graph: Graph, old: int, new: int) -> Graph:
     Raises
     ------
     StuckError
-        See above.
+        A node prevents it.
     """
     return _Sweep(graph, old, new).run()
 
@@ -98,7 +99,7 @@ class _Sweep:
         return tuple(d for d in shape if isinstance(d, int))
 
     def _place(self, name: str, shape: tuple[Any, ...], *inner: int) -> None:
-        """Note the new shape of a value, and where the batch is in it, if anywhere."""
+        """Note the new shape of a value, and the place of the batch in it, if it has one."""
         old = self._old_shape(name)
         grown = [i for i, (a, b) in enumerate(zip(old, shape, strict=True)) if a != b]
         self.values[name] = replace(self.values[name], shape=shape)
@@ -110,7 +111,7 @@ class _Sweep:
         self.places[name] = _BatchAxis(grown[0], fitting[0])
 
     def _reshaped(self, node: Node, data: _BatchAxis) -> _BatchAxis:
-        """Find the axis of a Reshape's result on which samples lie as far apart in memory as they did before."""
+        """Find the axis of a Reshape's result along which the distance of samples in memory is the same as before."""
         before, after = self._old_shape(node.inputs[0]), self._old_shape(node.outputs[0])
         stride = data.inner * math.prod(before[data.axis + 1 :])
         candidates = []
@@ -118,7 +119,7 @@ class _Sweep:
             inner, rest = divmod(stride, math.prod(after[axis + 1 :]) or 1)
             if not rest and inner and size % (self.old * inner) == 0:
                 outer = size // (self.old * inner)
-                # At batch size 1, several axes may fit: best is one of the batch's own, worst the last, features.
+                # At batch size 1, several axes may fit: an axis of the batch alone is best, the last (features) worst.
                 rank = ((inner, outer) != (1, 1), axis == len(after) - 1, outer > 1, inner, axis)
                 candidates.append((rank, _BatchAxis(axis, inner)))
         if not candidates:
@@ -130,11 +131,11 @@ class _Sweep:
         shape = list(self._old_shape(node.outputs[0]))
         shape[axis] = shape[axis] * self.new // self.old
         if node.inputs[index] not in self.graph.constants:
-            raise StuckError(f"{node.label} calculates its shape")
+            raise StuckError(f"{node.label} computes its shape")
         return self._with_constant(node, index, np.array(shape, np.int64))
 
     def _repeated(self, node: Node, axis: int) -> Node:
-        """Repeat constants that have one slice for each sample of the old batch, all of them equal."""
+        """Resize constants that hold the same slice for each sample of the old batch."""
         for index, name in enumerate(node.inputs):
             array = self.graph.constants.get(name)
             if array is not None and array.ndim > axis and array.shape[axis] == self.old:
@@ -144,6 +145,7 @@ class _Sweep:
         return node
 
     def _with_constant(self, node: Node, index: int, array: np.ndarray[Any, Any]) -> Node:
+        """Replace an input of a node by a constant."""
         name = unused(f"{node.outputs[0]}/{node.op}{index}", self.taken)
         self.constants[name] = array
         return replace(node, inputs=(*node.inputs[:index], name, *node.inputs[index + 1 :]))
@@ -163,7 +165,9 @@ class _Sweep:
                 ir_version=IR_VERSION,
             )
         except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, KeyError) as error:
-            raise StuckError(f"{node.label} does not take another batch size: {str(error).splitlines()[0]}") from None
+            raise StuckError(
+                f"{node.label} does not work for another batch size: {str(error).splitlines()[0]}"
+            ) from None
         if not all(types[o].tensor_type.HasField("shape") for o in node.outputs if o):
             raise StuckError(f"ONNX infers no shape for {node.label}")
         return [tuple(d.dim_value for d in types[o].tensor_type.shape.dim) if o else () for o in node.outputs]

@@ -1,4 +1,4 @@
-"""Trial runs of canonical graphs on random inputs, to compare two of them."""
+"""Random inputs for trial runs, and the comparison of their results."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from onnxplain.graph.ir import BATCH, Value
 
 Array = np.ndarray[Any, Any]
 
-_FREE_SIZE = 64  # for free dimensions other than the batch; images often have to be multiples of 32
-_TOLERANCE = 1e-3  # of an output's largest magnitude: float32 rounding in deep networks stays well below
+_FREE_SIZE = 64  # elements along free axes other than the batch; sizes of images often must be multiples of 32
+_TOLERANCE = 1e-3  # share of an output's largest magnitude: float32 rounding in deep networks stays well below
 
 
 def random_feeds(inputs: Sequence[Value], batch: int) -> dict[str, Array]:
-    """Make inputs of the declared shapes: normal numbers, zeros and ones where integers are asked for."""
+    """Make inputs of the declared shapes: normally distributed numbers, or zeros and ones for integers."""
     random = np.random.default_rng(0)
     feeds = {}
     for value in inputs:

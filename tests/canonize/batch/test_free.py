@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from onnxplain.canonize import canonize
-from onnxplain.canonize.batch import batch
+from onnxplain.canonize.batch import free
 from onnxplain.canonize.batch.merge import DifferError, alike, merge
 from onnxplain.canonize.batch.retarget import StuckError, retargeted
 from onnxplain.graph.ir import Graph, Multiple, Node, Value
@@ -111,7 +111,7 @@ def test_a_wrong_merge_is_caught_by_the_trial_run(monkeypatch):
         graph = merge(*args)
         return graph.replace(constants={k: v * np.array(1.01, v.dtype) for k, v in graph.constants.items()})
 
-    monkeypatch.setattr(batch, "merge", wrong)
+    monkeypatch.setattr(free, "merge", wrong)
     result = canonical(proto)
     assert "Shape" in ops(result.graph)
     check(result, proto, {"x": normal(2, 6, 4)})
@@ -159,7 +159,7 @@ def test_where_one_sample_comes_to_the_same_nothing_is_run(monkeypatch):
     def never(*_: Any) -> bool:
         raise AssertionError("a trial run")
 
-    monkeypatch.setattr(batch, "_agree", never)
+    monkeypatch.setattr(free, "_agree", never)
     proto = model(f"(float[N,6,4] x) => (float[N,6,2] y) {{ {ARITHMETIC} y = MatMul(h, w) }}", w=normal(4, 2))
     assert ops(canonical(proto).graph) == ["Reshape", "MatMul"]
 
@@ -287,7 +287,7 @@ def test_resizing_to_given_sizes():
 
 
 def test_settled_graphs_are_left_alone(monkeypatch):
-    monkeypatch.setattr(batch, "merge", None)  # calling it would fail
+    monkeypatch.setattr(free, "merge", None)  # calling it would fail
     proto = model("(float[N,3] x) => (float[N,2] y) { h = MatMul(x, w) y = Relu(h) }", w=normal(3, 2))
     check(canonize(read(proto)), proto, {"x": normal(3, 3)})
 

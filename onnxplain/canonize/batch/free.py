@@ -1,4 +1,7 @@
-"""Fourth pass: one graph for every batch size."""
+"""The batch axis becomes free: one graph holds for every batch size.
+
+Requires a folded model. Ensures that the graph holds for every batch size, or for the one size that it is bound to.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,35 @@ from onnxplain.errors import ModelError
 from onnxplain.graph.ir import BATCH, Graph, Node, unused
 from onnxplain.runtime.trial import TrialError, run
 
-_SIZES = (11, 13)  # two batch sizes that hardly any other dimension has by chance
+_SIZES = (11, 13)  # samples: two batch sizes that other dimensions are unlikely to have
 
 
 def generalised(model: StubbedModel, fixed: int | None, changes: list[str]) -> tuple[Graph, int | None]:
-    """Make the graph of a folded model hold for every batch size; where that fails, return the size it is bound to."""
+    """Make a graph that holds for every batch size.
+
+    Parameters
+    ----------
+    model
+        A folded model.
+    fixed
+        The batch size with which the model was exported; None if its batch axis is free.
+    changes
+        The list to which changes are appended, in words.
+
+    Returns
+    -------
+    graph, size
+        The graph, and the batch size that it is bound to; None: any.
+    """
     return freed(model, fixed, changes) if fixed is not None else any_batch(model, changes)
 
 
 def any_batch(model: StubbedModel, changes: list[str]) -> tuple[Graph, int | None]:
-    """Replace the run-time shape arithmetic of a model with a free batch axis by what it comes to.
+    """Replace the run-time shape arithmetic of a model with a free batch axis by its results.
 
-    The graph is folded at two batch sizes, where all arithmetic on shapes becomes constants, and what differs between
-    the two results depends on the batch size. Where they cannot be merged, the graph keeps its arithmetic; where even
-    the ranks of tensors depend on the batch size, it is bound to one sample.
+    The model is folded at two batch sizes, so that all arithmetic on shapes becomes constants; the differences between
+    the two graphs depend on the batch size. If the two cannot be merged, the graph keeps its arithmetic; if even the
+    ranks of tensors depend on the batch size, it is bound to one sample.
     """
     graph = shaped(model)
     if _settled(graph):
@@ -37,7 +55,7 @@ def any_batch(model: StubbedModel, changes: list[str]) -> tuple[Graph, int | Non
         merged = merge(points[0], points[1], _SIZES)
         if not _asks_for_sizes(graph) or _folds_alike(model, merged) or _agree(graph, merged):
             if _calculates_shapes(graph):
-                changes.append("shape arithmetic that depends on nothing but the batch size is worked out")
+                changes.append("shape arithmetic that depends on the batch size only is worked out")
             return merged, None
     except (DifferError, ModelError, TrialError):
         pass
@@ -49,7 +67,7 @@ def any_batch(model: StubbedModel, changes: list[str]) -> tuple[Graph, int | Non
 
 
 def freed(model: StubbedModel, fixed: int, changes: list[str]) -> tuple[Graph, int | None]:
-    """Free the batch axis of a model that was exported at batch ``fixed``, where trial runs say that this is right."""
+    """Free the batch axis of a model that was exported at batch ``fixed``, if trial runs confirm the result."""
     graph = shaped(model)
     try:
         points = [retargeted(graph, fixed, size) for size in _SIZES]
@@ -64,12 +82,12 @@ def freed(model: StubbedModel, fixed: int, changes: list[str]) -> tuple[Graph, i
 
 
 def _at(model: StubbedModel, size: int) -> Graph:
-    """The graph for one batch size."""
+    """Make the graph for one batch size."""
     return _with_axes(shaped(fold(with_sizes(model, {BATCH: size}), set(model.weights))))
 
 
 def _alone(model: StubbedModel) -> Graph | None:
-    """The graph for one sample, if that settles the ranks of all tensors."""
+    """Make the graph for one sample; None unless the ranks of all its tensors are known."""
     try:
         graph = _at(model, 1)
     except ModelError:
@@ -78,7 +96,7 @@ def _alone(model: StubbedModel) -> Graph | None:
 
 
 def _with_axes(graph: Graph) -> Graph:
-    """Say which axes a Squeeze without axes drops: those that have size 1 for this batch size."""
+    """Write down the axes that a Squeeze without axes drops: those of size 1 at this batch size."""
     nodes, constants = list(graph.nodes), dict(graph.constants)
     taken = {*graph.constants, *graph.values, *graph.producer}
     for place, node in enumerate(nodes):
@@ -92,11 +110,12 @@ def _with_axes(graph: Graph) -> Graph:
 
 
 def _is_bare(node: Node) -> bool:
+    """Whether a node is a Squeeze without axes."""
     return node.op == "Squeeze" and len(node.inputs) == 1
 
 
 def _settled(graph: Graph) -> bool:
-    """Whether no shape is calculated at run time, and all sizes are known or named by the inputs."""
+    """Whether no shape is computed at run time, and all sizes are known or those of inputs."""
     names = {d for v in graph.inputs for d in v.shape or ()}
     return not _calculates_shapes(graph) and all(
         isinstance(d, int) or (d in names and d is not None)
@@ -110,7 +129,7 @@ def _calculates_shapes(graph: Graph) -> bool:
 
 
 def _asks_for_sizes(graph: Graph) -> bool:
-    """Whether it can treat one sample apart; a Squeeze without axes drops all axes of size 1."""
+    """Whether a graph may treat a single sample differently; a Squeeze without axes drops all axes of size 1."""
     return _calculates_shapes(graph) or any(map(_is_bare, graph.nodes))
 
 
@@ -119,7 +138,7 @@ def _ranked(graph: Graph) -> bool:
 
 
 def _folds_alike(model: StubbedModel, merged: Graph) -> bool:
-    """Whether one sample, the case that models are most likely to treat apart, leads to one and the same graph."""
+    """Whether both give the same graph for one sample, the batch size that models most often treat differently."""
     try:
         return alike(_at(light(merged), 1), _at(model, 1))
     except ModelError:
@@ -127,7 +146,7 @@ def _folds_alike(model: StubbedModel, merged: Graph) -> bool:
 
 
 def _agree(graph: Graph, merged: Graph) -> bool:
-    """Whether both give the same numbers for one sample; more models pass this than `_folds_alike`, which is faster."""
+    """Whether both give the same numbers for one sample. More models pass this than `_folds_alike`, which is faster."""
     feeds = random_feeds(graph.inputs, 1)
     results = [run(g, [feeds]) for g in (graph, merged)]
     pairs = zip(results[0][0], results[1][0], strict=True)
@@ -135,7 +154,7 @@ def _agree(graph: Graph, merged: Graph) -> bool:
 
 
 def _independent(graph: Graph, merged: Graph, fixed: int) -> bool:
-    """Whether the merged graph gives for two batches in one run what the fixed graph gives for each of them."""
+    """Whether the merged graph computes the same for two batches in one run as the fixed graph for each of them."""
     feeds = random_feeds(merged.inputs, 2 * fixed)
     batched = {v.name for v in merged.inputs if v.shape and v.shape[0] == BATCH}
     parts = [{k: v[at : at + fixed] if k in batched else v for k, v in feeds.items()} for at in (0, fixed)]
