@@ -1,7 +1,8 @@
-"""Last pass: the bodies of control-flow nodes.
+"""The bodies of control-flow nodes are put in order.
 
-Every Scan becomes a Loop. Names become unique in the whole model. Large constants move to the main graph, where no copy
-of a body copies them. What a Loop only hands on from trip to trip is read from outside.
+Requires a graph. Ensures that names are unique in the whole model; that every Scan is a Loop; that large constants are
+in the main graph, so that a copy of a body does not copy them; and that a Loop has no state that never changes: its
+body reads the initial value from outside.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from onnxplain.storage.tensors import LARGE_TENSOR
 def tidied(graph: Graph, scans: bool = False) -> Graph:
     """Tidy up the bodies of a graph.
 
-    ``scans`` stay where ONNX Runtime sees the graph once more: of a Loop, it would forget that it was one.
+    Parameters
+    ----------
+    graph
+        The graph.
+    scans
+        Keep Scan nodes. This is needed if ONNX Runtime rewrites the graph once more: it would drop the note on a Loop
+        that it was a Scan.
     """
     if not any(node.subgraphs for node in graph.nodes):
         return graph
@@ -29,7 +36,7 @@ def tidied(graph: Graph, scans: bool = False) -> Graph:
 
 
 def _write(nodes: Iterable[Node], names: Mapping[str, str], emitter: Emitter, main: Emitter, scans: bool) -> None:
-    """Write nodes with other names for what they read and compute; large constants of their bodies go to ``main``."""
+    """Write nodes with their operands and results renamed; large constants of their bodies go to ``main``."""
     for node in nodes:
         inputs, outputs = (tuple(names.get(n, n) for n in part) for part in (node.inputs, node.outputs))
         attrs = {k: _body(v, names, emitter, main, scans) if isinstance(v, Graph) else v for k, v in node.attrs.items()}
@@ -42,8 +49,9 @@ def _write(nodes: Iterable[Node], names: Mapping[str, str], emitter: Emitter, ma
 
 
 def _body(graph: Graph, around: Mapping[str, str], outer: Emitter, main: Emitter, scans: bool) -> Graph:
-    own = [*(v.name for v in graph.inputs), *graph.constants, *graph.producer]
-    names = {**around, **{name: outer.fresh(name) for name in own}}
+    """Write a body with names that are unique in the model; ``around`` renames what it reads from outside."""
+    defined = [*(v.name for v in graph.inputs), *graph.constants, *graph.producer]
+    names = {**around, **{name: outer.fresh(name) for name in defined}}
 
     def renamed(values: Iterable[Value]) -> list[Value]:
         return [replace(v, name=names.get(v.name, v.name)) for v in values]
@@ -51,13 +59,13 @@ def _body(graph: Graph, around: Mapping[str, str], outer: Emitter, main: Emitter
     constants = {names[name]: array for name, array in graph.constants.items()}
     large = {name for name, array in constants.items() if array.nbytes > LARGE_TENSOR}
     main.constants.update({name: constants.pop(name) for name in large})
-    values = {v.name: v for v in renamed(v for v in graph.values.values() if v.name in own)}
+    values = {v.name: v for v in renamed(v for v in graph.values.values() if v.name in defined)}
     inner = Emitter(Graph((), (), (), constants, values), outer)
     _write(graph.nodes, names, inner, main, scans)
     outputs = renamed(graph.outputs)
-    inside = {names[name] for name in own} - large
+    inside = {names[name] for name in defined} - large
     for i, output in enumerate(outputs):
-        if output.name not in inside:  # a body has to compute what it returns
+        if output.name not in inside:  # ONNX requires that a body computes its outputs
             (copy,) = inner.ops(
                 "Identity", inner.var(output.name), outputs=1, dtypes=[output.dtype], shapes=[output.shape]
             )
@@ -67,7 +75,10 @@ def _body(graph: Graph, around: Mapping[str, str], outer: Emitter, main: Emitter
 
 
 def _without_constant_states(node: Node) -> list[Node]:
-    """A Loop whose states all change, with copies in place of the others' final values; any other node as it is."""
+    """Remove the states of a Loop that never change, and copy their initial to their final values.
+
+    Any other node is returned as it is.
+    """
     if node.domain or node.op != "Loop":
         return [node]
     body: Graph = node.attrs["body"]
@@ -81,7 +92,7 @@ def _without_constant_states(node: Node) -> list[Node]:
     triples = enumerate(zip(node.inputs[2:], body.inputs[2:], body.outputs[1:], strict=False))
     constant = {k: (initial, start.name) for k, (initial, start, end) in triples if source(end.name) == start.name}
     names = {start: initial for initial, start in constant.values()}
-    # Nodes read the outer value directly, bodies inside of the body by a copy under the old name.
+    # Nodes of the body read the outer value directly; bodies inside of it read a copy under the old name.
     nodes = [Node("Identity", (initial,), (start,)) for start, initial in names.items()]
     nodes += [replace(n, inputs=tuple(names.get(i, i) for i in n.inputs)) for n in body.nodes]
     body = body.replace(

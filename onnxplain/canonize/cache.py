@@ -1,7 +1,7 @@
-"""Canonical graphs kept in a folder, because large models take seconds to get there.
+"""A cache of canonical graphs in a folder, because canonizing a large model takes seconds.
 
-An entry holds what the model's own file does not: the graph, and those weights that canonization changed. Its name is a
-digest of everything that the graph depends on, and of this package's code.
+An entry holds what the model's own file does not: the graph, and the weights that canonization changed. It is named by
+a digest of everything that the graph depends on, this package's code included.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Sizes = Mapping[str, int]
 
 
 def cached(folder: Path, source: Source, sizes: Sizes, make: Callable[[Source, Sizes], Canonical]) -> Canonical:
-    """What ``make(source, sizes)`` returned before, if the folder has it; else what it returns now, which is kept."""
+    """Read the canonical graph of a model from the folder, or make it with ``make(source, sizes)`` and store it."""
     path = folder / f"{key(source, sizes)}{entries.ENDING}"
     return entries.kept(
         path, lambda: _read(path, source), lambda: make(source, sizes), lambda made: _write(path, source, made)
@@ -43,7 +43,7 @@ def key(source: Source, sizes: Sizes) -> str:
 
 @cache
 def _software() -> str:
-    """The versions of what canonizes; of this package, its code, which tells more than a number."""
+    """A digest of the versions of the libraries, and of this package's code, which changes between versions, too."""
     versions = [onnx.__version__, ort.__version__, ort.get_build_info(), np.__version__, platform.machine()]
     root = Path(__file__).parent.parent
     return digest(versions, [path.read_bytes() for path in sorted(root.rglob("*.py"))])
@@ -57,7 +57,7 @@ def _write(path: Path, source: Source, canonical: Canonical) -> None:
 
 
 def _declare(proto: onnx.GraphProto, graph: Graph) -> None:
-    """Declare all values of a graph and of its bodies."""
+    """Declare all values of a graph and of its bodies in protobuf."""
     proto.value_info.extend(map(value_proto, graph.values.values()))
     for node, written in zip(graph.nodes, proto.node, strict=True):
         for attribute in written.attribute:

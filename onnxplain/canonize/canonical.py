@@ -1,4 +1,4 @@
-"""What canonization comes to."""
+"""The result of canonization."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ class Canonical:
 
     Attributes
     ----------
+    graph
+        The graph.
     fixed_batch
-        The batch size that it is bound to; None: any.
+        The batch size that the graph is bound to; None: any.
     changes
-        What was changed to get there.
+        The changes that were made to the model, in words.
     labels
-        Name of an output -> the names of its columns, where the model tells what its classes are called.
+        Name of an output -> names of its columns, if the model names its classes.
     """
 
     graph: Graph

@@ -1,8 +1,8 @@
-"""Branches that shapes decide: exporters write an If where a program asks for the rank or the size of a tensor.
+"""An If whose condition depends on shapes is replaced by its branch: exporters write it for tests of ranks and sizes.
 
-A condition that follows from what is known of shapes is decided. Where the branches return tensors of different rank,
-and shape inference refuses one of them or what comes behind it, that branch can never run: it gives way to one that
-fails at once, but returns tensors of known rank.
+Requires a model of opset 21 whose input sizes have names. Ensures that no If is left whose condition follows from known
+shapes. If the branches return tensors of different ranks, and shape inference rejects one of them or the nodes behind
+it, that branch can never run: it is replaced by one that fails at once, but returns tensors of known rank.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from onnxplain.storage.tensors import is_external
 
 Array = np.ndarray[Any, Any]
 
-_BRANCHES = ("else_branch", "then_branch")  # by condition
-_UNKNOWN = np.iinfo(np.int64).min  # stands for a size that is not known
+_BRANCHES = ("else_branch", "then_branch")  # indexed by the condition
+_UNKNOWN = np.iinfo(np.int64).min  # marks a size that is not known
 _EXACT: Mapping[str, Callable[..., Any]] = {
     "Equal": operator.eq,
     "Less": operator.lt,
@@ -51,10 +51,17 @@ _MOVES: Mapping[str, Callable[..., Any]] = {  # (attributes, inputs) -> output; 
 
 
 def decided(model: StubbedModel, free: Mapping[str, Shape | None], changes: list[str]) -> StubbedModel:
-    """Decide what can be decided in a model of opset 21.
+    """Replace every If with a known condition by its branch.
 
-    ``free`` are the shapes of its inputs before sizes were given to them: ONNX Runtime, which first folds what the
-    conditions depend on, refuses a model of which one branch does not go with the sizes, taken or not.
+    Parameters
+    ----------
+    model
+        A model of opset 21.
+    free
+        Shapes of its inputs by name, before any free size was fixed. ONNX Runtime folds the operands of the conditions
+        for these shapes: it rejects a model in which a branch, taken or not, does not fit the sizes.
+    changes
+        The list to which changes are appended, in words.
     """
     count = _count(model.proto)
     if not count:
@@ -63,8 +70,8 @@ def decided(model: StubbedModel, free: Mapping[str, Shape | None], changes: list
     model = _with_inputs(model, free)
     model = _with_inputs(fold(model, hidden=unfoldable(model)), sizes)
     proto = _settled(model.proto)
-    while (found := _restricted(proto, changes)) is not None:
-        proto = _settled(found)
+    while (restricted := _restricted(proto, changes)) is not None:
+        proto = _settled(restricted)
     if (left := _count(proto)) < count:
         changes.append(f"decided by the shapes of tensors: {count - left} of {count} If nodes")
     forget_shapes(proto.graph)
@@ -72,6 +79,7 @@ def decided(model: StubbedModel, free: Mapping[str, Shape | None], changes: list
 
 
 def _with_inputs(model: StubbedModel, shapes: Mapping[str, Shape | None]) -> StubbedModel:
+    """Declare these shapes for the inputs, and no others."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     forget_shapes(proto.graph)
@@ -81,6 +89,7 @@ def _with_inputs(model: StubbedModel, shapes: Mapping[str, Shape | None]) -> Stu
 
 
 def _count(model: onnx.ModelProto) -> int:
+    """Number of If nodes, in bodies too."""
     return sum(node.op_type == "If" for node in nodes_of(model.graph))
 
 
@@ -92,12 +101,13 @@ class _If:
     node: onnx.NodeProto
 
     def branch(self, taken: bool) -> onnx.GraphProto:
-        """The body for one value of the condition."""
+        """The branch for one value of the condition."""
         body: onnx.GraphProto = next(a.g for a in self.node.attribute if a.name == _BRANCHES[taken])
         return body
 
 
 def _ifs(graph: onnx.GraphProto, around: Sequence[onnx.GraphProto] = ()) -> Iterator[_If]:
+    """Yield all If nodes in a graph and its subgraphs."""
     graphs = [*around, graph]
     for node in graph.node:
         if node.op_type == "If":
@@ -110,7 +120,7 @@ def _ifs(graph: onnx.GraphProto, around: Sequence[onnx.GraphProto] = ()) -> Iter
 def _settled(model: onnx.ModelProto, decision: tuple[int, bool] | None = None) -> onnx.ModelProto:
     """Copy a model, infer its shapes, and replace every If whose condition is known by its branch.
 
-    ``decision`` is what to take for the condition of one If, given by its position.
+    ``decision`` is the position of one If, and a value to assume for its condition.
     """
     while True:
         copy = onnx.ModelProto()
@@ -132,7 +142,7 @@ def _settled(model: onnx.ModelProto, decision: tuple[int, bool] | None = None) -
 
 
 def _replace(graph: onnx.GraphProto, known: Mapping[str, bool], defined: Counter[str]) -> None:
-    """Put branches in the places of Ifs, which are named by their first output."""
+    """Replace Ifs by branches; ``known`` has the condition of an If by the name of its first output."""
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         if node.op_type == "If" and node.output[0] in known:
@@ -149,16 +159,16 @@ def _replace(graph: onnx.GraphProto, known: Mapping[str, bool], defined: Counter
 def _inlined(
     body: onnx.GraphProto, outputs: Sequence[str], graph: onnx.GraphProto, defined: Counter[str]
 ) -> list[onnx.NodeProto]:
-    """The nodes of a branch for the graph around it, which gets its initializers."""
-    own = [n for part in graphs_of(body) for n in _own_names(part) if defined[n] > 1]
+    """Nodes of a branch with names for the graph around it; that graph also gets the branch's initializers."""
+    shared = [n for part in graphs_of(body) for n in _own_names(part) if defined[n] > 1]
     taken = set(defined)
-    names = {n: unused(f"{outputs[0]}/{n}", taken) for n in dict.fromkeys(own)}
+    names = {n: unused(f"{outputs[0]}/{n}", taken) for n in dict.fromkeys(shared)}
     defined.update(names.values())
     computed = {o for node in body.node for o in node.output}
     copies = []
     for value, output in zip(body.output, outputs, strict=True):
         if value.name in computed:
-            computed.remove(value.name)  # should it be returned twice, the second is a copy
+            computed.remove(value.name)  # if it is returned twice, the second is a copy
             names[value.name] = output
         else:
             copies.append(make_node("Identity", [names.get(value.name, value.name)], [output]))
@@ -168,12 +178,14 @@ def _inlined(
 
 
 def _own_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield the names of values that a graph itself defines."""
     yield from (v.name for v in graph.input)
     yield from (t.name for t in graph.initializer)
     yield from (o for node in graph.node for o in node.output if o)
 
 
 def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Rename values in a graph and its subgraphs, in place."""
     for named in (*graph.input, *graph.output, *graph.initializer):
         named.name = names.get(named.name, named.name)
     for node in graph.node:
@@ -185,37 +197,39 @@ def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
 
 
 def _restricted(model: onnx.ModelProto, changes: list[str]) -> onnx.ModelProto | None:
-    """Let one branch fail, in place, that hides the rank of a tensor and can never run; None where there is none."""
+    """Make a branch fail, in place, that can never run and hides the rank of a result; None if there is none."""
     for position, site in enumerate(_ifs(model.graph)):
         outputs = list(site.node.output)
         if all(_shape(name, site.graphs) is not None for name in outputs):
             continue
         results = {taken: _results(model, (position, taken), outputs) for taken in (True, False)}
-        possible = [taken for taken, found in results.items() if found is not None]
+        possible = [taken for taken, types in results.items() if types is not None]
         kinds = results[possible[0]] if len(possible) == 1 else None
         if kinds:
             taken = {name for graph in graphs_of(model.graph) for name in _own_names(graph)}
             _let_fail(site, not possible[0], kinds, taken)
             label = site.node.name or outputs[0]
-            changes.append(f"If '{label}': its {_BRANCHES[not possible[0]]} can never run, says shape inference")
+            changes.append(
+                f"If '{label}': its {_BRANCHES[not possible[0]]} can never run, according to shape inference"
+            )
             return model
     return None
 
 
 def _results(model: onnx.ModelProto, decision: tuple[int, bool], names: Sequence[str]) -> list[onnx.TypeProto] | None:
-    """Types of the outputs of an If for a decision; [] where ranks stay unknown, None where it is impossible."""
+    """Types of the outputs of an If for a decision; [] if ranks stay unknown, None if shape inference rejects it."""
     settled = _settled(model, decision)
     kinds = {v.name: v.type for g in graphs_of(settled.graph) for v in (*g.value_info, *g.output)}
     try:
         onnx.shape_inference.infer_shapes(settled, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError:
         return None
-    found = [kinds[name] for name in names if name in kinds and kinds[name].tensor_type.HasField("shape")]
-    return found if len(found) == len(names) else []
+    ranked = [kinds[name] for name in names if name in kinds and kinds[name].tensor_type.HasField("shape")]
+    return ranked if len(ranked) == len(names) else []
 
 
 def _let_fail(site: _If, branch: bool, kinds: Sequence[onnx.TypeProto], taken: set[str]) -> None:
-    """Replace the body of a branch by an index that is out of range, whenever it is taken."""
+    """Replace the body of a branch by a Gather whose index is out of range whenever the branch is taken."""
     body = site.branch(branch)
     condition, first = site.node.input[0], site.node.output[0]
     scalar, index = (unused(f"{first}/{n}", taken) for n in ("condition", "index"))
@@ -239,6 +253,7 @@ def _let_fail(site: _If, branch: bool, kinds: Sequence[onnx.TypeProto], taken: s
 
 
 def _shape(name: str, graphs: Sequence[onnx.GraphProto]) -> Shape | None:
+    """Look up the shape of a value in the innermost graph that declares it."""
     for graph in reversed(graphs):
         for info in (*graph.value_info, *graph.input, *graph.output):
             if info.name == name:
@@ -250,7 +265,7 @@ def _shape(name: str, graphs: Sequence[onnx.GraphProto]) -> Shape | None:
 
 
 def _known(name: str, graphs: Sequence[onnx.GraphProto]) -> Array | None:
-    """The value of a small tensor as far as constants and shapes tell, with ``_UNKNOWN`` for sizes that they do not."""
+    """Compute a small tensor from constants and shapes, with ``_UNKNOWN`` for unknown sizes; None if impossible."""
     for depth in range(len(graphs), 0, -1):
         graph = graphs[depth - 1]
         for tensor in graph.initializer:
@@ -263,6 +278,7 @@ def _known(name: str, graphs: Sequence[onnx.GraphProto]) -> Array | None:
 
 
 def _calculated(node: onnx.NodeProto, graphs: Sequence[onnx.GraphProto]) -> Array | None:
+    """Compute the output of a node as `_known` does."""
     attrs = {a.name: get_attribute_value(a) for a in node.attribute if not a.HasField("g")}
     if node.domain or len(node.output) > 1:
         return None
@@ -277,14 +293,14 @@ def _calculated(node: onnx.NodeProto, graphs: Sequence[onnx.GraphProto]) -> Arra
         if node.op_type == "Shape":
             return sizes[attrs.get("start", 0) : attrs.get("end")]
         return None if _UNKNOWN in sizes else np.array(math.prod(sizes))
-    found = [_known(i, graphs) for i in node.input]
-    inputs = [x for x in found if x is not None]
-    if len(inputs) < len(found):
+    operands = [_known(i, graphs) for i in node.input]
+    inputs = [x for x in operands if x is not None]
+    if len(inputs) < len(operands):
         return None
-    vague = [x.dtype.kind == "i" and bool((x == _UNKNOWN).any()) for x in inputs]
-    if node.op_type in _MOVES and (node.op_type == "Concat" or not any(vague[1:])):
+    unknown = [x.dtype.kind == "i" and bool((x == _UNKNOWN).any()) for x in inputs]
+    if node.op_type in _MOVES and (node.op_type == "Concat" or not any(unknown[1:])):
         return np.asarray(_MOVES[node.op_type](attrs, *inputs))
-    if any(vague):
+    if any(unknown):
         return None
     if node.op_type == "Cast":
         return inputs[0].astype(tensor_dtype_to_np_dtype(attrs["to"]))

@@ -1,4 +1,8 @@
-"""Third pass: ONNX Runtime folds and fuses what only needs standard operators; then shapes are inferred."""
+"""Constants are folded: ONNX Runtime rewrites the model as it would before running it.
+
+Requires opset 21. Ensures that constants and shape arithmetic are folded, with the semantics of ONNX Runtime, and that
+nodes are fused where the result is a standard operator. `shaped` then infers shapes and converts the model to a graph.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +29,27 @@ from onnxplain.storage.tensors import LARGE_TENSOR, is_plain, stub
 from onnxplain.storage.writer import to_proto
 
 _STANDARD = {"", "ai.onnx", "ai.onnx.ml"}
-_LOSSY = ["FuseReluClip"]  # makes Relu and Clip one Clip, and rules for rectifiers would miss the Relu
+_LOSSY = ["FuseReluClip"]  # optimizers left out: it merges Relu into Clip, and rules for rectifiers need the Relu
 
 
 @dataclass(frozen=True)
 class StubbedModel:
-    """A model with stubs for its large tensors, and these."""
+    """A model with stubs for its large tensors, and those tensors.
+
+    Attributes
+    ----------
+    proto
+        The model, whose large initializers are stubs.
+    weights
+        The large initializers by name.
+    """
 
     proto: onnx.ModelProto
     weights: Weights
 
 
 def light(graph: Graph) -> StubbedModel:
-    """Convert a graph; the opposite of `shaped`."""
+    """Convert a graph to protobuf; the inverse of `shaped`."""
     large = {n: a for n, a in graph.constants.items() if a.nbytes > LARGE_TENSOR and is_plain(a.dtype)}
     proto = to_proto(graph.replace(constants={n: a for n, a in graph.constants.items() if n not in large}))
     for name, array in large.items():
@@ -46,26 +58,26 @@ def light(graph: Graph) -> StubbedModel:
 
 
 def fold(model: StubbedModel, hidden: Collection[str]) -> StubbedModel:
-    """Let ONNX Runtime rewrite a model as it does before it runs it, at its basic optimisation level.
+    """Let ONNX Runtime rewrite a model at its basic optimisation level, as it would before running it.
 
     Parameters
     ----------
     model
         An opset-21 model.
     hidden
-        Weights that ONNX Runtime does not get to see: it takes them for inputs. That saves copies of them.
+        Names of weights that ONNX Runtime sees as inputs, which saves copies of them.
 
     Raises
     ------
     ModelError
         ONNX Runtime does not accept the model.
     """
-    used = _used(model.proto.graph)  # ONNX Runtime drops the others before it gets their data, and then complains
+    used = _used(model.proto.graph)  # ONNX Runtime drops unused weights first, and then refuses data for them
     shown = {k: v for k, v in model.weights.items() if k in used and k not in hidden}
     with tempfile.TemporaryDirectory(prefix="onnxplain-") as scratch:
         options, path = session_options(Level.ORT_ENABLE_BASIC), Path(scratch) / "folded.onnx"
         save_rewritten(options, path)
-        options.intra_op_num_threads = 1  # no pool of threads: nothing is going to be run
+        options.intra_op_num_threads = 1  # no pool of threads: nothing will be run
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("session.disable_quant_qdq", "1")  # folds DequantizeLinear of weights, too
         options.add_external_initializers(list(shown), [ort_value(a) for a in shown.values()])
@@ -81,12 +93,13 @@ def fold(model: StubbedModel, hidden: Collection[str]) -> StubbedModel:
 
 
 def _defined(graph: onnx.GraphProto) -> set[str]:
+    """Names of all values that a graph itself defines, without its subgraphs."""
     named = {name for node in graph.node for name in node.output}
     return named.union(t.name for t in graph.initializer).union(i.name for i in graph.input)
 
 
 def _rename_made(graph: onnx.GraphProto, known: Collection[str]) -> dict[str, str]:
-    """Rename the constants that ONNX Runtime has added: it calls those of the next time the same, and fails."""
+    """Rename constants that ONNX Runtime has added: in another run it would add the same names again, and fail."""
     taken = _defined(graph) | set(known)
     names: dict[str, str] = {}
     for tensor in graph.initializer:
@@ -95,28 +108,26 @@ def _rename_made(graph: onnx.GraphProto, known: Collection[str]) -> dict[str, st
             taken.add(names[tensor.name])
             tensor.name = names[tensor.name]
     for part in graphs_of(graph):
-        own = set() if part is graph else _defined(part)
+        inner = set() if part is graph else _defined(part)
         for node in part.node:
             for place, name in enumerate(node.input):
-                node.input[place] = name if name in own else names.get(name, name)
+                node.input[place] = name if name in inner else names.get(name, name)
     return names
 
 
 def _failure(graph: onnx.GraphProto, why: str) -> ModelError:
-    """Name all nodes that are not standard operators, of which ONNX Runtime names the first that it does not know."""
+    """Make the error, with all nodes that may be unknown to ONNX Runtime, which names only the first."""
     hint = "Does it run on the CPU, with onnxruntime.InferenceSession(model)?"
     foreign = [n for n in nodes_of(graph) if n.domain not in _STANDARD]
     if not foreign:
         return ModelError(f"ONNX Runtime cannot load the model: {why}", hint)
     names = ", ".join(f"{n.domain}.{n.op_type} '{n.name or n.output[0]}'" for n in foreign)
-    what = (
-        f"ONNX Runtime cannot load the model, which has {len(foreign)} nodes that are not standard operators: {names}"
-    )
+    what = f"ONNX Runtime cannot load the model; {len(foreign)} of its nodes are no standard operators: {names}"
     return UnsupportedOperatorError(f"{what} ({why})", hint)
 
 
 def hide(model: StubbedModel, hidden: Collection[str]) -> onnx.ModelProto:
-    """Turn the hidden weights into inputs, and drop those that nothing uses."""
+    """Turn the hidden weights into inputs, and drop unused weights."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     del proto.graph.initializer[:]
@@ -131,7 +142,7 @@ def hide(model: StubbedModel, hidden: Collection[str]) -> onnx.ModelProto:
 
 
 def _used(graph: onnx.GraphProto) -> set[str]:
-    """Names that a graph and its subgraphs read or hand out."""
+    """Names that a graph and its subgraphs read, or have as outputs."""
     parts = list(graphs_of(graph))
     read = {name for part in parts for node in part.node for name in node.input}
     return read.union(output.name for part in parts for output in part.output)
@@ -152,7 +163,10 @@ def _show(proto: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
 
 
 def unfoldable(model: StubbedModel) -> set[str]:
-    """Names of weights that folding cannot change: of layers whose output nothing constant scales or shifts."""
+    """Find weights that folding cannot change, so that ONNX Runtime need not see them.
+
+    These are weights of layers whose output is not scaled or shifted by constants.
+    """
     graph = model.proto.graph
     layers, affine = OPS.having(Trait.LAYER), OPS.having(Trait.AFFINE)
     looked_through = OPS.having(Trait.RESHAPES) | {"Transpose", "Identity"}
@@ -178,7 +192,7 @@ def unfoldable(model: StubbedModel) -> set[str]:
         operator = operator_of(node)
         if operator != "Gather" and operator not in layers:
             return False
-        at = int(operator in layers)  # the other one of the first two inputs is data, or, to a Gather, indices
+        at = int(operator in layers)  # of the weight; the other one of the first two inputs is data, or indices
         return (
             [i for i, n in enumerate(node.input) if n == name] == [at]
             and node.input[1 - at] not in constants
@@ -189,14 +203,14 @@ def unfoldable(model: StubbedModel) -> set[str]:
 
 
 def _captured(node: onnx.NodeProto) -> set[str]:
-    """Names that the subgraphs of a node mention."""
+    """Names that the subgraphs of a node read."""
     bodies = [a.g for a in node.attribute if a.HasField("g")] + [g for a in node.attribute for g in a.graphs]
     parts = [part for body in bodies for part in graphs_of(body)]
     return {i for part in parts for n in part.node for i in n.input} | {o.name for part in parts for o in part.output}
 
 
 def with_sizes(model: StubbedModel, sizes: Mapping[str, int]) -> StubbedModel:
-    """Give sizes to some of the free dimensions."""
+    """Fix the sizes of some free dimensions, by name."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     del proto.graph.value_info[:]
@@ -209,15 +223,15 @@ def with_sizes(model: StubbedModel, sizes: Mapping[str, int]) -> StubbedModel:
 
 
 def shaped(model: StubbedModel) -> Graph:
-    """Convert to the IR, with every shape that onnx can infer."""
+    """Convert a model to a graph, with every shape that onnx can infer."""
     forget_output_shapes(model.proto.graph)
     graph = without_identities(to_graph(inferred(model.proto), model.weights))
-    unknown = {o: Value(o, np.dtype(np.float32), None) for n in graph.nodes for o in n.outputs if o}  # to onnx
+    unknown = {o: Value(o, np.dtype(np.float32), None) for n in graph.nodes for o in n.outputs if o}  # for onnx
     return graph.replace(values=unknown | dict(graph.values)).pruned([v.name for v in graph.outputs])
 
 
 def without_identities(graph: Graph) -> Graph:
-    """Drop the nodes that hand on their input: Identity, Dropout at inference, Cast to the same dtype."""
+    """Drop the nodes that pass on their input: Identity, Dropout at inference, Cast to the same dtype."""
     outputs = {v.name for v in graph.outputs}
     renamed: dict[str, str] = {}
 
@@ -228,7 +242,7 @@ def without_identities(graph: Graph) -> Graph:
 
     kept: list[Node] = []
     for node in graph.nodes:
-        if _hands_on(graph, node):
+        if _passes_on(graph, node):
             source, target = final(node.inputs[0]), node.outputs[0]
             if target not in outputs:
                 renamed[target] = source
@@ -238,15 +252,16 @@ def without_identities(graph: Graph) -> Graph:
                 continue
         kept.append(node)
     if any(name in renamed for node in graph.nodes for body in node.subgraphs for name in body.captured):
-        return graph  # a subgraph reads a dropped name from outside: leave such models as they are
+        return graph  # a subgraph reads a dropped name from outside
     nodes = (replace(n, inputs=tuple(map(final, n.inputs)), outputs=tuple(map(final, n.outputs))) for n in kept)
     return graph.replace(nodes=tuple(nodes), values={k: v for k, v in graph.values.items() if k not in renamed})
 
 
-def _hands_on(graph: Graph, node: Node) -> bool:
+def _passes_on(graph: Graph, node: Node) -> bool:
+    """Whether the output of a node is its input."""
     if node.op == "Cast":
         (source,) = node.inputs
         known = source in graph.values or source in graph.constants  # onnx knows not all types in other domains
         return known and bool(graph.value(source).dtype == node.attrs["to"])
-    idle = node.op == "Identity" or (node.op == "Dropout" and len(node.outputs) == 1 and len(node.inputs) < 3)
-    return idle and not node.domain
+    passes = node.op == "Identity" or (node.op == "Dropout" and len(node.outputs) == 1 and len(node.inputs) < 3)
+    return passes and not node.domain

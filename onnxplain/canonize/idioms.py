@@ -1,6 +1,7 @@
-"""Operators that exporters spell out become what they are: Softmax and Sigmoid.
+"""Softmax and Sigmoid become single nodes where an exporter has written them in several.
 
-The explained value is the one before a final Softmax or Sigmoid, and rules treat these as a whole.
+Requires a folded graph with unique names. Ensures that the graph shows every Softmax and Sigmoid as one node: a score
+is the value before a final one, and rules treat each of them as a whole.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from onnxplain.ops import OPS, Trait
 
 
 def recognized(graph: Graph) -> Graph:
-    """Write Softmax and Sigmoid where a graph calculates them step by step; the steps stay where others use them."""
-    found = {node.outputs[0]: new for node in graph.nodes for idiom in _IDIOMS if (new := idiom(graph, node))}
-    if not found:
+    """Write Softmax and Sigmoid where a graph computes them in several nodes, which stay if other nodes use them."""
+    written = {node.outputs[0]: new for node in graph.nodes for idiom in _IDIOMS if (new := idiom(graph, node))}
+    if not written:
         return graph
-    nodes = tuple(found.get(node.outputs[0], node) for node in graph.nodes)
+    nodes = tuple(written.get(node.outputs[0], node) for node in graph.nodes)
     return graph.replace(nodes=nodes).pruned([v.name for v in graph.outputs])
 
 
 def _softmax(graph: Graph, node: Node) -> Node | None:
-    """Recognize exp(x - c) / sum(exp(x - c)); c is the same along the axis, so that it does not matter."""
+    """Recognize exp(x - c) / sum(exp(x - c)); c is constant along the axis, so it cancels."""
     exp = _made_by(graph, node.inputs[0], "Exp") if node.op == "Div" else None
     if exp is None:
         return None
@@ -47,7 +48,7 @@ def _softmax(graph: Graph, node: Node) -> Node | None:
 
 
 def _flattened_softmax(graph: Graph, node: Node) -> Node | None:
-    """Recognize a Softmax over the last axis as opset 11 had it: of a matrix, the other axes in a row."""
+    """Recognize a Softmax over the last axis in the form of opset 11: of a matrix, with all other axes flattened."""
     softmax = _made_by(graph, node.inputs[0], "Softmax") if node.op == "Reshape" else None
     flat = _made_by(graph, softmax.inputs[0], "Flatten") if softmax else None
     if softmax is None or flat is None or softmax.attrs["axis"] % 2 != 1:
@@ -78,11 +79,13 @@ def _sigmoid(graph: Graph, node: Node) -> Node | None:
 
 
 def _made_by(graph: Graph, name: str, op: str) -> Node | None:
+    """The node that computes a value, if it has this operator."""
     node = graph.producer.get(name)
     return node if node is not None and not node.domain and node.op == op else None
 
 
 def _is_one(graph: Graph, name: str) -> bool:
+    """Whether a value is a constant with the single element 1."""
     array = graph.constants.get(name)
     return array is not None and array.size == 1 and float(array.flat[0]) == 1
 

@@ -1,4 +1,4 @@
-"""What the columns of a model's scores are called."""
+"""Names of classes: of the columns of a model's scores."""
 
 from __future__ import annotations
 
@@ -17,39 +17,51 @@ _Nodes = Mapping[str, onnx.NodeProto]  # by the names of their outputs
 
 
 def labels_of(model: onnx.ModelProto, graph: Graph) -> dict[str, Names]:
-    """Name the columns of a model's outputs; ``graph`` is its canonical one.
+    """Name the columns of a model's outputs.
 
-    A ZipMap names those of its input, a classifier those of its scores. The names among which the model chooses when it
-    gives out a label are those of all its scores that have as many columns.
+    A ZipMap names the columns of its input, and a classifier those of its scores. If another output of the model is a
+    label, the names among which it chooses are those of every output with as many columns.
+
+    Parameters
+    ----------
+    model
+        The model as it was read.
+    graph
+        Its canonical graph.
+
+    Returns
+    -------
+    dict of str to tuple of str or int
+        Name of an output -> names of its columns.
     """
     nodes = {name: node for node in model.graph.node for name in node.output}
     constants = {t.name: t for t in model.graph.initializer if not is_external(t)}
     chosen = {names for v in graph.outputs if not v.is_float and (names := _of_label(v.name, nodes, constants))}
-    found = {}
+    labels = {}
     for value in graph.outputs:
         width = value.shape[1] if value.shape is not None and len(value.shape) == 2 else None
-        own = _of_scores(value.name, nodes)
-        names = next((n for n in chosen if len(chosen) == 1 and len(n) == width), ()) if own is None else own
+        named = _of_scores(value.name, nodes)
+        names = next((n for n in chosen if len(chosen) == 1 and len(n) == width), ()) if named is None else named
         if value.is_float and names and (width == len(names) or not isinstance(width, int)):
-            found[value.name] = names
-    return found
+            labels[value.name] = names
+    return labels
 
 
 def _origin(name: str, nodes: _Nodes) -> tuple[str, onnx.NodeProto]:
-    """Where the columns of a tensor come from: a tensor, and the node that computes it."""
+    """Follow the columns of a tensor back to where they arise: a tensor, and the node that computes it."""
     while name in nodes and _keeps_columns(nodes[name]):
         name = nodes[name].input[0]
     return name, nodes.get(name, onnx.NodeProto())
 
 
 def _keeps_columns(node: onnx.NodeProto) -> bool:
-    """Whether a node leaves the columns of its input in their order."""
+    """Whether the columns of a node's output are those of its input, in the same order."""
     traits = Trait.PASSES | Trait.RESHAPES
     return node.op_type in ("Normalizer", "Softmax") or operator_of(node) in OPS.having(traits)
 
 
 def _of_scores(name: str, nodes: _Nodes) -> Names | None:
-    """The names that a ZipMap or a classifier gives; () if the columns are no classes, None if none is there."""
+    """The names that a ZipMap or a classifier gives; () if the columns are no classes, None without such a node."""
     name, node = _origin(name, nodes)
     if node.op_type != "ZipMap" and (operator_of(node) not in OPS.having(Trait.CLASSIFIES) or name != node.output[1]):
         return None
@@ -60,7 +72,7 @@ def _of_scores(name: str, nodes: _Nodes) -> Names | None:
 
 
 def _of_label(name: str, nodes: _Nodes, constants: Mapping[str, onnx.TensorProto]) -> Names:
-    """The names among which an output chooses."""
+    """The names among which an output that is a label chooses."""
     name, node = _origin(name, nodes)
     if operator_of(node) in OPS.having(Trait.CLASSIFIES):
         return class_names(_attributes(node))
@@ -70,7 +82,7 @@ def _of_label(name: str, nodes: _Nodes, constants: Mapping[str, onnx.TensorProto
 
 
 def _listed(name: str, nodes: _Nodes, constants: Mapping[str, onnx.TensorProto]) -> Names:
-    """The strings or integers in a constant of one axis."""
+    """The strings or integers in a constant with one axis."""
     node = nodes.get(name)
     if node is not None and node.op_type != "Constant":
         return ()

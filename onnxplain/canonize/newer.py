@@ -1,4 +1,4 @@
-"""Definitions, in operators of opset 21, of newer operators for which ONNX gives none."""
+"""Newer operators that ONNX does not define by functions, as functions of opset 21."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from onnxplain.graph.ir import OPSET
 
 
 def defines(op: str) -> bool:
-    """Whether there is a definition of an operator."""
+    """Whether this module defines an operator."""
     return op in _DEFINITIONS
 
 
 def definition(node: onnx.NodeProto, rank: int) -> onnx.FunctionProto:
-    """Write the function that a node stands for.
+    """Write the function that computes a node.
 
     Parameters
     ----------
     node
         The node, with all attributes.
     rank
-        Of its first input.
+        Number of axes of the first input.
     """
     attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     text = _DEFINITIONS[node.op_type](attrs, rank, len(node.input))
@@ -31,7 +31,7 @@ def definition(node: onnx.NodeProto, rank: int) -> onnx.FunctionProto:
 
 
 def _cum_prod(attrs: Mapping[str, Any], rank: int, inputs: int) -> str:
-    """Element i is the product over j: of what counts for i, and of ones."""
+    """Element i is a product over all j: of element j if j counts for i, else of 1."""
     counts = ("GreaterOrEqual", "Greater", "LessOrEqual", "Less")[attrs["exclusive"] + 2 * attrs["reverse"]]
     return f"""(x, axis) => (y) {{
         rank = Constant <value_ints = [{rank}]> ()
@@ -61,7 +61,7 @@ def _cum_prod(attrs: Mapping[str, Any], rank: int, inputs: int) -> str:
 
 
 def _tensor_scatter(attrs: Mapping[str, Any], rank: int, inputs: int) -> str:
-    """Each sample's update goes to places of its own along the axis."""
+    """The update of each sample is written from the sample's own start along the axis."""
     axis = attrs["axis"] % rank
     shift = f"""
         samples = Constant <value_ints = {[-1] + [1] * (rank - 1)}> ()

@@ -1,4 +1,8 @@
-"""Second pass: every operator gets the meaning it has in opset 21."""
+"""The model's opset becomes 21: newer and older operators are converted.
+
+Requires that functions are inlined, and that the types of values from other domains are declared. Ensures that every
+standard operator has its meaning in opset 21.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,18 @@ from onnxplain.errors import UnsupportedModelError
 from onnxplain.graph.ir import OPSET
 from onnxplain.storage.reader import graphs_of, nodes_of
 
-_DOMAIN = "onnxplain.expanded"  # where the bodies of operators wait to be inlined
+_DOMAIN = "onnxplain.expanded"  # domain of the functions that replace operators until they are inlined
 
 
 def raise_opset(model: onnx.ModelProto, changes: list[str]) -> onnx.ModelProto:
-    """Convert ``model`` (which may be changed in place, and has stubs for its weights) to opset 21.
+    """Convert a model to opset 21.
+
+    Parameters
+    ----------
+    model
+        A model with stubs for its weights. It may be changed in place.
+    changes
+        The list to which changes are appended, in words.
 
     Raises
     ------
@@ -30,7 +41,7 @@ def raise_opset(model: onnx.ModelProto, changes: list[str]) -> onnx.ModelProto:
         return model
     expanded: set[str] = set()
     while strange := {n.op_type for n in nodes_of(model.graph) if _is_strange(n, version)}:
-        expanded |= strange  # a body may hold further ones
+        expanded |= strange  # the function that replaces an operator may hold further ones
         model = _expand(model, version)
     if expanded:
         changes.append(f"expanded into basic operators: {', '.join(sorted(expanded))}")
@@ -48,9 +59,9 @@ def raise_opset(model: onnx.ModelProto, changes: list[str]) -> onnx.ModelProto:
 
 
 def _is_strange(node: onnx.NodeProto, version: int) -> bool:
-    """Whether opset 21 does not know a node of opset ``version``, and the version converter does not either.
+    """Whether neither opset 21 nor onnx's version converter knows a node of opset ``version``.
 
-    Attributes that are newer than opset 21 are dropped where they have their default value.
+    Attributes that are newer than opset 21 are dropped if they have their default value.
     """
     if node.domain not in ("", "ai.onnx"):
         return False
@@ -71,7 +82,7 @@ def _is_strange(node: onnx.NodeProto, version: int) -> bool:
 
 
 def _expand(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
-    """Replace operators that opset 21 does not know by the function bodies that their definitions have."""
+    """Replace operators that opset 21 does not know by the functions in their definitions."""
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     types = dict(_types(model.graph))
     for node in nodes_of(model.graph):
@@ -90,11 +101,11 @@ def _expand(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
 
 
 def _body(node: onnx.NodeProto, version: int, types: dict[str, onnx.TypeProto]) -> onnx.FunctionProto:
-    """Look up the function that a node stands for; the node gets the attributes that it leaves to their defaults."""
+    """Look up the function that defines a node; attributes that the node lacks are set to their defaults."""
     schema: Any = onnx.defs.get_schema(node.op_type, version, "")  # onnx's stubs lack the methods used below
-    given = {a.name for a in node.attribute}
+    present = {a.name for a in node.attribute}
     node.attribute.extend(
-        a.default_value for a in schema.attributes.values() if a.name not in given and a.default_value.type
+        a.default_value for a in schema.attributes.values() if a.name not in present and a.default_value.type
     )
     since = schema.since_version
     if schema.has_context_dependent_function:
@@ -115,6 +126,7 @@ def _body(node: onnx.NodeProto, version: int, types: dict[str, onnx.TypeProto]) 
 
 
 def _types(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TypeProto]]:
+    """Yield names and types of all values and initializers."""
     for part in graphs_of(graph):
         for info in (*part.input, *part.output, *part.value_info):
             yield info.name, info.type

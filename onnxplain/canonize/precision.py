@@ -1,7 +1,7 @@
-"""Half precision becomes single precision, everywhere in a model; explainers keep its interface (`export.in_types`).
+"""Half precision becomes single precision everywhere in a model; exported explainers keep the model's own types.
 
-ONNX Runtime's CPU provider calculates float16 in float32 anyway (with casts around every node) and bfloat16 not at all;
-gradients underflow in both; and the weights of a layer shall be constants, not casts of constants.
+ONNX Runtime's CPU provider computes float16 in float32 anyway (with casts around every node) and bfloat16 not at all;
+gradients underflow in both; and the weights of a layer must be constants, not casts of constants.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _TYPE_ATTRIBUTES = {"to", "dtype", "output_dtype", "output_datatype", "softmax_p
 
 
 def widen(graph: onnx.GraphProto, weights: dict[str, np.ndarray[Any, Any]], changes: list[str]) -> None:
-    """Replace half precision by float32, in place: tensors, declarations, and attributes that are types."""
-    met: set[int] = set()
+    """Replace half precision by float32, in place, in tensors, declarations, and attributes that are types."""
+    halves: set[int] = set()
 
     def single(elem_type: int) -> int:
-        met.update({elem_type} & _HALVES.keys())
+        halves.update({elem_type} & _HALVES.keys())
         return onnx.TensorProto.FLOAT if elem_type in _HALVES else elem_type
 
     for name, array in weights.items():
@@ -45,5 +45,5 @@ def widen(graph: onnx.GraphProto, weights: dict[str, np.ndarray[Any, Any]], chan
         for attribute in node.attribute:
             if attribute.name in _TYPE_ATTRIBUTES and attribute.type == onnx.AttributeProto.INT:
                 attribute.i = single(attribute.i)
-    if met:
-        changes.append(f"{' and '.join(sorted(_HALVES[m] for m in met))} is calculated in float32")
+    if halves:
+        changes.append(f"{' and '.join(sorted(_HALVES[m] for m in halves))} is computed in float32")

@@ -1,4 +1,8 @@
-"""First pass: make the interface of a model unambiguous, without touching its calculation."""
+"""The interface of a model becomes unambiguous: which inputs it has, and the names of their free sizes.
+
+Requires a parsed model. Ensures that every input is a tensor with named free sizes, and none is a weight; that no other
+shapes are declared, as they are often wrong; that functions are inlined; and that half precision is float32.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,17 @@ from onnxplain.storage.tensors import stub
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """A private copy of the small model to work on, its weights, and what was found out about its batch axis."""
+    """A copy of a model for the other passes to work on.
+
+    Attributes
+    ----------
+    model, weights
+        The model with stubs for its large tensors, and those tensors by name.
+    fixed_batch
+        The batch size with which the model was exported; None if the batch axis is free.
+    changes
+        What was changed, in words.
+    """
 
     model: onnx.ModelProto
     weights: Weights
@@ -30,7 +44,14 @@ class PreparedModel:
 
 
 def prepare(source: Source, sizes: Mapping[str, int]) -> PreparedModel:
-    """Name or fix the free dimensions; inline functions; forget declared shapes other than the inputs', often wrong.
+    """Name the free dimensions, fix the sizes of some, inline functions, and widen half precision.
+
+    Parameters
+    ----------
+    source
+        The parsed model.
+    sizes
+        Sizes for free dimensions, by name.
 
     Raises
     ------
@@ -59,10 +80,10 @@ def prepare(source: Source, sizes: Mapping[str, int]) -> PreparedModel:
 
 
 def _forget_notes(model: onnx.ModelProto) -> None:
-    """Drop the metadata of nodes, where `onnxplain.storage.writer` keeps its own marks, which a file must not set.
+    """Drop the metadata of nodes, and the names of sizes in bodies and functions.
 
-    Names of sizes in bodies and functions are dropped, too: those of the inputs change, so equal names would not stand
-    for equal sizes any more.
+    `onnxplain.storage.writer` marks nodes by their metadata, and users' models must not set such marks. Sizes of the
+    inputs are renamed, so that equal names would not stand for equal sizes any more.
     """
     bodies = [a.g for f in model.functions for n in f.node for a in n.attribute if a.HasField("g")]
     for function in model.functions:
@@ -79,6 +100,7 @@ def _forget_notes(model: onnx.ModelProto) -> None:
 
 
 def _densify(graph: onnx.GraphProto, weights: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Turn sparse weights into dense ones."""
     for sparse in graph.sparse_initializer:
         values, indices = map(onnx.numpy_helper.to_array, (sparse.values, sparse.indices))
         flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), tuple(sparse.dims))
@@ -90,6 +112,7 @@ def _densify(graph: onnx.GraphProto, weights: dict[str, np.ndarray[Any, Any]]) -
 
 
 def _drop_weight_inputs(graph: onnx.GraphProto, changes: list[str]) -> None:
+    """Drop the inputs for which the model holds a value."""
     initialized = {t.name for t in graph.initializer}
     inputs = [i for i in graph.input if i.name not in initialized]
     if len(inputs) < len(graph.input):
@@ -124,25 +147,25 @@ def _name_inputs(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int | None
 
 
 def names_of(shapes: Iterable[Shape | None]) -> set[str]:
-    """The names of the free sizes in some shapes."""
+    """Names of the free sizes in some shapes."""
     return {d for shape in shapes for d in shape or () if isinstance(d, str)}
 
 
 def size_of(name: str, axis: int, taken: Collection[str | None]) -> str:
-    """What the size of an input is called to which the model gives no name, or the batch's; none of those ``taken``."""
-    called = f"{name}_dim{axis}"
-    while called in taken:
-        called += "_"
-    return called
+    """Make a name for a free size of an input that has none of its own, or the batch's; not one ``taken``."""
+    size = f"{name}_dim{axis}"
+    while size in taken:
+        size += "_"
+    return size
 
 
 def rank_of(name: str) -> str:
-    """What the number of axes is called, among the sizes, of an input that declares no shape."""
+    """Name, among the sizes, of the number of axes of an input that declares no shape."""
     return f"{name}_rank"
 
 
 def forget_output_shapes(graph: onnx.GraphProto) -> None:
-    """Leave the shapes of the outputs to inference."""
+    """Drop the declared shapes of the outputs; they are inferred later."""
     for output in graph.output:
         if output.type.HasField("tensor_type"):
             output.type.tensor_type.ClearField("shape")
@@ -164,9 +187,10 @@ _NAME = re.compile(r"[A-Za-z_]\w*")  # some exporters call every free dimension 
 
 
 def named_shapes(inputs: Iterable[onnx.ValueInfoProto]) -> dict[str, Shape | None]:
-    """Name the shapes of inputs: sizes where fixed, ``BATCH`` for the batch axis, names for others.
+    """Name the sizes of inputs: integers if fixed, ``BATCH`` along the batch axis, other names elsewhere.
 
-    The batch axis is one that is called so, else a free first axis. Other axes of the same name are batch axes, too.
+    The batch axis of an input is the first one whose name says so, otherwise its first axis if that is free. Axes of
+    other inputs with the same name are batch axes, too.
     """
     inputs = list(inputs)
     called = {info.name: [_NAME.fullmatch(d.dim_param) and d.dim_param for d in _dims(info)] for info in inputs}
@@ -181,12 +205,13 @@ def named_shapes(inputs: Iterable[onnx.ValueInfoProto]) -> dict[str, Shape | Non
 
 
 def _is_batch(name: str) -> bool:
-    """Whether one of the words that a name is made of says so: in encoder_batch, BatchSize, batch2; not in subbatch."""
+    """Whether a name contains a word for the batch: encoder_batch, BatchSize and batch2 do, and subbatch does not."""
     humps = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
     return not _BATCHES.isdisjoint(word.lower() for word in re.split(r"[\W\d_]+", humps))
 
 
 def _dims(info: onnx.ValueInfoProto) -> list[onnx.TensorShapeProto.Dimension]:
+    """The declared axes of a tensor."""
     return list(info.type.tensor_type.shape.dim)
 
 
@@ -208,7 +233,7 @@ def _named_shape(
 
 
 def named_inputs(model: onnx.ModelProto) -> list[Value]:
-    """List the inputs of a model, without weights that are also inputs."""
+    """List the inputs of a model, without weights that are listed as inputs, with named sizes."""
     initialized = {t.name for t in model.graph.initializer} | {s.values.name for s in model.graph.sparse_initializer}
     inputs = [info for info in model.graph.input if info.name not in initialized]
     shapes = named_shapes(inputs)
@@ -216,6 +241,6 @@ def named_inputs(model: onnx.ModelProto) -> list[Value]:
 
 
 def output_types(model: onnx.ModelProto) -> dict[str, np.dtype[Any]]:
-    """The types that a model declares for its outputs."""
+    """Look up the dtypes that a model declares for its outputs, by name."""
     types = {o.name: o.type.tensor_type.elem_type for o in model.graph.output}
     return {name: tensor_dtype_to_np_dtype(elem_type) for name, elem_type in types.items() if elem_type}

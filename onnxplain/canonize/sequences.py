@@ -1,8 +1,8 @@
-"""Sequences of tensors, and optionals, become tensors, where it is known what is in them.
+"""Sequences of tensors, and optionals, become tensors if their content is known before the model runs.
 
-A sequence is a list of tensors with names, or the slices of a tensor: `torch.unbind` makes the latter, and so does a
-loop that appends one tensor in each trip. An optional is a tensor, or a sequence, or nothing. What is not known before
-the model runs is None here, and stays as it is.
+Requires a folded model. Ensures that sequences and optionals with known content are tensors. A sequence is a list of
+named tensors, or the slices of one tensor: `torch.unbind` makes the latter, and so does a loop that appends one tensor
+in each trip. An optional is a tensor, a sequence, or nothing. Nodes whose content is unknown (None here) are kept.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from onnxplain.storage.writer import to_proto
 
 @dataclass(frozen=True)
 class _Listed:
-    """Tensors by name."""
+    """A sequence of named tensors."""
 
     names: tuple[str, ...]
 
     def at(self, position: Var) -> Var | None:
-        """The tensor at a position."""
+        """Tensor at a position; None if that is not constant."""
         if position.value is None:
             return None
         return position.emitter.var(self.names[int(position.value)])
 
     def length(self, emitter: Emitter) -> Var:
-        """The number of tensors."""
+        """Number of tensors."""
         return emitter.const(np.array(len(self.names)))
 
     def joined(self, emitter: Emitter, axis: int, new: bool) -> Var | None:
-        """All tensors along an axis, or along a new one."""
+        """Concatenate all tensors along an axis, or stack them along a ``new`` one; None if that is not possible."""
         if not self.names:
             return None
         parts = [emitter.var(name) for name in self.names]
@@ -52,14 +52,14 @@ class _Listed:
 
 @dataclass(frozen=True)
 class _Slices:
-    """The slices of a tensor along an axis, of size 1 there if ``keep``."""
+    """A sequence of the slices of a tensor along an axis, which ``keep`` that axis, with size 1, or lose it."""
 
     source: str
     axis: int
     keep: bool
 
     def at(self, position: Var) -> Var | None:
-        """See `_Listed`."""
+        """Slice at a position."""
         x = position.emitter.var(self.source)
         assert x.shape is not None
         index = position if position.shape == () else position.reshape([])
@@ -68,11 +68,11 @@ class _Slices:
         return x.emitter.op("Unsqueeze", one, x.emitter.ints([self.axis])) if self.keep else one
 
     def length(self, emitter: Emitter) -> Var:
-        """See `_Listed`."""
+        """Number of slices."""
         return emitter.var(self.source).size(self.axis).reshape([])
 
     def joined(self, emitter: Emitter, axis: int, new: bool) -> Var | None:
-        """See `_Listed`."""
+        """Concatenate all slices along an axis, or stack them along a ``new`` one; None if that is not possible."""
         x = emitter.var(self.source)
         rest = [a for a in range(x.rank) if a != self.axis]
         if self.keep:
@@ -86,7 +86,7 @@ class _Slices:
 
 @dataclass(frozen=True)
 class _Optional:
-    """What has a name, or nothing, if that is empty."""
+    """An optional that holds the value of this name; nothing if the name is empty."""
 
     name: str
 
@@ -97,26 +97,35 @@ _Known = dict[str, _Held]
 
 
 def resolved(model: StubbedModel, changes: list[str]) -> StubbedModel:
-    """Replace what is done with sequences and optionals by operations on tensors, as far as it is known what they hold.
+    """Replace operators on sequences and optionals with known content by operators on tensors.
 
-    Folding tells more about that, time after time.
+    Folding in between makes more content known, so this is repeated until nothing changes.
+
+    Parameters
+    ----------
+    model
+        A folded model.
+    changes
+        The list to which changes are appended, in words.
     """
-    found = left = _count(model)
+    count = left = _count(model)
     before = None
     while left and left != before:
         before, model = left, _folded(_once(tidied(shaped(model), scans=True)))
         left = _count(model)
-    if left < found:
-        changes.append(f"sequences and optionals became tensors: {found - left} of {found} nodes resolved")
+    if left < count:
+        changes.append(f"sequences and optionals became tensors: {count - left} of {count} nodes resolved")
     return model
 
 
 def _count(model: StubbedModel) -> int:
+    """Number of nodes that make or read sequences and optionals."""
     nodes = [node.op_type for node in nodes_of(model.proto.graph) if not node.domain]
     return sum("Sequence" in op or op.startswith("Optional") for op in nodes)
 
 
 def _folded(graph: Graph) -> StubbedModel:
+    """Convert a graph to protobuf, and fold it."""
     weights = {n: a for n, a in graph.constants.items() if a.nbytes > LARGE_TENSOR and is_plain(a.dtype)}
     proto = to_proto(graph.replace(constants={n: a for n, a in graph.constants.items() if n not in weights}))
     types = {n: onnx.helper.np_dtype_to_tensor_dtype(a.dtype) for n, a in weights.items()}
@@ -126,7 +135,7 @@ def _folded(graph: Graph) -> StubbedModel:
 
 
 def _once(graph: Graph) -> Graph:
-    """Resolve what is known in a graph whose names are unique."""
+    """Resolve sequences and optionals with known content, in a graph whose names are unique."""
     main = Emitter(graph.replace(nodes=()))
     main.reserve(graph.nodes)
     _write(graph, main, {}, names_of(v.shape for v in graph.inputs))
@@ -135,9 +144,9 @@ def _once(graph: Graph) -> Graph:
 
 
 def _write(graph: Graph, emitter: Emitter, known: _Known, sizes: Collection[str]) -> None:
-    """Write the nodes of a graph; those that nobody needs any more stay.
+    """Write the nodes of a graph, unused ones included.
 
-    ``sizes`` are the names of those that are the same for all tensors: the inputs' own.
+    ``sizes`` are the names of the inputs' sizes: they mean the same size in every tensor.
     """
     for node in graph.nodes:
         if node.domain or not _replaced(node, emitter, known):
@@ -154,7 +163,7 @@ def _body(graph: Graph, outer: Emitter, known: _Known, sizes: Collection[str]) -
 
 
 def _replaced(node: Node, emitter: Emitter, known: _Known) -> bool:
-    """Note what is known of a new sequence or optional, or write what takes the place of a node that reads one."""
+    """Note the content of a new sequence or optional, or write tensors in place of a node; whether it is replaced."""
     held = known.get(node.inputs[0]) if node.inputs else None
     if node.op in _MAKERS:
         made = _MAKERS[node.op](node, emitter, held)
@@ -162,7 +171,7 @@ def _replaced(node: Node, emitter: Emitter, known: _Known) -> bool:
         return False
     result: Var | None = None
     if node.op in ("OptionalHasElement", "OptionalGetElement"):
-        result = _asked(node, emitter, known)
+        result = _read_optional(node, emitter, known)
     elif node.op in _READERS and isinstance(held, _Sequence):
         result = _READERS[node.op](node, emitter, held)
     if result is None:
@@ -172,8 +181,8 @@ def _replaced(node: Node, emitter: Emitter, known: _Known) -> bool:
     return True
 
 
-def _asked(node: Node, emitter: Emitter, known: _Known) -> Var | None:
-    """Whether an optional holds something, or what it holds; a tensor or a sequence is one that holds itself."""
+def _read_optional(node: Node, emitter: Emitter, known: _Known) -> Var | None:
+    """Whether an optional holds a value, or that value. Tensors and sequences are optionals that hold themselves."""
     name = node.inputs[0] if node.inputs else ""
     held = known.get(name)
     if held is None and name and emitter.var(name).dtype == object:
@@ -188,7 +197,7 @@ def _asked(node: Node, emitter: Emitter, known: _Known) -> Var | None:
 
 
 def _position(node: Node, emitter: Emitter, default: int) -> int | None:
-    """The constant position that a node has as its last input."""
+    """Constant position in the last input of a node; None if it is not constant."""
     if len(node.inputs) < (3 if node.op == "SequenceInsert" else 2):
         return default
     value = emitter.var(node.inputs[-1]).value
@@ -196,6 +205,7 @@ def _position(node: Node, emitter: Emitter, default: int) -> int | None:
 
 
 def _inserted(node: Node, emitter: Emitter, sequence: _Held | None) -> _Held | None:
+    """Content after a SequenceInsert."""
     if not isinstance(sequence, _Listed):
         return None
     at = _position(node, emitter, len(sequence.names))
@@ -203,6 +213,7 @@ def _inserted(node: Node, emitter: Emitter, sequence: _Held | None) -> _Held | N
 
 
 def _erased(node: Node, emitter: Emitter, sequence: _Held | None) -> _Held | None:
+    """Content after a SequenceErase."""
     if not isinstance(sequence, _Listed):
         return None
     at = _position(node, emitter, -1)
@@ -213,6 +224,7 @@ def _erased(node: Node, emitter: Emitter, sequence: _Held | None) -> _Held | Non
 
 
 def _split(node: Node, emitter: Emitter, _: _Held | None) -> _Held | None:
+    """Content of the sequence that a SplitToSequence makes."""
     x = emitter.var(node.inputs[0])
     if x.shape is None:
         return None
@@ -250,7 +262,7 @@ _READERS: Mapping[str, Callable[[Node, Emitter, _Sequence], Var | None]] = {
 
 
 def _collecting(loop: Node, graph: Graph, emitter: Emitter, known: _Known, sizes: Collection[str]) -> Node:
-    """Let a Loop stack the tensors that it appends to empty sequences; ``graph`` is the one around it."""
+    """Make a Loop stack the tensors that it appends to empty sequences; ``graph`` is the graph around it."""
     body: Graph = loop.attrs["body"]
     for position in reversed(range(len(loop.inputs) - 2)):
         start, end = body.inputs[2 + position].name, body.outputs[1 + position].name

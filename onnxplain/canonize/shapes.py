@@ -1,7 +1,7 @@
-"""Shape inference that knows the states of loops too; onnx leaves them without shapes, as a loop might change these.
+"""Shape inference that includes the states of loops, which onnx leaves without shapes as a loop might change them.
 
-A state is taken to have the shape that it has before the loop. Sizes to which the body gives another value are
-forgotten, until nothing changes any more. Constants that shapes may depend on are shown to the bodies that read them.
+A state is first assumed to keep the shape that it has before the loop. Sizes that the body changes are then dropped,
+until nothing changes any more. Constants on which shapes may depend are copied into the bodies that read them.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ from onnxplain.storage.reader import graphs_of, shape_of, to_graph
 from onnxplain.storage.tensors import is_external
 from onnxplain.storage.writer import to_proto
 
-# Opset 22 differs from 21 in types only, and in that a pooling window that starts behind the input does not count.
+# Opset 22 differs from 21 in types, and in that pooling ignores windows that start behind the input.
 INFERENCE_OPSET = 22
 
-_Loop = tuple[list[onnx.GraphProto], onnx.NodeProto]  # the graphs around it, the outermost first, and a Loop
+_Loop = tuple[list[onnx.GraphProto], onnx.NodeProto]  # the graphs around a Loop, the outermost first, and the Loop
 
 
 def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Infer all shapes; what the bodies of control-flow nodes declare is ignored."""
-    told = onnx.ModelProto()
-    told.CopyFrom(model)
-    own = [len(graph.initializer) for graph in graphs_of(told.graph)]
-    _show(told.graph, {})
-    _forget_bodies(told.graph)
-    loops = list(_loops(told.graph))
-    names = names_of(shape_of(info) for info in told.graph.input)
-    for met in range(len(loops)):  # all of them, as what the body of one returns may come out of another
-        _learn(loops[met], list(_loops(_inferred(told).graph))[met], names, first=True)
+    """Infer all shapes; those that the bodies of control-flow nodes declare are ignored."""
+    declared = onnx.ModelProto()
+    declared.CopyFrom(model)
+    counts = [len(graph.initializer) for graph in graphs_of(declared.graph)]
+    _show(declared.graph, {})
+    _forget_bodies(declared.graph)
+    loops = list(_loops(declared.graph))
+    names = names_of(shape_of(info) for info in declared.graph.input)
+    for index in range(len(loops)):  # one at a time, as the body of one may return results of another
+        _learn(loops[index], list(_loops(_inferred(declared).graph))[index], names, first=True)
     while True:
-        result = _inferred(told)
+        result = _inferred(declared)
         if not sum(_learn(*pair, names, first=False) for pair in zip(loops, _loops(result.graph), strict=True)):
             break
-    for graph, count in zip(graphs_of(result.graph), own, strict=True):
+    for graph, count in zip(graphs_of(result.graph), counts, strict=True):
         del graph.initializer[count:]
     return result
 
 
 def typed(graph: Graph) -> Graph:
-    """The graph with the types and shapes that ONNX infers, and all attributes.
+    """Add the types and shapes that ONNX infers, and all attributes, to the graph of an expression.
 
     Raises
     ------
     OptionError
-        It is no valid ONNX.
+        The graph is not valid ONNX.
     """
     proto = to_proto(graph)
     context = onnx.checker.C.CheckerContext()
@@ -58,15 +58,15 @@ def typed(graph: Graph) -> Graph:
         for node in proto.graph.node:
             onnx.checker.check_node(node, context)
         for info in proto.graph.output:
-            info.ClearField("type")  # what follows from the operators counts
+            info.ClearField("type")  # they are inferred from the operators
         proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise OptionError(f"the expression is no valid ONNX: {' '.join(str(error).split())}") from None
+        raise OptionError(f"the expression is not valid ONNX: {' '.join(str(error).split())}") from None
     return to_graph(proto)
 
 
 def forget_shapes(graph: onnx.GraphProto) -> None:
-    """Forget the shapes that a graph and its bodies declare, but for the graph's inputs and for constants."""
+    """Drop the shapes that a graph and its bodies declare, except those of the graph's inputs and of constants."""
     _forget(graph, [*graph.value_info, *graph.output])
     _forget_bodies(graph)
 
@@ -97,18 +97,19 @@ def _set_opset(model: onnx.ModelProto, version: int) -> None:
 
 
 def _show(graph: onnx.GraphProto, around: Mapping[str, onnx.TensorProto]) -> None:
-    """Copy small integer constants from around into the bodies that read them."""
+    """Copy small integer constants into the bodies that read them; ``around`` holds those of the outer graphs."""
     read = {name for node in graph.node for name in node.input}
     graph.initializer.extend(tensor for name, tensor in around.items() if name in read)
     integers = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
-    own = {t.name: t for t in graph.initializer if t.data_type in integers and not is_external(t)}
+    constants = {t.name: t for t in graph.initializer if t.data_type in integers and not is_external(t)}
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                _show(attribute.g, {**around, **own})
+                _show(attribute.g, {**around, **constants})
 
 
 def _loops(graph: onnx.GraphProto, around: Sequence[onnx.GraphProto] = ()) -> Iterator[_Loop]:
+    """Yield all Loops in a graph and its subgraphs."""
     graphs = [*around, graph]
     for node in graph.node:
         if node.op_type == "Loop":
@@ -119,9 +120,18 @@ def _loops(graph: onnx.GraphProto, around: Sequence[onnx.GraphProto] = ()) -> It
 
 
 def _learn(loop: _Loop, seen: _Loop, names: Collection[str], first: bool) -> bool:
-    """Declare what is seen of a loop's states, in its body and behind it; return whether that was news.
+    """Declare the shapes of a loop's states, in its body and for its outputs; return whether a shape has changed.
 
-    ``names`` are those of the inputs' sizes.
+    Parameters
+    ----------
+    loop
+        The loop whose declarations are changed.
+    seen
+        The same loop after shape inference.
+    names
+        Names of the inputs' sizes.
+    first
+        Take the shapes from before the loop; otherwise keep of them what the body leaves unchanged.
     """
     (around, node), (graphs, shown) = loop, seen
     body, seen_body = _body(node), _body(shown)
@@ -156,7 +166,7 @@ def _shapes(graph: onnx.GraphProto) -> Iterator[tuple[str, Shape | None]]:
 
 
 def _common(a: Shape | None, b: Shape | None, names: Collection[str]) -> Shape | None:
-    """What two shapes agree on; other names than those of the inputs change from one inference to the next."""
+    """Keep the sizes on which two shapes agree. Names other than the inputs' change from one inference to the next."""
     if a is None or b is None or len(a) != len(b):
         return None
     return tuple(d if d == e and (isinstance(d, int) or d in names) else None for d, e in zip(a, b, strict=True))
@@ -169,7 +179,7 @@ def _info(graph: onnx.GraphProto, name: str, kind: onnx.TypeProto) -> onnx.Value
 
 
 def declare(info: onnx.ValueInfoProto, shape: Shape | None) -> None:
-    """Declare the shape of a tensor; None: not even its rank."""
+    """Declare the shape of a tensor; None: not even its rank is known."""
     if info.type.HasField("tensor_type"):
         info.type.tensor_type.ClearField("shape")
         if shape is not None:

@@ -1,6 +1,6 @@
 """ONNX Runtime: sessions, providers, memory, devices. Knows nothing of explanations.
 
-Every module that needs ONNX Runtime imports it from here, so that a missing one is an error that says what to install.
+Modules import ONNX Runtime from here, so that the error says what to install if it is missing.
 """
 
 from onnxplain.errors import OnnxplainError

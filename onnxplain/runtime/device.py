@@ -1,4 +1,4 @@
-"""Tensors that lie where a provider calculates; exchanged with other libraries by DLPack, without a copy."""
+"""Tensors in a provider's memory; exchanged with other libraries by DLPack, without a copy."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from onnxplain.errors import InputError
 from onnxplain.runtime import ort
 
 Array = np.ndarray[Any, Any]
-Device = tuple[str, int]  # "cpu" or "cuda", and which of them
+Device = tuple[str, int]  # "cpu" or "cuda", and its number
 
-_NAMES = {1: "cpu", 2: "cuda"}  # of DLPack's numbers
-_LEGACY_STREAM = 1  # what is queued where the tensor was made comes first there; `Session` waits for all of it
+_NAMES = {1: "cpu", 2: "cuda"}  # DLPack's number of a device type -> ONNX Runtime's name
+_LEGACY_STREAM = 1  # CUDA's default stream: work queued by the tensor's library comes first; `Session` waits for it
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +26,10 @@ class Tensor:
     ----------
     owner
         ONNX Runtime's OrtValue, which holds the memory.
+    dtype, shape
+        Of the elements, and sizes of the axes.
     start
-        Where in it this begins, in bytes.
+        Offset of the first element in the memory, in bytes.
     """
 
     owner: Any
@@ -37,12 +39,12 @@ class Tensor:
 
     @classmethod
     def of(cls, x: Any) -> Tensor:
-        """Take over what implements ``__dlpack__``; the memory is shared.
+        """Wrap an object that implements ``__dlpack__``; the memory is shared.
 
         Raises
         ------
         BufferError, RuntimeError
-            ONNX Runtime cannot take it: it is not contiguous, or of a type that ONNX Runtime does not exchange.
+            The object is not contiguous, or its dtype is none that ONNX Runtime exchanges.
         """
         on_gpu = x.__dlpack_device__()[0] == 2
         capsule = x.__dlpack__(stream=_LEGACY_STREAM) if on_gpu else x.__dlpack__()
@@ -50,7 +52,7 @@ class Tensor:
 
     @classmethod
     def empty(cls, shape: Sequence[int], dtype: np.dtype[Any], device: Device) -> Tensor:
-        """Memory for results."""
+        """Allocate a tensor; its elements have no defined value."""
         return cls._around(ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype.type, *device))
 
     @classmethod
@@ -70,22 +72,22 @@ class Tensor:
 
     @property
     def device(self) -> Device:
-        """Where it lies."""
+        """The device whose memory holds the tensor."""
         kind, number = self.owner.__dlpack_device__()
         return _NAMES[kind], number
 
     @property
     def address(self) -> int:
-        """Of its first element."""
+        """Memory address of the first element."""
         return int(self.owner.data_ptr()) + self.start
 
     def rows(self, part: slice) -> Tensor:
-        """Rows along the first axis; the memory is shared."""
+        """Slice the first axis; the memory is shared."""
         row = self.size // self.shape[0] * self.dtype.itemsize
         return replace(self, shape=(part.stop - part.start, *self.shape[1:]), start=self.start + part.start * row)
 
     def numpy(self) -> Array:
-        """All of the memory as an array; a copy unless it is the host's."""
+        """Convert the owner's whole memory to an array: a copy, unless it is on the host."""
         return np.asarray(self.owner.numpy())
 
     def __dlpack__(self, **options: Any) -> Any:
@@ -100,23 +102,29 @@ Given = Array | Tensor
 
 
 def received(x: Any, name: str, gpu: bool) -> Given:
-    """Take what a user gives for an input: an array on the host, sharing its memory where it can, or a tensor on a GPU.
+    """Convert what a user passes for an input to an array on the host, or to a tensor on a GPU.
+
+    Memory is shared where that is possible.
 
     Parameters
     ----------
+    x
+        An array, anything that numpy converts to one, or a tensor of a library that implements DLPack.
+    name
+        Name of the input, for error messages.
     gpu
-        Whether tensors on GPU 0 are welcome: what takes them runs there.
+        Whether the session runs on GPU 0, so that tensors there can be used.
 
     Raises
     ------
     InputError
-        No regular array, or a tensor that its library does not hand over or nobody here takes.
+        ``x`` is no regular array, cannot be exchanged by DLPack, or is on a GPU where the session does not run.
     """
     if isinstance(x, np.ndarray) or not hasattr(x, "__dlpack_device__"):
         try:
             return np.asarray(x)
         except ValueError:
-            raise InputError(f"what was given for input '{name}' is no regular array") from None
+            raise InputError(f"the value for input '{name}' is not a regular array") from None
     try:
         kind, number = x.__dlpack_device__()
         if kind != 2:
@@ -125,10 +133,10 @@ def received(x: Any, name: str, gpu: bool) -> Given:
             return Tensor.of(x)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())
-        hint = "Give a contiguous tensor of a type that the model takes, such as x.detach().float().contiguous()."
-        raise InputError(f"the tensor for input '{name}' cannot be taken over: {why}", hint) from None
+        hint = "Pass a contiguous tensor of the input's dtype, such as x.detach().float().contiguous()."
+        raise InputError(f"the tensor for input '{name}' cannot be exchanged by DLPack: {why}", hint) from None
     if gpu:
-        what = f"the tensor for input '{name}' is on GPU {number}, and only those on GPU 0 can be taken over"
-        raise InputError(what, "CUDA_VISIBLE_DEVICES says which one is GPU 0.")
-    what = f"the tensor for input '{name}' is on GPU {number}, and the explainer runs elsewhere"
+        what = f"the tensor for input '{name}' is on GPU {number}; only tensors on GPU 0 can be used"
+        raise InputError(what, "CUDA_VISIBLE_DEVICES decides which one is GPU 0.")
+    what = f"the tensor for input '{name}' is on GPU {number}, and the explainer does not run there"
     raise InputError(what, "Copy it to the host first: x.cpu(). Or run on GPU 0: providers=['CUDAExecutionProvider'].")

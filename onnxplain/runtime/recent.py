@@ -1,4 +1,4 @@
-"""What takes long to make is made once and kept, but not for ever."""
+"""A cache in memory for results that take long to make, of limited size."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Generic, TypeVar
 Key = TypeVar("Key")
 Made = TypeVar("Made")
 
-KEPT = 8  # sizes of images or texts whose graphs and sessions are kept; each holds the weights
+KEPT = 8  # results, such as the graphs and sessions for one size of images or texts; each may hold the weights
 
 
 class Recent(Generic[Key, Made]):
-    """Calls ``make(key)`` once per key, from however many threads, and keeps the `KEPT` results used last."""
+    """Calls ``make(key)`` once per key, and keeps the `KEPT` most recently used results; thread-safe."""
 
     def __init__(self, make: Callable[[Key], Made]) -> None:
         self._make = make
@@ -21,7 +21,7 @@ class Recent(Generic[Key, Made]):
         self._made: dict[Key, Made] = {}
 
     def __call__(self, key: Key) -> Made:
-        """Return what was made for ``key``."""
+        """Return the result for ``key``, made now unless it is kept."""
         with self._lock:
             made = self._made.pop(key) if key in self._made else self._make(key)
             self._made[key] = made
@@ -30,6 +30,6 @@ class Recent(Generic[Key, Made]):
             return made
 
     def newest(self) -> Made | None:
-        """Return what was used last, if anything."""
+        """Return the most recently used result; None if there is none."""
         with self._lock:
             return next(reversed(self._made.values()), None)

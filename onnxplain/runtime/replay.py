@@ -1,4 +1,4 @@
-"""CUDA graphs: what a run launches on a GPU is captured once, and launched all at once from then on."""
+"""CUDA graphs: what a run launches on a GPU is captured once, and launched all at once in later runs."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ from onnxplain.storage import writer
 
 Array = np.ndarray[Any, Any]
 
-MOST = 16  # graphs of a session, since inputs and outputs of each stay in memory; other sizes run as without graphs
+MOST = 16  # CUDA graphs per session, as the inputs and outputs of each stay in memory; further sizes are not captured
 
 _WORKERS: dict[int, ThreadPoolExecutor] = {}
 
 
 def worker(gpu: int) -> ThreadPoolExecutor:
-    """The thread of all sessions with CUDA graphs on one GPU.
+    """Look up the thread in which all sessions with CUDA graphs on a GPU run.
 
-    ONNX Runtime keeps graphs for the thread that captures them, and while one does, no other may allocate memory there.
+    ONNX Runtime keeps a CUDA graph for the thread that captures it, and during a capture, no other thread may allocate
+    memory on that GPU.
     """
-    return _WORKERS.setdefault(gpu, ThreadPoolExecutor(1, f"onnxplain-cuda-graphs-{gpu}"))  # starts when it is used
+    return _WORKERS.setdefault(
+        gpu, ThreadPoolExecutor(1, f"onnxplain-cuda-graphs-{gpu}")
+    )  # the thread starts with the first run
 
 
 @dataclass(frozen=True)
 class _Captured:
-    """A graph's number, and the tensors that it reads and writes wherever the caller's are."""
+    """A CUDA graph's number, its own input tensors, and the binding to these and to its outputs."""
 
     number: int
     inputs: Mapping[str, Tensor]
@@ -42,19 +45,19 @@ class _Captured:
 
 
 class Replays:
-    """Runs of a session that captures CUDA graphs; for one thread.
+    """Runs of a session that captures CUDA graphs; to be used from one thread only.
 
-    A graph holds for the sizes of inputs that it was captured with, and for all that was read on the host: sizes of
-    what comes out, for example.
+    A CUDA graph is valid for the input sizes with which it was captured, and for the values of all inputs that are read
+    on the host, such as the sizes of an output.
 
     Parameters
     ----------
     session
-        ONNX Runtime's.
+        An `onnxruntime.InferenceSession`.
     read
-        The inputs that it reads.
+        Names of the inputs that some node reads.
     device
-        Where it calculates.
+        Device on which the session runs.
     """
 
     def __init__(self, session: Any, read: set[str], device: Device) -> None:
@@ -69,21 +72,21 @@ class Replays:
     def run(
         self, feeds: Mapping[str, Given], names: Sequence[str], into: Mapping[str, Tensor], options: Any
     ) -> list[Array] | None:
-        """Run as `Session.run` does. None: such a run is not captured; ``options`` now are those of a usual one."""
-        sizes = tuple((name, given.dtype.str, given.shape) for name, given in feeds.items())
-        on_host = [given for name, given in feeds.items() if name in self._on_host]
-        key = sizes, tuple(given.tobytes() for given in on_host if not isinstance(given, Tensor))
+        """Run as `Session.run` does; None if this run is not captured, and ``options`` are those of a plain run."""
+        sizes = tuple((name, feed.dtype.str, feed.shape) for name, feed in feeds.items())
+        on_host = [feed for name, feed in feeds.items() if name in self._on_host]
+        key = sizes, tuple(feed.tobytes() for feed in on_host if not isinstance(feed, Tensor))
         captured = self._captured.get(key)
         if captured is None:
-            if len(self._captured) == MOST or any(isinstance(given, Tensor) for given in on_host):
+            if len(self._captured) == MOST or any(isinstance(feed, Tensor) for feed in on_host):
                 options.add_run_config_entry("gpu_graph_id", "-1")
                 return None
             captured = self._prepared(feeds)
-        for name, given in feeds.items():
-            if isinstance(given, Tensor):
-                _copy(given, captured.inputs[name])
+        for name, feed in feeds.items():
+            if isinstance(feed, Tensor):
+                _copy(feed, captured.inputs[name])
             else:
-                captured.inputs[name].owner.update_inplace(np.asarray(given, order="C"))
+                captured.inputs[name].owner.update_inplace(np.asarray(feed, order="C"))
         options.add_run_config_entry("gpu_graph_id", str(captured.number))
         self._session.run_with_iobinding(captured.binding, options)
         self._captured[key] = captured
@@ -93,10 +96,10 @@ class Replays:
         return [results[name].numpy() for name in names]
 
     def _prepared(self, feeds: Mapping[str, Given]) -> _Captured:
-        """Inputs, and outputs that are made in the first run, and written to in all others."""
+        """Allocate the inputs, and bind them and the outputs, which ONNX Runtime allocates in the first run."""
         inputs = {
-            name: Tensor.empty(given.shape, given.dtype, ("cpu", 0) if name in self._on_host else self._device)
-            for name, given in feeds.items()
+            name: Tensor.empty(feed.shape, feed.dtype, ("cpu", 0) if name in self._on_host else self._device)
+            for name, feed in feeds.items()
         }
         binding = self._session.io_binding()
         for name, tensor in inputs.items():
@@ -107,17 +110,18 @@ class Replays:
 
 
 def _copy(start: Tensor, end: Tensor) -> None:
-    """Copy between tensors of one GPU, which ONNX Runtime does in models only."""
+    """Copy between tensors on one GPU, with a model, as ONNX Runtime has no function for that."""
     session, size = _copier(end.device[1]), [end.size * end.dtype.itemsize]
     binding = session.io_binding()
     binding.bind_input("x", *start.device, np.uint8, size, start.address)
     binding.bind_output("y", *end.device, np.uint8, size, end.address)
-    binding.synchronize_inputs()  # whoever makes them may not be done yet, on a stream that nobody knows here
+    binding.synchronize_inputs()  # the tensor may still be computed, on another stream
     session.run_with_iobinding(binding)
 
 
 @cache
 def _copier(gpu: int) -> Any:
+    """Make a session that copies bytes on a GPU."""
     x, y = (Value(name, np.dtype(np.uint8), ("bytes",)) for name in "xy")
     model = writer.to_proto(Graph((x,), (y,), (Node("Identity", ("x",), ("y",)),), {}, {"x": x, "y": y}))
     return ort.InferenceSession(model.SerializeToString(), providers=[(CUDA, {"device_id": gpu})])

@@ -1,4 +1,4 @@
-"""A loaded model: made once, run from many threads."""
+"""A graph loaded into ONNX Runtime: made once, run from any number of threads."""
 
 from __future__ import annotations
 
@@ -29,13 +29,12 @@ from onnxplain.storage.tensors import LARGE_TENSOR, is_plain, is_stub
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 
-LARGEST_IN_MEMORY = (
-    1 << 20
-)  # bytes; a session keeps a copy of the bytes it was made of, so larger models go through a file
+# Bytes of weights: larger graphs are loaded from a temporary file, since a session keeps the bytes it was loaded from.
+LARGEST_IN_MEMORY = 1 << 20
 
-UNCAPTURED = "What cannot be captured runs without enable_cuda_graph."
+UNCAPTURED = "Models that cannot be captured run without enable_cuda_graph."
 
-NOTICEABLE = 0.1  # seconds; for as long, nobody minds that Ctrl-C waits for the end of a run
+NOTICEABLE = 0.1  # seconds: after a shorter run, the next one is not made interruptible by Ctrl-C
 
 
 class Session:
@@ -44,21 +43,31 @@ class Session:
     Parameters
     ----------
     graph
-        What to run: a graph, or what `reader.read_optimized` made of the file that another session has saved.
+        The graph to run, or a model that another session saved (``saved``) and `reader.read_optimized` read.
     choice
         Execution providers.
     saved
-        Where to write the graph as ONNX Runtime has rewritten it, for this processor. Large weights go next to it.
+        File to which ONNX Runtime writes the graph as it has rewritten it for this processor; large weights go to a
+        file next to it.
     lean
-        Calculate with the graph's own arrays, on the CPU. Else ONNX Runtime makes a copy of the weights for each node
-        that reads them, laid out as suits its kernels.
+        Compute with the graph's own arrays, on the CPU. Otherwise ONNX Runtime makes a copy of the weights for each
+        node that reads them, in the layout of its kernels.
 
     Attributes
     ----------
+    outputs
+        Names of the outputs.
     provider
-        The provider that leads.
+        The first provider in use.
     device
-        Where it calculates.
+        Device of the first provider.
+
+    Raises
+    ------
+    ModelError
+        ONNX Runtime cannot load the graph.
+    ProviderError
+        None of the providers started.
     """
 
     def __init__(
@@ -72,7 +81,7 @@ class Session:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if saved:
             save_rewritten(options, saved)
-        self._shared: list[Any] = []  # arrays that have to live as long as the session
+        self._shared: list[Any] = []  # arrays that must live as long as the session
         if lean:
             assert isinstance(graph, Graph)
             graph, self._shared = _sharing(graph, options)
@@ -95,7 +104,7 @@ class Session:
             hint = UNCAPTURED if choice.replays else ""
             raise ModelError(f"ONNX Runtime cannot load the program: {str(error).strip()}", hint) from None
         self.provider: str = self._session.get_providers()[0]
-        if choice.names[0] != self.provider:  # ONNX Runtime falls back in silence
+        if choice.names[0] != self.provider:  # ONNX Runtime falls back to other providers silently
             what = f"{choice.names[0]} is installed but did not start (are its libraries there?)"
             if self.provider not in choice.names:
                 raise ProviderError(what)
@@ -105,7 +114,7 @@ class Session:
         if choice.replays and self.provider == CUDA:
             assert isinstance(graph, Graph)
             self._replays = Replays(self._session, {n for node in graph.nodes for n in node.reads}, self.device)
-        self._slow = True  # until a run tells otherwise
+        self._slow = True  # until a run proves short
 
     def run(
         self,
@@ -118,22 +127,28 @@ class Session:
         Parameters
         ----------
         feeds
-            Input name -> array, or a tensor that lies where the session calculates.
+            Input name -> array, or tensor on the session's device.
         outputs
-            Names of the outputs to compute and return; None: all.
+            Names of the outputs to return; None: all.
         into
-            Name of another output -> where it is written to.
+            Name of another output -> tensor to which it is written.
+
+        Returns
+        -------
+        dict of str to ndarray
+            The outputs by name.
 
         Raises
         ------
         RunError
-            ONNX Runtime fails: out of memory, or sizes that the model cannot take.
+            ONNX Runtime fails, for want of memory or because the model cannot process inputs of these sizes.
         """
         names, into = list(outputs or self.outputs), into or {}
         started = time.perf_counter()
-        shared = any(isinstance(given, Tensor) for given in feeds.values())
+        shared = any(isinstance(feed, Tensor) for feed in feeds.values())
         try:
-            # A new thread is on GPU 0, where tensors lie that others made; the caller's may be on another.
+            # CUDA's current device is GPU 0 in a new thread, as it must be for shared tensors; in the caller's thread,
+            # it may be another one.
             if self._worker or shared or (self._slow and threading.current_thread() is threading.main_thread()):
                 results = _interruptible(lambda options: self._run(feeds, names, into, options), self._worker)
             else:
@@ -141,7 +156,7 @@ class Session:
             self._slow = time.perf_counter() - started > NOTICEABLE
             return dict(zip(names, results, strict=True))
         except Exception as error:  # as above
-            hint = "Where memory is short, a smaller memory= splits the work into smaller runs."
+            hint = "If memory is short, a smaller memory= splits the work into smaller runs."
             hint += f" {UNCAPTURED}" if self._replays else ""
             raise RunError(f"ONNX Runtime failed to run the program: {str(error).strip()}", hint) from None
 
@@ -152,21 +167,21 @@ class Session:
             results = self._replays.run(feeds, names, into, options)
             if results is not None:
                 return results
-        tensors = {name: given for name, given in feeds.items() if isinstance(given, Tensor)}
+        tensors = {name: feed for name, feed in feeds.items() if isinstance(feed, Tensor)}
         if self.provider == CPU and not tensors and not into:
             return self._session.run(names, dict(feeds), options)  # type: ignore[no-any-return]  # it has no types
-        binding = self._session.io_binding()  # one copy each way, without those `run` makes on the way to a device
-        for name, given in feeds.items():
-            if isinstance(given, Tensor):
-                binding.bind_input(name, *given.device, given.dtype.type, given.shape, given.address)
+        binding = self._session.io_binding()  # one copy each way; `run` would make more
+        for name, feed in feeds.items():
+            if isinstance(feed, Tensor):
+                binding.bind_input(name, *feed.device, feed.dtype.type, feed.shape, feed.address)
             else:
-                binding.bind_cpu_input(name, np.asarray(given, order="C"))
+                binding.bind_cpu_input(name, np.asarray(feed, order="C"))
         for name in names:
             binding.bind_output(name)
-        for name, given in into.items():
-            binding.bind_output(name, *given.device, given.dtype.type, given.shape, given.address)
+        for name, tensor in into.items():
+            binding.bind_output(name, *tensor.device, tensor.dtype.type, tensor.shape, tensor.address)
         if tensors:
-            binding.synchronize_inputs()  # whoever makes them may not be done yet, on a stream that nobody knows here
+            binding.synchronize_inputs()  # the tensors may still be computed, on another stream
         self._session.run_with_iobinding(binding, options)
         return [value.numpy() for value in binding.get_outputs()[: len(names)]]
 
@@ -180,7 +195,7 @@ def _level(graph: Graph | Source, lean: bool) -> Any:
 
 
 def _sharing(graph: Graph, options: Any) -> tuple[Graph, list[Any]]:
-    """Have a session read a graph's own arrays; the graph to load, and what has to live as long as the session."""
+    """Have a session read a graph's own arrays; return the graph to load, and objects that must outlive the session."""
     options.add_session_config_entry("session.disable_prepacking", "1")
     large = {
         k: np.ascontiguousarray(v) for k, v in graph.constants.items() if v.nbytes > LARGE_TENSOR and is_plain(v.dtype)
@@ -188,29 +203,29 @@ def _sharing(graph: Graph, options: Any) -> tuple[Graph, list[Any]]:
     arrays = {name: ort_value(array) for name, array in large.items()}
     for name, value in arrays.items():
         options.add_initializer(name, value)
-    # ONNX Runtime transposes and reshapes weights under their old names, where it then would put these arrays in. It
-    # may not do so to what is an output, too.
+    # ONNX Runtime transposes and reshapes weights under their old names, under which it would then insert these arrays.
+    # It does not do so if they are outputs as well.
     outputs = {v.name: v for v in graph.outputs}
     outputs |= {name: Value(name, array.dtype, array.shape) for name, array in large.items() if name not in outputs}
     return graph.replace(outputs=tuple(outputs.values())), [*large.values(), *arrays.values()]
 
 
 def _resumed(model: Source, options: Any, start: Callable[[bytes], Any]) -> Any:
-    """Go on with what ONNX Runtime has rewritten before; it maps the weights in the file, and copies the others."""
+    """Load a model that ONNX Runtime rewrote before; it maps the weights in the model's file, and copies the others."""
     assert model.path is not None
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.path.parent))
-    own = [tensor.name for tensor in model.proto.graph.initializer if is_stub(tensor)]
-    options.add_external_initializers(own, [ort_value(model.weights[name]) for name in own])
+    stubs = [tensor.name for tensor in model.proto.graph.initializer if is_stub(tensor)]
+    options.add_external_initializers(stubs, [ort_value(model.weights[name]) for name in stubs])
     return start(model.proto.SerializeToString())
 
 
 def _in_turn(worker: Executor, load: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Load models where they run, too."""
+    """Make models load in the thread in which they run."""
     return lambda model: worker.submit(load, model).result()
 
 
 def _interruptible(run: Callable[[Any], Sequence[Array]], worker: Executor | None) -> Sequence[Array]:
-    """Run in another thread: Python handles Ctrl-C in the main thread, and only while that runs Python."""
+    """Run in another thread: Python handles Ctrl-C in the main thread, and only while that executes Python code."""
     options = ort.RunOptions()
     outcome: list[Sequence[Array] | Exception] = []
     done = threading.Event()

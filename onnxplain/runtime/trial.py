@@ -1,4 +1,4 @@
-"""Trial runs of graphs, without explanations: what the canonizer and the compiler check their work with."""
+"""Trial runs, with which the canonizer and the compiler check the graphs that they make."""
 
 from __future__ import annotations
 
@@ -19,11 +19,31 @@ Array = np.ndarray[Any, Any]
 
 
 class TrialError(Exception):
-    """A graph does not run."""
+    """ONNX Runtime fails to load or run a graph."""
 
 
 def run(graph: Graph, batches: Iterable[Mapping[str, Array]]) -> list[list[Array]]:
-    """Run a graph several times; its large constants are fed as inputs, so that nothing copies them."""
+    """Run a graph on the CPU, without optimisations.
+
+    Its large constants are fed as inputs, so that nothing copies them.
+
+    Parameters
+    ----------
+    graph
+        The graph to run.
+    batches
+        For each run, the inputs by name.
+
+    Returns
+    -------
+    list of list of ndarray
+        For each run, the outputs in the graph's order.
+
+    Raises
+    ------
+    TrialError
+        ONNX Runtime fails to load or run the graph.
+    """
     large = {k: v for k, v in graph.constants.items() if v.nbytes > LARGE_TENSOR}
     inputs = (*graph.inputs, *(Value(k, v.dtype, v.shape) for k, v in large.items()))
     small = {k: v for k, v in graph.constants.items() if k not in large}
@@ -41,7 +61,7 @@ def run(graph: Graph, batches: Iterable[Mapping[str, Array]]) -> list[list[Array
 
 
 def ort_value(array: Array) -> ort.OrtValue:
-    """Wrap an array for ONNX Runtime, which needs to be told of dtypes that are not numpy's own."""
+    """Wrap an array for ONNX Runtime, which does not recognize dtypes that are not numpy's own, such as bfloat16."""
     if array.dtype.kind != "V":
         return ort.OrtValue.ortvalue_from_numpy(array)
     elem_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)

@@ -1,1 +1,1 @@
-"""What is read from and written to disk: model files, explainers, cache entries."""
+"""Files: models, explainers and cache entries are read and written."""

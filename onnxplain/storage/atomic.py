@@ -15,12 +15,14 @@ PathLike = str | os.PathLike[str]
 
 @contextmanager
 def replacing(path: PathLike) -> Iterator[Path]:
-    """A temporary name next to ``path``: what is written there takes its place at the end, or is removed on an error.
+    """Yield a temporary path next to ``path``. The file written there replaces ``path`` at the end.
+
+    After an error, the temporary file is removed, and ``path`` is as it was.
 
     Raises
     ------
     OutputError
-        The place cannot be written.
+        ``path`` cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.{path.name}")
@@ -39,7 +41,7 @@ def replacing(path: PathLike) -> Iterator[Path]:
 
 
 def check_writable(path: PathLike, endings: Collection[str]) -> None:
-    """Raise OutputError unless a file with one of the endings can be made at ``path``; nothing is written."""
+    """Raise OutputError unless ``path`` has one of the endings and its folder can be written; writes nothing."""
     path = Path(path)
     if path.suffix not in endings:
         raise OutputError(f"cannot write '{path}': its name must end in {' or '.join(sorted(endings))}")

@@ -1,4 +1,4 @@
-"""Digests of values: equal ones, in any process, have equal digests, and others do not."""
+"""Digests of values, the same in every process: equal values have equal digests, different values different ones."""
 
 from __future__ import annotations
 
@@ -16,22 +16,27 @@ import numpy as np
 
 
 class NoDigestError(TypeError):
-    """A value, or a part of one, whose content nobody knows: a function or a class that is not this package's."""
+    """A value that has no digest, or contains one, such as a function or an object from outside of this package."""
 
 
 def digest(*values: Any) -> str:
     """SHA-256 of plain values, arrays, and this package's own dataclasses and functions, nested in any way.
 
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+
     Raises
     ------
     NoDigestError
-        Something else is among them.
+        A value of any other type is among them.
     """
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for part in _parts(values):
-        found.update(len(part).to_bytes(8, "little"))  # so that no two sequences of parts look alike
-        found.update(part)
-    return found.hexdigest()
+        sha.update(len(part).to_bytes(8, "little"))  # so that no two sequences of parts look alike
+        sha.update(part)
+    return sha.hexdigest()
 
 
 def _parts(value: Any) -> Iterator[bytes | memoryview]:
@@ -65,11 +70,11 @@ def _parts(value: Any) -> Iterator[bytes | memoryview]:
 
 
 def _is_own(thing: Any) -> bool:
-    """Whether a function or a class is this package's and found under its name: its code is that of the package."""
+    """Whether a function or a class is defined in this package under its own name, which then stands for its code."""
     module = sys.modules.get(thing.__module__)
     return thing.__module__.split(".")[0] == "onnxplain" and getattr(module, thing.__qualname__, None) is thing
 
 
 def bytes_of(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Its content."""
+    """The content of an array, as bytes in C order, without a copy where it is contiguous."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -1,4 +1,4 @@
-"""Protobuf in: a model file, its bytes or a ModelProto become a `Source`, and a ModelProto becomes a `Graph`."""
+"""Reading: a model file, its bytes or a ModelProto becomes a `Source`, and a ModelProto becomes a `Graph`."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from onnxplain.storage.tensors import LARGE_TENSOR, is_external, is_plain, stub,
 
 Weights = Mapping[str, np.ndarray[Any, Any]]
 
-OLDEST_OPSET, NEWEST_OPSET = 7, 26
+OLDEST_OPSET, NEWEST_OPSET = 7, 26  # of ONNX's own operators
 
+# Types of 4 and 2 bits, several of which share a byte.
 _PACKED = {v for k, v in onnx.TensorProto.DataType.items() if k.endswith(("INT4", "INT2", "E2M1"))}
 
 _HOLD_GRAPHS = {onnx.AttributeProto.UNDEFINED, onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
 
-_MULTIPLE = re.compile(rf"([0-9]+)\*{BATCH}")  # how a `Multiple` is written
+_MULTIPLE = re.compile(rf"([0-9]+)\*{BATCH}")  # how `onnxplain.storage.writer` writes a `Multiple`
 
-_NOT_ONNX = {  # how files begin that are mistaken for ONNX models
+_NOT_ONNX = {  # first bytes of files that are mistaken for ONNX models
     b"PK\x03\x04": "a zip archive, perhaps a PyTorch or Keras model; export it to ONNX first",
     b"\x89HDF": "an HDF5 file, perhaps a Keras model; convert it with tf2onnx first",
     b"version https://git-lfs": "a Git LFS pointer, not the model; fetch it with 'git lfs pull'",
@@ -50,11 +51,11 @@ class Source:
     Attributes
     ----------
     proto
-        The model with stubs in place of its large tensors; nobody changes it.
+        The model with stubs in place of its large tensors. It must not be changed.
     weights
-        The large tensors by name. Those from external files are mapped into memory, not read.
+        The large tensors by name. Tensors in external files are mapped into memory, not read.
     path
-        The file it came from, if any.
+        The file that was read; None if the model was given as bytes or as a ModelProto.
     """
 
     proto: onnx.ModelProto
@@ -68,17 +69,24 @@ class Source:
 
     @cached_property
     def digest(self) -> str:
-        """Of all that was read."""
+        """SHA-256 of the model and its weights, in hexadecimal digits."""
         return digest(self.proto.SerializeToString(deterministic=True), dict(sorted(self.weights.items())))
 
 
 def read(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
-    """Parse a model and check what can be checked without running it.
+    """Parse a model, and make all checks that need no run of it.
+
+    Parameters
+    ----------
+    model
+        Path of a file, its bytes, or a parsed model.
 
     Raises
     ------
     ModelError
-        Not an ONNX file, truncated, an opset out of range, or external data missing.
+        The model is not in ONNX format, is truncated, or lacks external data.
+    UnsupportedModelError
+        Its opset is older than `OLDEST_OPSET` or newer than `NEWEST_OPSET`.
     """
     path: Path | None = None
     file: BufferedIOBase
@@ -108,6 +116,7 @@ def read(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
 
 
 def _parse(file: BufferedIOBase, what: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
+    """Parse a file that error messages call ``what``."""
     start = file.read(32)
     if not start:
         raise ModelError(f"{what} is not an ONNX model: it is empty", "Was it downloaded or copied completely?")
@@ -147,12 +156,12 @@ def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def operator_of(node: onnx.NodeProto) -> str:
-    """Name a node's operator, with its domain in front if that is not ONNX's own; as `Node.operator`."""
+    """Name a node's operator, as `Node.operator` does: after its domain, unless that is ONNX's own."""
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
 def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Yield all tensors that a graph holds, in its nodes and in its subgraphs; first its own initializers."""
+    """Yield all tensors in a graph, in its nodes and in its subgraphs; the graph's own initializers come first."""
     for part in graphs_of(graph):
         yield from part.initializer
     for node in nodes_of(graph):
@@ -162,9 +171,10 @@ def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _load_external(model: onnx.ModelProto, path: Path | None, weights: dict[str, np.ndarray[Any, Any]]) -> None:
-    """Fetch the tensors that lie in external files: large ones of the main graph into ``weights``, others in place.
+    """Load tensors from external files: large ones of the main graph into ``weights``, others into the model.
 
-    The note about files with which an explainer shares its weights goes, once they prove to be what they were.
+    If the model is an explainer that shares weights with other files, these are checked against the digests in its
+    note, which is then dropped.
     """
     folder = path.parent if path else Path.cwd()
     files: set[str] = set()
@@ -186,7 +196,9 @@ def _load_external(model: onnx.ModelProto, path: Path | None, weights: dict[str,
         else:
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
     for note in [p for p in model.metadata_props if p.key == shared_weights.NOTE]:
-        problems |= dict.fromkeys(shared_weights.changed(note.value, files, folder), "changed since it was referred to")
+        problems |= dict.fromkeys(
+            shared_weights.changed(note.value, files, folder), "changed since the explainer was written"
+        )
         model.metadata_props.remove(note)
     if problems:
         named = ", ".join(f"'{name}' ({why})" for name, why in problems.items())
@@ -199,7 +211,22 @@ def _load_external(model: onnx.ModelProto, path: Path | None, weights: dict[str,
 
 
 def external_array(tensor: onnx.TensorProto, folder: Path, mapped: bool = True) -> np.ndarray[Any, Any]:
-    """Map a tensor's data in its file in ``folder`` into memory, or read it; ValueError says what hinders that."""
+    """Map a tensor's data in an external file into memory, or read it.
+
+    Parameters
+    ----------
+    tensor
+        A tensor with external data.
+    folder
+        The folder of the model's file.
+    mapped
+        Map the data into memory; otherwise they are read.
+
+    Raises
+    ------
+    ValueError
+        The file is missing, outside of the folder, too short, or the number of bytes does not match the tensor's shape.
+    """
     entries = {e.key: e.value for e in tensor.external_data}
     file = (folder / entries.get("location", "")).resolve()
     if not file.is_relative_to(folder.resolve()):
@@ -226,12 +253,14 @@ def external_array(tensor: onnx.TensorProto, folder: Path, mapped: bool = True) 
 
 
 def read_optimized(path: Path, mapped: bool = True) -> Source:
-    """Read what ONNX Runtime has saved after its optimisations, with large tensors in a file next to it.
+    """Read a model that ONNX Runtime has saved after its optimisations, with large tensors in a file next to it.
 
     Parameters
     ----------
+    path
+        The model's file.
     mapped
-        Map that file into memory; else it is read.
+        Map the tensors' file into memory; otherwise it is read.
     """
     proto = onnx.load(path, load_external_data=False)
     weights = {}
@@ -241,22 +270,29 @@ def read_optimized(path: Path, mapped: bool = True) -> Source:
             array = external_array(tensor, path.parent, mapped)
             if graph is proto.graph and is_plain(array.dtype):
                 weights[tensor.name] = array
-            else:  # bodies may use the same names
+            else:  # initializers of bodies stay in the message: several bodies may use the same name
                 tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     return Source(proto, weights, path)
 
 
 def _drop_constant_nodes(graph: onnx.GraphProto) -> None:
-    """Drop the Constant nodes of bodies that ONNX Runtime has saved as initializers, too: it would not read that."""
+    """Drop Constant nodes that ONNX Runtime saved as initializers, too: it refuses to load bodies with both."""
     names = {tensor.name for tensor in graph.initializer}
     for node in [n for n in graph.node if n.op_type == "Constant" and n.output[0] in names]:
         graph.node.remove(node)
 
 
 def to_graph(proto: onnx.ModelProto, weights: Weights = MappingProxyType({})) -> Graph:
-    """Convert a canonical ModelProto with inferred shapes to the IR; ``weights`` holds the data of its stubs.
+    """Convert a ModelProto to a graph.
 
-    Every attribute gets its default from the operator's schema, so code that looks at nodes need not know defaults.
+    Every attribute gets its default from the operator's schema, so that code that reads nodes need not know defaults.
+
+    Parameters
+    ----------
+    proto
+        A canonical model with inferred shapes.
+    weights
+        The data of its stubs by name.
     """
     versions = {o.domain: o.version for o in proto.opset_import}
 
@@ -302,13 +338,16 @@ def _node(
     while outputs and not outputs[-1]:
         outputs.pop()
     inputs = list(proto.input)
-    while inputs and not inputs[-1] and (proto.op_type, len(inputs)) != ("Loop", 2):  # of which a Loop needs two
+    while inputs and not inputs[-1] and (proto.op_type, len(inputs)) != ("Loop", 2):  # a Loop has at least two
         inputs.pop()
-    each_slice = any(p.key == EACH_SLICE for p in proto.metadata_props)  # of users' nodes, `prepare` leaves none
+    each_slice = any(
+        p.key == EACH_SLICE for p in proto.metadata_props
+    )  # set by this package only: `prepare` drops it in users' models
     return Node(proto.op_type, tuple(inputs), tuple(outputs), attrs, proto.name, proto.domain, each_slice)
 
 
 def _default_attributes(op: str, domain: str, version: int) -> Iterator[tuple[str, Any]]:
+    """Yield names and values of the attributes for which an operator has a default."""
     if not onnx.defs.has(op, version, domain):
         return
     for name, attribute in onnx.defs.get_schema(op, version, domain).attributes.items():
@@ -318,7 +357,7 @@ def _default_attributes(op: str, domain: str, version: int) -> Iterator[tuple[st
 
 
 def _plain(value: Any) -> Any:
-    """Text as str, sequences as lists."""
+    """Convert bytes to text, and sequences to lists."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return [_plain(v) for v in value] if isinstance(value, Iterable) and not isinstance(value, str) else value
@@ -339,6 +378,6 @@ def shape_of(info: onnx.ValueInfoProto) -> Shape | None:
 
 
 def _named(size: str) -> Dim:
-    """What `onnxplain.storage.writer` has named; of users' names, `prepare` leaves none that look so."""
+    """Read a size's name as `onnxplain.storage.writer` writes it; `prepare` renames sizes of users that look so."""
     multiple = _MULTIPLE.fullmatch(size)
     return Multiple(int(multiple[1])) if multiple else size or None

@@ -1,4 +1,4 @@
-"""Protobuf out: a `Graph` becomes a ModelProto, and a ModelProto becomes a file, all of it or nothing."""
+"""Writing: a `Graph` becomes a ModelProto, and a ModelProto becomes a file, which appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import onnx
 
 from onnxplain.graph.ir import EACH_SLICE, IR_VERSION, OPSET, Graph, Multiple, Node, Value
 from onnxplain.storage.atomic import PathLike, replacing
+from onnxplain.storage.digests import bytes_of
 from onnxplain.storage.shared_weights import NOTE, WeightLocation, note_of
 from onnxplain.storage.tensors import LARGE_TENSOR, is_plain
 
-INLINE_LIMIT = 1_800_000_000  # bytes of weights; protobuf stops at 2 GiB, the rest is for everything else
+INLINE_LIMIT = 1_800_000_000  # bytes of weights: a message holds at most 2 GiB, and nodes and names need space, too
 
-_ALIGNMENT = 64  # bytes; where tensors start in a file of external data
+_ALIGNMENT = 64  # bytes: tensors start at multiples of it in files of external data, for vector instructions
 
 
 def to_proto(graph: Graph, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
@@ -33,15 +34,15 @@ def to_proto(graph: Graph, metadata: Mapping[str, str] | None = None) -> onnx.Mo
 
 
 def size_of(graph: Graph) -> int:
-    """Bytes of all constants."""
+    """Bytes of all constants of a graph."""
     return sum(array.nbytes for array in graph.constants.values())
 
 
 def opset_of(domain: str, ops: Collection[str]) -> int:
-    """The version of a domain beside ONNX's own that a model with these operators follows."""
+    """The version to import of a domain other than ONNX's own, for a model with these operators."""
     if domain != "ai.onnx.ml":
         return 1
-    return 5 if "TreeEnsemble" in ops else 4  # version 5 has this one instead of older operators for trees
+    return 5 if "TreeEnsemble" in ops else 4  # version 5 deprecates the older operators for trees
 
 
 def save(
@@ -55,26 +56,30 @@ def save(
 
     Parameters
     ----------
-    graph, path
-        What and where.
+    graph
+        The graph to write.
+    path
+        The file.
     metadata
         Properties to store in the file.
     inline
-        Bytes of weights that the file itself may hold; more go to ``NAME.data`` next to it. ONNX Runtime loads that
-        twice as fast, as it maps the data into memory.
+        If the weights have more bytes than this, large ones go to ``NAME.data`` next to the file. ONNX Runtime loads
+        such a model twice as fast, as it maps the data into memory.
     shared
-        Where constants lie in files that are there already: name -> place. They are not written again, and the file
+        Name of a constant -> its location in a file that exists. Such constants are not written again, and the file
         gets a note of the digests of those files.
 
     Raises
     ------
     OutputError
-        The place cannot be written.
+        The file cannot be written.
     """
     path = Path(path)
     graph, whole = graph.replace(constants={k: v for k, v in graph.constants.items() if k not in shared}), graph
-    apart = size_of(graph) > inline
-    large = {k: v for k, v in graph.constants.items() if apart and v.nbytes > LARGE_TENSOR and is_plain(v.dtype)}
+    external_data = size_of(graph) > inline
+    large = {
+        k: v for k, v in graph.constants.items() if external_data and v.nbytes > LARGE_TENSOR and is_plain(v.dtype)
+    }
     model = to_proto(graph.replace(constants={k: v for k, v in graph.constants.items() if k not in large}), metadata)
     if shared:
         model.metadata_props.add(key=NOTE, value=note_of(shared, path.parent))
@@ -89,10 +94,10 @@ def save(
 
 
 def external(out: BinaryIO, name: str, array: np.ndarray[Any, Any], location: str) -> onnx.TensorProto:
-    """Write a tensor's data, where ONNX Runtime can map it into memory; return its reference."""
+    """Append a tensor's data to a file, aligned so that ONNX Runtime can map it into memory; return its reference."""
     out.write(b"\0" * (-out.tell() % _ALIGNMENT))
     place = WeightLocation(location, out.tell())
-    out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    out.write(bytes_of(array).data)
     return _reference(name, array, place)
 
 
@@ -105,7 +110,10 @@ def _reference(name: str, array: np.ndarray[Any, Any], place: WeightLocation) ->
 
 
 def _graph(graph: Graph) -> onnx.GraphProto:
-    """Inner values are declared, too: what ONNX Runtime does not know to be alike, it takes out of blocked layouts."""
+    """Convert a graph, with the shapes of inner values.
+
+    ONNX Runtime keeps tensors in its blocked layouts only through nodes whose operands it knows to have equal shapes.
+    """
     ends = {v.name for v in (*graph.inputs, *graph.outputs)}
     inner = [graph.values[o] for n in graph.nodes for o in n.outputs if o in graph.values and o not in ends]
     return onnx.helper.make_graph(
@@ -138,7 +146,7 @@ def _attribute(value: Any) -> Any:
 
 
 def value_proto(value: Value) -> onnx.ValueInfoProto:
-    """Convert the declaration of one value; sequences, of which the IR knows nothing, are left for inference."""
+    """Convert the declaration of one value; sequences get no type, which ONNX Runtime then infers."""
     if value.is_sequence:
         return onnx.ValueInfoProto(name=value.name)
     return onnx.helper.make_tensor_value_info(

@@ -176,7 +176,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     file = tmp_path / "file"
     file.touch()
     for folder in (file, file / "below"):
-        with pytest.raises(ox.OutputError, match=r"cannot keep anything in .*file"):
+        with pytest.raises(ox.OutputError, match=r"cannot use .*file.* as a cache"):
             ox.load(large(), cache=folder)
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ox.OutputError, match="no permission"):

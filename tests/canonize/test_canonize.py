@@ -335,7 +335,7 @@ def test_half_precision_is_calculated_in_single_precision(dtype):
     )
     result = canonical(proto)
     assert ops(result.graph) == ["Conv", "Relu"]
-    assert f"{name} is calculated in float32" in result.changes
+    assert f"{name} is computed in float32" in result.changes
     assert {v.dtype for v in result.graph.values.values()} == {np.dtype(np.float32)}
     assert [v.dtype for v in named_inputs(read(proto).proto)] == [np.dtype(dtype)]
     check(result, model(CONV, **{k: v.astype(np.float32) for k, v in half.items()}), IMAGE)

@@ -507,5 +507,5 @@ def test_a_cache_keeps_what_took_long(folder):
 def test_a_cache_that_cannot_be_written(folder):
     (folder / "file").touch()
     line, hint = refuse("explain", DIGITS, DIGIT, "--cache", "file")
-    assert line == "cannot keep anything in 'file': File exists"
+    assert line == "cannot use 'file' as a cache: File exists"
     assert hint == "Choose another folder."

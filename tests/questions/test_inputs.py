@@ -70,7 +70,7 @@ BAD: list[tuple[Any, str]] = [
     (pair(scale=np.float32(np.inf)), r"NaN or infinity, first at \(\)"),
     (pair(image=image(2, 3, 7, 5)), "dimension 'h' is 7 in one input and 4 in 'mask'"),
     (pair(image=image(3, 3, 4, 5)), "dimension 'batch' is 3 in one input and 2 in 'mask'"),
-    (pair(image=[[1.0], [2.0, 3.0]]), "'image' is no regular array"),
+    (pair(image=[[1.0], [2.0, 3.0]]), "'image' is not a regular array"),
     (pair(image=None), "takes float32, not object"),
     (pair(image="cat.png"), "takes float32, not <U7"),
     ({1: image(2, 3, 4, 5)}, "no input '1'"),

@@ -97,20 +97,22 @@ def test_tensors_on_the_host_are_views() -> None:
 
 def test_tensors_that_cannot_be_taken_over() -> None:
     for given in (torch.ones(2, requires_grad=True), torch.ones(2, dtype=torch.bfloat16)):
-        with pytest.raises(InputError, match=r"tensor for input 'x' cannot be taken over: .*\n.*detach\(\).float\(\)"):
+        with pytest.raises(
+            InputError, match=r"tensor for input 'x' cannot be exchanged by DLPack: .*\n.*detach\(\).float\(\)"
+        ):
             received(given, "x", gpu=False)
-    with pytest.raises(InputError, match="cannot be taken over: not while gradients are wanted"):
+    with pytest.raises(InputError, match="cannot be exchanged by DLPack: not while gradients are wanted"):
         received(OnGpu(), "x", gpu=True)
-    with pytest.raises(InputError, match="no regular array"):
+    with pytest.raises(InputError, match="not a regular array"):
         received([[1.0], [1.0, 2.0]], "x", gpu=False)
 
 
 def test_tensors_in_the_wrong_place() -> None:
-    with pytest.raises(InputError, match=r"'x' is on GPU 0, and the explainer runs elsewhere\n.*x\.cpu\(\)"):
+    with pytest.raises(InputError, match=r"'x' is on GPU 0, and the explainer does not run there\n.*x\.cpu\(\)"):
         received(OnGpu(), "x", gpu=False)
-    with pytest.raises(InputError, match=r"'x' is on GPU 1, and only those on GPU 0 .*\nCUDA_VISIBLE_DEVICES"):
+    with pytest.raises(InputError, match=r"'x' is on GPU 1; only tensors on GPU 0 .*\nCUDA_VISIBLE_DEVICES"):
         received(OnGpu(1), "x", gpu=True)
-    with pytest.raises(InputError, match="'x' is on GPU 0, and the explainer runs elsewhere"):
+    with pytest.raises(InputError, match="'x' is on GPU 0, and the explainer does not run there"):
         ox.Explainer(IMAGES.proto(), "gradient", providers=[CPU])(OnGpu())
 
 
@@ -266,7 +268,7 @@ def test_tensors_on_the_gpu(method: str, memory: int | str) -> None:
         np.testing.assert_allclose(kept.values, expected.values, rtol=1e-5, atol=1e-6)
         again = explainer(kept, device=True)  # an attribution is a tensor on the GPU, too
         assert again.__dlpack_device__() == (2, 0)
-    with pytest.raises(InputError, match="the explainer runs elsewhere"):
+    with pytest.raises(InputError, match="the explainer does not run there"):
         ox.Explainer(IMAGES.proto(), method, providers=[CPU])(given)
 
 

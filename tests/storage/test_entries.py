@@ -150,7 +150,7 @@ def test_a_full_disk_costs_the_entries_and_one_warning(tmp_path: Path, monkeypat
         for _ in range(2):
             result = ox.explain(ox.load(proto, cache=tmp_path), x, "lrp", rule="epsilon")
             np.testing.assert_array_equal(result.values, expected)
-    assert [str(w.message) for w in caught] == [f"nothing is kept in '{tmp_path}': No space left on device"]
+    assert [str(w.message) for w in caught] == [f"the cache '{tmp_path}' cannot be written: No space left on device"]
 
 
 def test_a_folder_that_becomes_read_only_costs_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ def test_a_folder_that_becomes_read_only_costs_one_warning(tmp_path: Path, monke
     x, proto = TINY["mlp"].x(2), TINY["mlp"].proto()
     loaded = ox.load(proto, cache=tmp_path)
     monkeypatch.setattr(Path, "open", refused)
-    with pytest.warns(RuntimeWarning, match=r"nothing is kept in .*: Permission denied"):
+    with pytest.warns(RuntimeWarning, match=r"the cache .* cannot be written: Permission denied"):
         result = ox.explain(loaded, x)
     np.testing.assert_array_equal(result.values, ox.explain(proto, x).values)
     assert not list(tmp_path.iterdir())

@@ -157,7 +157,7 @@ def test_a_model_that_changes_under_its_explainer_is_noticed(tmp_path: Path) -> 
     ox.Explainer(path, "gradient").export(tmp_path / "e.onnx", share_weights=True)
     whole = onnx.load(tmp_path / "e.onnx")
     plain(tmp_path, BIG.proto(w1=WIDE["w1"] * 2))
-    with pytest.raises(ModelError, match=r"'model.onnx' \(changed since it was referred to\)"):
+    with pytest.raises(ModelError, match=r"'model.onnx' \(changed since the explainer was written\)"):
         ox.load(tmp_path / "e.onnx")
     assert ox.load(whole).source.metadata == {"onnxplain.method": "gradient"}  # refers to nothing any more
     path.unlink()

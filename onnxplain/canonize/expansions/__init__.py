@@ -1,1 +1,1 @@
-"""Operators outside of the canonical set, rewritten as standard ones."""
+"""Expansions: how operators beyond ONNX's own are written as standard operators."""

@@ -1,6 +1,6 @@
-"""Attention layers of ONNX Runtime, with their masks and caches, taken apart.
+"""Attention layers of ONNX Runtime, with their masks and caches, as standard operators.
 
-In shapes: B samples, N heads, S queries, T keys.
+Shapes: B samples, N heads, S queries, T keys.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from onnxplain.canonize.expansions.positions import Rotation, apart, count, leng
 from onnxplain.canonize.expansions.site import Expansion, Result, Site, StaysError
 from onnxplain.graph.var import Var, concat, where
 
-_MASKED = -1e30  # added to scores: no relevance, and no overflow where several masks meet
+_MASKED = -1e30  # added to hidden scores: their weights become 0, and several masks may add up without overflow
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Queries, keys and values, each B x N x tokens x size."""
+    """Queries, keys and values, each of shape (B, N, tokens, size)."""
 
     site: Site
     q: Var
@@ -26,11 +26,11 @@ class Heads:
     v: Var
 
     def queries(self) -> Var:
-        """S, of shape (1,)."""
+        """Number of queries S, as a tensor of shape (1,)."""
         return length(self.q)
 
     def keys(self) -> Var:
-        """T, of shape (1,)."""
+        """Number of keys T, as a tensor of shape (1,)."""
         return length(self.k)
 
     def behind(self, past_k: Var | None, past_v: Var | None) -> Heads:
@@ -40,7 +40,7 @@ class Heads:
         return Heads(self.site, self.q, concat([past_k, self.k], 2), concat([past_v, self.v], 2))
 
     def scores(self, scale: float | None) -> Var:
-        """Q K^T scale; without a scale, 1 / sqrt(size)."""
+        """Scores q k^T * scale, of shape (B, N, S, T); the default scale is 1 / sqrt(size)."""
         products = self.site.op("MatMul", self.q, self.k.transpose([0, 1, 3, 2]))
         if scale:
             return products * scale
@@ -48,16 +48,16 @@ class Heads:
         return products / self.site.op("Sqrt", size)
 
     def merged(self, weights: Var) -> Var:
-        """Mix the values and join the heads: B x S x (N size)."""
+        """Average the values by ``weights``, and join the heads: shape (B, S, N * size)."""
         mixed = self.site.op("MatMul", weights, self.v)
         return mixed.transpose([0, 2, 1, 3]).reshape([0, 0, -1])
 
     def attended(self, scores: Var) -> Var:
-        """Softmax, and `merged`."""
+        """Average the values by the Softmax of scores, and join the heads."""
         return self.merged(self.site.op("Softmax", scores, known=scores.shape, axis=-1))
 
     def causal(self, window: int = -1) -> Var:
-        """What is added to the scores so that queries see no later keys, and only the last ``window`` ones."""
+        """Summand of the scores that hides later keys from each query, and all but the last ``window`` ones."""
         query = self.site.unsqueeze(count(self.site, self.queries()) + (self.keys() - self.queries()), 1)
         key = count(self.site, self.keys())
         hidden = key > query
@@ -66,16 +66,20 @@ class Heads:
         return self.hide(hidden)
 
     def hide(self, hidden: Var, value: float = _MASKED) -> Var:
-        """0, and ``value`` where the condition holds."""
+        """Summand of the scores: ``value`` where the condition holds, else 0."""
         return where(hidden, self.q.like(value), self.q.like(0))
 
     def padding(self, mask: Var, value: float) -> Var:
-        """What is added to the scores for a mask: B numbers of keys, or B x T, or B x S x T, 1 to see and 0 to hide."""
+        """Summand of the scores that hides what a mask hides.
+
+        The mask holds numbers of visible keys, of shape (B,), or 1 for visible and 0 for hidden keys, (B, T) or
+        (B, S, T).
+        """
         rank = known_rank(mask)
         if rank == 1:
             batch = known_rank(self.site.need(0)) and (self.site.need(0).shape or ())[0]
             if (mask.shape or ())[0] != batch:
-                raise StaysError  # start positions, or cumulative lengths as well
+                raise StaysError  # the mask holds start positions or cumulative lengths, too
             ends = self.site.unsqueeze(self.site.cast(mask, "int64"), 1, 2, 3)
             return self.hide(count(self.site, self.keys()) >= ends, value)
         if rank > 3:
@@ -85,7 +89,7 @@ class Heads:
 
 
 def attention(site: Site) -> Result:
-    """Attention, with the projections to queries, keys and values."""
+    """Expand Attention, which includes the projections to queries, keys and values."""
     site.refuse(site.input(6), site.get("past_present_share_buffer"))
     past, bias = site.input(4), site.input(5)
     return self_attention(site, site.need(0), site.need(1), site.input(2), site.input(3, "int32"), past, bias)
@@ -94,7 +98,7 @@ def attention(site: Site) -> Result:
 def self_attention(
     site: Site, x: Var, weights: Var, bias: Var | None, mask: Var | None, past: Var | None, added: Var | None = None
 ) -> Result:
-    """Attention of ``x`` to itself; ``added`` is added to the scores."""
+    """Write attention of ``x`` to itself; ``added`` is added to the scores."""
     site.refuse(site.get("do_rotary"))
     heads, sizes = site.get("num_heads"), site.get("qkv_hidden_sizes") or 3
     projected = site.op("MatMul", x, weights)
@@ -108,6 +112,7 @@ def self_attention(
 
 
 def _masked(h: Heads, scores: Var, mask: Var | None, added: Var | None) -> Var:
+    """Add masks and a bias to scores."""
     if mask is not None:
         scores = scores + h.padding(mask, h.site.get("mask_filter_value", -10000.0))
     if added is not None:
@@ -116,19 +121,19 @@ def _masked(h: Heads, scores: Var, mask: Var | None, added: Var | None) -> Var:
 
 
 def multi_head_attention(site: Site) -> Result:
-    """MultiHeadAttention: the projections are done, but for their biases."""
+    """Expand MultiHeadAttention, whose inputs are projected already, except for their biases."""
     site.refuse(site.input(8), site.input(9), site.asks(3))
     heads = site.get("num_heads")
     query, key, value, bias = (site.input(i) for i in range(4))
     packed = query if key is None else key if value is None else None
     if packed is None and key is not None and value is not None:
-        if known_rank(key) == 4:  # the keys of another sequence, whose heads are apart already
+        if known_rank(key) == 4:  # the keys of another sequence, already split into heads
             site.refuse(bias)
             h = Heads(site, apart(site.need(0), heads), key, value)
         else:
             parts = _biased(site, [site.need(0), key, value], bias)
             h = Heads(site, *(apart(part, heads) for part in parts))
-    else:  # B x S x N x (2 or 3) x size
+    else:  # packed: (B, S, N, 2 or 3, size)
         site.refuse(bias)
         assert packed is not None
         count = 3 if key is None else 2
@@ -140,7 +145,7 @@ def multi_head_attention(site: Site) -> Result:
 
 
 def _biased(site: Site, parts: Sequence[Var], bias: Var | None) -> Sequence[Var]:
-    """Add to each part its own piece of the bias."""
+    """Add to each part its own slice of the bias."""
     if bias is None:
         return parts
     start, results = site.emitter.ints([0]), []
@@ -152,7 +157,7 @@ def _biased(site: Site, parts: Sequence[Var], bias: Var | None) -> Sequence[Var]
 
 
 def group_query_attention(site: Site) -> Result:
-    """GroupQueryAttention: several query heads share one head of keys; each token sees itself and what is before it."""
+    """Expand GroupQueryAttention: several query heads share one head of keys; a token sees itself and earlier ones."""
     unknown = ("kv_cache_bit_width", "sliding_window_cache", "qk_output")
     site.refuse(*(site.input(i) for i in range(12, 16)), *(site.get(name) for name in unknown), site.asks(3))
     heads, shared = site.get("num_heads"), site.get("kv_num_heads")
@@ -186,7 +191,7 @@ def group_query_attention(site: Site) -> Result:
 
 
 def _with_sink(h: Heads, scores: Var) -> Var:
-    """Attend; a sink is one more score, which takes weight and has no value."""
+    """Average the values by the Softmax of scores and, if there is one, of a sink: a score that has no value."""
     sink = h.site.input(11)
     if sink is None and h.site.get("smooth_softmax", -1) != 1:
         return h.attended(scores)

@@ -1,4 +1,4 @@
-"""Weights of few bits, quantized block by block: products and look-ups get them as floating-point constants."""
+"""Weights of a few bits, quantized block by block, become floating-point constants of MatMul and Gather."""
 
 from __future__ import annotations
 
@@ -11,22 +11,32 @@ from onnxplain.graph.var import Var
 
 Array = np.ndarray[Any, Any]
 
-_NF4 = (  # the quantiles of a normal distribution that the codes of bitsandbytes' NF4 stand for
+_NF4 = (  # code of bitsandbytes' NF4 -> value, a quantile of a normal distribution
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
     *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
     *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
-_FP4 = (0.0, 0.0052083333, 0.6666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25)  # of its FP4; the eighth bit is the sign
+_FP4 = (
+    0.0,
+    0.0052083333,
+    0.6666667,
+    1.0,
+    0.33333333,
+    0.5,
+    0.16666667,
+    0.25,
+)  # code of its FP4 -> value; code + 8 -> the negative value
 
 
 def unpacked(array: Array, bits: int) -> Array:
-    """Take apart the bytes of the last axis: several numbers each, the lowest bits first."""
+    """Unpack the bytes of the last axis, which hold several numbers each, the first one in the lowest bits."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     parts = (array[..., None] >> shifts) & np.uint8(2**bits - 1)
     return parts.reshape(*array.shape[:-1], -1)
 
 
 def _constant(var: Var | None) -> Array | None:
+    """Value of a constant; the node is kept if the input is no constant."""
     if var is None:
         return None
     if var.value is None:
@@ -35,7 +45,7 @@ def _constant(var: Var | None) -> Array | None:
 
 
 def _matmul_n_bits(site: Site) -> Var:
-    """A (q - zero)^T scale; q has N rows of K numbers, in blocks that have a scale each."""
+    """MatMulNBits: A ((q - zero) * scale)^T, where q has N rows of K numbers, in blocks with one scale each."""
     bits, k, n = site.get("bits", 4), site.get("K"), site.get("N")
     site.refuse(site.input(4), site.get("weight_prepacked"))
     packed, scales, zeros = (_constant(site.input(i)) for i in (1, 2, 3))
@@ -55,7 +65,7 @@ def _matmul_n_bits(site: Site) -> Var:
 
 
 def _matmul_bnb4(site: Site) -> Var:
-    """A W^T; the codes of W lie one after the other, the highest bits first, and each block of them has a scale."""
+    """MatMulBnb4: A W^T, where W is stored as codes, two per byte, the high bits first, in blocks with a scale."""
     n, k, block = site.get("N"), site.get("K"), site.get("block_size")
     site.refuse(site.get("transB", 1) != 1)
     packed, scales = _constant(site.input(1)), _constant(site.input(2))
@@ -69,7 +79,7 @@ def _matmul_bnb4(site: Site) -> Var:
 
 
 def _gather(site: Site) -> Var:
-    """Gather from (q - zero) scale; the blocks lie along one axis."""
+    """GatherBlockQuantized: Gather from (q - zero) * scale, quantized in blocks along one axis."""
     data, scales, zeros = (_constant(site.input(i)) for i in (0, 2, 3))
     assert data is not None
     assert scales is not None

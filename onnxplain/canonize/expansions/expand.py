@@ -1,8 +1,11 @@
-"""Operators of ONNX Runtime's own, those of classical machine learning, and integer arithmetic become standard ones.
+"""Operators of ONNX Runtime and of classical machine learning, and integer arithmetic, become standard operators.
 
-Two steps, because the model's opset is raised between them: first ONNX Runtime is asked for the types of what other
-domains' operators calculate, as onnx does not know all of them; then each node gives way to the nodes that its row in
-one of the tables writes. What has no row stays as it is.
+There are two passes, because the model's opset is raised between them:
+
+- `types` requires a prepared model, and ensures that the dtypes of all values that operators of other domains compute
+  are declared. ONNX Runtime finds them, as onnx does not know all of these operators.
+- `expand` requires opset 21 and those dtypes, and ensures that each node with a row in one of the tables is replaced by
+  the nodes that the row writes. Nodes without a row are kept.
 """
 
 from __future__ import annotations
@@ -38,21 +41,27 @@ _FOREIGN = {
     "SimplifiedLayerNormalization": OPSET + 1,
     "LayerNormalization": 17,
 }  # op -> first ai.onnx version that has it
-_DTYPES = {"float": np.float32, "double": np.float64, "string": object}  # what only ONNX Runtime calls so
+_DTYPES = {"float": np.float32, "double": np.float64, "string": object}  # ONNX Runtime's names that numpy lacks
 
 Hints = Sequence[onnx.ValueInfoProto]
 
 
 def types(model: StubbedModel) -> Hints:
-    """Find the types of what the operators of other domains calculate, and note them in the model.
+    """Find the dtypes of the values that operators of other domains compute, and declare them in the model.
 
-    Some of ONNX Runtime's own are in the standard domain: they are moved to its own.
+    Some operators of ONNX Runtime are written in the standard domain; they are moved to its own. The model is changed
+    in place.
+
+    Returns
+    -------
+    sequence of ValueInfoProto
+        The declarations.
     """
     graph = model.proto.graph
     version = next(o.version for o in model.proto.opset_import if o.domain in ("", "ai.onnx"))
     foreign = [n for n in nodes_of(graph) if n.domain in ("", "ai.onnx") and version < _FOREIGN.get(n.op_type, 0)]
     names = [o for n in graph.node if n.domain in (MICROSOFT, ml.DOMAIN) or n in foreign for o in n.output if o]
-    hints = list(_asked(model, names)) if names else []
+    hints = list(_declared(model, names)) if names else []
     for node in foreign:
         node.domain = MICROSOFT
     if foreign and all(o.domain != MICROSOFT for o in model.proto.opset_import):
@@ -61,8 +70,8 @@ def types(model: StubbedModel) -> Hints:
     return hints
 
 
-def _asked(model: StubbedModel, names: Iterable[str]) -> Iterator[onnx.ValueInfoProto]:
-    """Ask ONNX Runtime, without weights; it does not know models with operators for GPUs only."""
+def _declared(model: StubbedModel, names: Iterable[str]) -> Iterator[onnx.ValueInfoProto]:
+    """Yield dtypes that ONNX Runtime finds, without weights; none if it cannot load the model on a CPU."""
     proto = hide(model, set(model.weights))
     known = {o.name for o in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
@@ -80,7 +89,17 @@ def _asked(model: StubbedModel, names: Iterable[str]) -> Iterator[onnx.ValueInfo
 
 
 def expand(model: StubbedModel, hints: Hints, changes: list[str]) -> StubbedModel:
-    """Expand what can be expanded in a model of opset 21, with what `types` found."""
+    """Replace nodes by standard operators.
+
+    Parameters
+    ----------
+    model
+        A model of opset 21.
+    hints
+        The result of `types`.
+    changes
+        The list to which changes are appended, in words.
+    """
     if not any(n.op_type in _TABLES.get(n.domain, {}) for n in nodes_of(model.proto.graph)):
         return model
     proto = onnx.ModelProto()
@@ -110,6 +129,7 @@ def expand(model: StubbedModel, hints: Hints, changes: list[str]) -> StubbedMode
 
 
 def _values(model: onnx.ModelProto) -> dict[str, Value]:
+    """Dtypes and shapes of all values with a declared dtype, by name."""
     infos = (i for part in graphs_of(model.graph) for i in (*part.input, *part.output, *part.value_info))
     kinds = ((i, i.type.tensor_type.elem_type) for i in infos)
     return {i.name: Value(i.name, tensor_dtype_to_np_dtype(kind), shape_of(i)) for i, kind in kinds if kind}
@@ -120,7 +140,7 @@ def _array(tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
 
 
 def _initializer(name: str, array: np.ndarray[Any, Any], weights: dict[str, np.ndarray[Any, Any]]) -> onnx.TensorProto:
-    """Make an initializer of the main graph: a stub, and an entry in ``weights``, for a large one."""
+    """Make an initializer of the main graph; of a large one, a stub and an entry in ``weights``."""
     if array.nbytes <= LARGE_TENSOR or not is_plain(array.dtype):
         return onnx.numpy_helper.from_array(array, name)
     weights[name] = array
@@ -128,9 +148,9 @@ def _initializer(name: str, array: np.ndarray[Any, Any], weights: dict[str, np.n
 
 
 def _new_constants(graph: onnx.GraphProto, scope: Scope, before: Collection[str]) -> dict[str, np.ndarray[Any, Any]]:
-    """Constants that were made for a graph; those of its Constant nodes, which stay, are none of them."""
-    there = {*before, *(o for node in graph.node for o in node.output)}
-    return {name: array for name, array in scope.emitter.constants.items() if name not in there}
+    """Constants that expansions have made for a graph, without those of its Constant nodes."""
+    known = {*before, *(o for node in graph.node for o in node.output)}
+    return {name: array for name, array in scope.emitter.constants.items() if name not in known}
 
 
 def _sweep(graph: onnx.GraphProto, scope: Scope, expanded: set[str]) -> None:
@@ -142,9 +162,9 @@ def _sweep(graph: onnx.GraphProto, scope: Scope, expanded: set[str]) -> None:
             for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
                 inner = scope.inner()
                 inner.emitter.constants.update((t.name, _array(t)) for t in body.initializer)
-                own = set(inner.emitter.constants)
+                before = set(inner.emitter.constants)
                 _sweep(body, inner, expanded)
-                constants = _new_constants(body, inner, own)
+                constants = _new_constants(body, inner, before)
                 body.initializer.extend(onnx.numpy_helper.from_array(a, k) for k, a in constants.items())
         if proto.op_type == "Constant" and proto.attribute[0].HasField("t"):
             emitter.constants[proto.output[0]] = _array(proto.attribute[0].t)
@@ -163,7 +183,7 @@ def _sweep(graph: onnx.GraphProto, scope: Scope, expanded: set[str]) -> None:
 
 
 def _expanded(node: Node, scope: Scope) -> bool:
-    """Write what takes a node's place; False if it stays."""
+    """Write the nodes that replace a node; False if it is kept."""
     site = Site(node, scope)
     row = _TABLES.get(node.domain, {}).get(node.op) or (None if node.domain else quantized.PATTERNS.get(node.op))
     if row is None:
@@ -181,6 +201,7 @@ def _expanded(node: Node, scope: Scope) -> bool:
 
 
 def _node(proto: onnx.NodeProto) -> Node:
+    """Convert a node, without its subgraphs."""
     attrs = {a.name: get_attribute_value(a) for a in proto.attribute if not (a.HasField("g") or a.graphs)}
     attrs = {k: v.decode() if isinstance(v, bytes) else v for k, v in attrs.items()}
     return Node(proto.op_type, tuple(proto.input), tuple(proto.output), attrs, proto.name, proto.domain)

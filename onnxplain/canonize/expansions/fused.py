@@ -1,4 +1,4 @@
-"""Fused layers, activations and normalisations of ONNX Runtime, and its twins of standard operators, taken apart."""
+"""Fused layers, activations and normalisations of ONNX Runtime, and its copies of standard operators."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onnxplain.canonize.expansions.site import Expansion, Result, Site, StaysErr
 from onnxplain.graph.var import Var
 
 _WINDOW = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
-_PARAMETERS = {  # of fused activations, by position
+_PARAMETERS = {  # fused activation -> names of its parameters, in order
     **dict.fromkeys(("Relu", "Sigmoid", "Tanh", "HardSwish", "Softplus", "Softsign"), ()),
     **dict.fromkeys(("LeakyRelu", "Elu", "ThresholdedRelu"), ("alpha",)),
     "HardSigmoid": ("alpha", "beta"),
@@ -17,7 +17,7 @@ _PARAMETERS = {  # of fused activations, by position
 
 
 def activated(site: Site, y: Var, activation: str | None, parameters: Sequence[float]) -> Var:
-    """Apply the activation that is part of a fused layer, if any."""
+    """Apply the activation of a fused layer, if it has one."""
     if not activation:
         return y
     if activation == "Clip":
@@ -38,7 +38,7 @@ def _nhwc_fused_conv(site: Site) -> Var:
 
 
 def _nhwc_conv(site: Site) -> Var:
-    """Its weights have their channels last, too."""
+    """Expand NhwcConv, whose weights have their channels last, too."""
     x, w = (channels_first(site.need(i), 4) for i in (0, 1))
     return channels_last(_conv(site, x, w, None), 4)
 
@@ -79,7 +79,7 @@ def _fused_matmul(site: Site) -> Var:
 
 
 def _transposed(site: Site, index: int, batch: int, last: int) -> Var:
-    """Exchange the last two axes; before that, ``batch`` moves the first axis next to the last one."""
+    """Exchange the last two axes if ``last``; before, move the first axis to the place before the last if ``batch``."""
     x = site.need(index)
     if not (batch or last):
         return x
@@ -91,7 +91,7 @@ def _transposed(site: Site, index: int, batch: int, last: int) -> Var:
 
 
 def known_rank(x: Var) -> int:
-    """Look up the number of axes, without which the node stays."""
+    """Number of axes; the node is kept if it is unknown."""
     if x.shape is None:
         raise StaysError
     return len(x.shape)
@@ -130,7 +130,7 @@ def _bias_softmax(site: Site) -> Var:
 
 
 def softmax_from(site: Site, x: Var, axis: int) -> Var:
-    """Softmax over all axes from ``axis`` on together, as it was before opset 13."""
+    """Softmax over ``axis`` and all later axes together, as before opset 13."""
     rank = known_rank(x)
     if axis % rank == rank - 1:
         return site.op("Softmax", x, axis=-1)
@@ -158,7 +158,10 @@ def _total(site: Site, bias: int) -> Var:
 
 
 def _sum(site: Site, x: Var, skip: Var, bias: Var | None) -> Var:
-    """Add a layer's output and what skips the layer. The bias is the layer's: LRP shares out what it is added to."""
+    """Add a layer's output and what skips the layer.
+
+    The bias is first added to the layer's output, to which it belongs, since LRP distributes over the summands.
+    """
     if bias is None:
         return x + skip
     if site.producer(skip) in ("MatMul", "Gemm") and site.producer(x) not in ("MatMul", "Gemm"):
@@ -180,7 +183,7 @@ def _skip_simplified_layer_normalization(site: Site) -> Result:
 
 
 def _scaled(site: Site, x: Var, scale: Var, axes: Sequence[int], epsilon: float) -> Var:
-    """X / sqrt(mean(x^2) + epsilon) * scale; the quotient tells LRP that the divisor counts as a constant."""
+    """Compute x / sqrt(mean(x^2) + epsilon) * scale; as a quotient, so that LRP treats the divisor as a constant."""
     mean = site.op("ReduceMean", x * x, site.emitter.ints(axes), keepdims=1)
     return x / site.op("Sqrt", mean + site.get("epsilon", epsilon)) * scale
 
@@ -191,7 +194,7 @@ def _group_norm(site: Site) -> Var:
 
 def _skip_group_norm(site: Site) -> Result:
     x, skip = site.need(0), site.need(3)
-    if known_rank(skip) == 2:  # one number per sample and channel
+    if known_rank(skip) == 2:  # one element per sample and channel
         skip = site.unsqueeze(skip, 1, 2) if site.get("channels_last", 1) else site.unsqueeze(skip, 2, 3)
     bias = site.input(4)
     if bias is not None and not site.get("channels_last", 1):

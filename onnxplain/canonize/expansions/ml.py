@@ -1,7 +1,7 @@
-"""Linear models and preprocessing of scikit-learn and its kin, in the domain ai.onnx.ml, in standard operators.
+"""Linear models and preprocessing of the domain ai.onnx.ml (scikit-learn and others) as standard operators.
 
-They calculate what ONNX Runtime's kernels do, which at times is not what the operators' documentation says: a single
-score knows no post_transform but PROBIT and, where it stands for two classes, LOGISTIC.
+They compute what ONNX Runtime's kernels compute, which sometimes differs from the operators' documentation: the only
+post_transforms of a single score are PROBIT and, if it stands for two classes, LOGISTIC.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def class_names(attrs: Mapping[str, Any]) -> Names:
 
 
 def features(site: Site, count: int) -> Var:
-    """The input as a matrix of float32; a single axis is one sample."""
+    """Convert the input to a float32 matrix of shape (samples, count); an input with one axis is one sample."""
     x = site.need(0).cast(np.float32)
     return x if x.shape is not None and len(x.shape) == 2 else x.reshape([-1, count])
 
 
 def layer(site: Site, x: Var, weights: Array, bias: Array | Sequence[float] | None) -> Var:
-    """X @ weights + bias."""
+    """Compute x @ weights + bias."""
     constants = [None if a is None else site.emitter.const(np.asarray(a, np.float32)) for a in (weights, bias)]
     rows = x.shape[0] if x.shape else None
     return site.op("Gemm", x, *constants, known=(rows, weights.shape[1]))
@@ -50,7 +50,7 @@ def transformed(site: Site, z: Var, columns: int) -> Var:
 
 
 def _softmax_zero(site: Site, z: Var) -> Var:
-    """Softmax of what is not zero; zeros stay what they are."""
+    """Softmax over the scores that are not zero; zeros stay zero."""
     shift = z - site.op("ReduceMax", z, site.emitter.ints([1]), keepdims=1)
     parts = site.op("Exp", shift).mask(abs(z) > 1e-7)
     return parts / parts.sum([1], keepdims=True)
@@ -65,7 +65,7 @@ def _probit(site: Site, z: Var) -> Var:
     return where(x < 0, -root, root) * 2**0.5
 
 
-_TRANSFORMS: dict[str, Callable[[Site, Var], Var]] = {  # ONNX Runtime takes any other name for PROBIT
+_TRANSFORMS: dict[str, Callable[[Site, Var], Var]] = {  # ONNX Runtime treats any other name as PROBIT
     "NONE": lambda site, z: z,
     "LOGISTIC": lambda site, z: site.op("Sigmoid", z),
     "SOFTMAX": lambda site, z: site.op("Softmax", z, axis=-1),
@@ -74,7 +74,7 @@ _TRANSFORMS: dict[str, Callable[[Site, Var], Var]] = {  # ONNX Runtime takes any
 
 
 def both_classes(site: Site, x: Var, weights: Array, bias: Array, opposite: Sequence[str]) -> Var:
-    """Scores of two classes from s, that of the second: -s and s for ``opposite`` post_transforms, else 1 - s and s."""
+    """Scores of two classes from that of the second, s: -s and s for ``opposite`` post_transforms, else 1 - s and s."""
     how = site.get("post_transform", "NONE")
     site.refuse(how not in _TRANSFORMS)  # PROBIT leaves half of the scores uninitialised
     first = (0 if how in opposite else 1) - bias
@@ -83,14 +83,14 @@ def both_classes(site: Site, x: Var, weights: Array, bias: Array, opposite: Sequ
 
 
 def named(site: Site, index: Var) -> Var:
-    """The names of classes by their index."""
+    """Look up the names of classes by their index."""
     names = class_names(site.node.attrs)
     array = np.array(names, object if isinstance(names[0], str) else np.int64)
     return site.op("Gather", site.emitter.const(array), index, known=index.shape, axis=0)
 
 
 def best(site: Site, scores: Var) -> Var:
-    """The index of the highest score, the first one of equals."""
+    """Index of the highest score; of equal ones, the first."""
     known = None if scores.shape is None else scores.shape[:1]
     return site.op("ArgMax", scores, known=known, axis=1, keepdims=0)
 
@@ -114,7 +114,7 @@ def _linear_classifier(site: Site) -> Result:
 
 
 def _per_feature(site: Site, x: Var, *values: Sequence[float]) -> list[Var]:
-    """Constants with one number per feature, or one for all."""
+    """Make constants with one element per feature, or one for all features."""
     if len(values[0]) > 1 and x.shape is not None and len(x.shape) > 2:
         raise StaysError  # ONNX Runtime's kernels repeat them along all other axes together
     return [x.like(v) for v in values]
@@ -143,7 +143,7 @@ def _normalizer(site: Site) -> Var:
         largest = site.op("ReduceMax", x, site.emitter.ints([-1]), keepdims=1)
         return x / where(largest.equal(0), 1, largest)
     if norm == "L1" and _is_softmax(site.scope.nodes.get(x.name)):
-        return x  # adds up to 1 already
+        return x  # the sum is 1 already
     return site.op("LpNormalization", x, known=x.shape, axis=-1, p=int(norm[1:]))
 
 
@@ -158,7 +158,7 @@ def _feature_vectorizer(site: Site) -> Var:
 
 
 def _vector(site: Site, index: int, size: int) -> Var:
-    """One row of ``size`` numbers per sample: what is beyond is cut off, and zeros fill up what is missing."""
+    """Convert an input to rows of ``size`` elements per sample, cut off or filled up with zeros."""
     x = site.need(index).cast(np.float32)
     rank = known_rank(x)
     widths = [d for d in (x.shape or ())[int(rank > 1) :] if isinstance(d, int)]
@@ -180,11 +180,11 @@ def _array_feature_extractor(site: Site) -> Var:
         return site.unsqueeze(z, 0) if len(x.shape) == 1 else z
     if count is None:
         raise StaysError
-    return z.reshape([-1, count])  # one axis or two, the result has two
+    return z.reshape([-1, count])  # whether it has one axis or two, the result has two
 
 
 def _label_encoder(site: Site) -> Var:
-    """Its first version, which counts through one list of strings in either direction, becomes a newer one."""
+    """Convert a LabelEncoder of version 1, which maps strings to their indices or back, to a newer version."""
     strings = site.get("classes_strings")
     if strings is None:
         raise StaysError

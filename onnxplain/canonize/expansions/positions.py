@@ -1,6 +1,6 @@
-"""Codes of positions, rotary and relative, and embeddings of ONNX Runtime, taken apart.
+"""Rotary and relative position encodings and embeddings of ONNX Runtime, as standard operators.
 
-In shapes: B samples, N heads, S tokens (T keys where they differ from the queries).
+Shapes: B samples, N heads, S tokens (T keys if they differ from the queries).
 """
 
 from __future__ import annotations
@@ -18,27 +18,37 @@ Lookup = Callable[[Var], Var]  # indices -> rows of a table
 
 
 def length(x: Var) -> Var:
-    """Number of tokens, of shape (1,)."""
+    """Number of tokens (size of axis 2), as a tensor of shape (1,)."""
     return x.emitter.op("Shape", x, known=(1,), start=2, end=3)
 
 
 def count(site: Site, size: Var) -> Var:
-    """0, 1, ... for a size of shape (1,)."""
+    """Tensor [0, 1, ..., size - 1] for a size of shape (1,)."""
     zero, one = site.emitter.const(np.int64(0)), site.emitter.const(np.int64(1))
     return site.op("Range", zero, site.squeeze(size, 0), one, dtype="int64", known=(None,))
 
 
 def apart(x: Var, heads: int) -> Var:
-    """B x S x (N size) to B x N x S x size."""
+    """Split heads: shape (B, S, N * size) becomes (B, N, S, size)."""
     return x.reshape([0, 0, heads, -1]).transpose([0, 2, 1, 3])
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """Turns pairs (a, b) of elements by angles whose cosines and sines are in ``tables``, a row for each position.
+    """Rotation of pairs (a, b) of elements by angles that depend on the position.
 
-    A pair is a number from the first half and one from the second, or (``interleaved``) two neighbours. ``partial``:
-    the tables may be too short for all elements; the others stay as they are.
+    Attributes
+    ----------
+    site
+        The node to be expanded.
+    tables
+        Cosines and sines of the angles, with one row per position.
+    positions
+        Position of each token.
+    interleaved
+        1: a pair are two neighbours; 0: an element of the first half and one of the second.
+    partial
+        Whether the tables may be shorter than half of the elements; the last elements are then left unchanged.
     """
 
     site: Site
@@ -48,7 +58,7 @@ class Rotation:
     partial: bool
 
     def __call__(self, x: Var) -> Var:
-        """Turn B x N x S x size."""
+        """Rotate a tensor of shape (B, N, S, size)."""
         site, rest = self.site, []
         if self.partial:
             zero, last = site.emitter.ints([0]), site.emitter.ints([3])
@@ -67,20 +77,20 @@ class Rotation:
 
     @property
     def width(self) -> int:
-        """How many elements are turned."""
+        """Number of elements that are rotated."""
         shape = self.tables[0].shape
         if shape is None or not isinstance(shape[1], int):
             raise StaysError
         return 2 * shape[1]
 
     def _rows(self, table: Var) -> Var:
-        """Look up the rows of the positions, for all heads."""
+        """Look up the rows of a table for the positions, for all heads."""
         rows = self.site.op("Gather", table, self.positions, axis=0)
         return rows if known_rank(self.positions) == 1 else self.site.unsqueeze(rows, 1)
 
 
 def rotary_embedding(site: Site) -> Var:
-    """RotaryEmbedding of B x S x (N size), or of B x N x S x size."""
+    """Expand RotaryEmbedding of a tensor of shape (B, S, N * size) or (B, N, S, size)."""
     site.refuse(site.get("is_packed_batching"), site.get("scale", 1.0) != 1)
     x, positions, partial = site.need(0), site.need(1, "int64"), bool(site.get("rotary_embedding_dim"))
     joined = known_rank(x) == 3
@@ -95,7 +105,7 @@ def rotary_embedding(site: Site) -> Var:
 
 
 def relative_position_bias(site: Site) -> Var:
-    """RelativePositionBias of T5: half of the buckets are for one distance each, far ones share the others."""
+    """Expand RelativePositionBias of T5: half of the buckets hold one distance each, longer ones share the rest."""
     table, lengths = site.need(0), [site.need(i, "int64").reshape([1]) for i in (1, 2)]
     buckets = table.shape[0] if table.shape else None
     site.refuse(not isinstance(buckets, int))
@@ -117,7 +127,7 @@ def relative_position_bias(site: Site) -> Var:
 
 
 def gated_relative_position_bias(site: Site) -> Var:
-    """GatedRelativePositionBias of WavLM: the queries decide how far the position bias counts."""
+    """Expand GatedRelativePositionBias of WavLM: the queries scale the position bias."""
     site.refuse(site.input(6))
     query = apart(site.need(0) + site.need(1), site.get("num_heads"))
     gates = site.op("MatMul", query, site.need(3)) + site.need(4)
@@ -128,7 +138,7 @@ def gated_relative_position_bias(site: Site) -> Var:
 
 
 def embed_layer_normalization(site: Site) -> Result:
-    """EmbedLayerNormalization of tokens, their positions and their segments."""
+    """Expand EmbedLayerNormalization of tokens, their positions and their segments."""
 
     def table(index: int) -> Lookup:
         return lambda ids: site.op("Gather", site.need(index), ids, axis=0)
@@ -157,7 +167,7 @@ def embedded(
 
 
 def _kept(site: Site, ids: Var, mask: Var | None) -> Var | None:
-    """How many tokens of each sample the mask keeps; 0 where there is no mask."""
+    """Number of tokens of each sample that the mask keeps; 0 if there is no mask."""
     if not site.asks(1):
         return None
     known = None if ids.shape is None else ids.shape[:1]

@@ -1,8 +1,8 @@
-"""Quantized layers calculate in floating point, with dequantized weights, on activations that are rounded as before.
+"""Quantized layers compute in floating point, with dequantized weights, on activations that are rounded as before.
 
-Every tensor of integers has a twin in floating point (see `onnxplain.canonize.site`), and what reads the one reads the
-other: then the only integers left lie between a QuantizeLinear and its DequantizeLinear, through which gradients and
-relevance pass straight. Integers that nothing reads any more vanish when ONNX Runtime folds.
+Every tensor of integers has a floating-point twin (`onnxplain.canonize.expansions.site.Twin`), which its readers read
+instead. The only integers left are between a QuantizeLinear and its DequantizeLinear, through which gradients and
+relevance pass unchanged. Unused integers are dropped when ONNX Runtime folds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _POOL = ("auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "
 
 
 def follow(site: Site) -> None:
-    """Write, for a node that moves or clips integers, a second node that does the same to what they stand for."""
+    """Write a second node for a node that moves or clips integers, which does the same to their twin."""
     twins, node = site.scope.twins, site.node
     twin = twins.get(node.inputs[0]) if node.inputs else None
     if twin is None:
@@ -36,10 +36,12 @@ def follow(site: Site) -> None:
             joined = concat([replace(part.value, emitter=site.emitter) for part in parts], site.get("axis"))
             twins[node.outputs[0]] = replace(twin, value=joined)
     elif node.op == "Clip" and node.domain == "":
-        given = (site.input(1), site.input(2))
-        bounds = [None if b is None else site.dequantized(b, twin.scale, twin.zero) for b in given]
+        integers = (site.input(1), site.input(2))
+        bounds = [None if b is None else site.dequantized(b, twin.scale, twin.zero) for b in integers]
         twins[node.outputs[0]] = replace(twin, value=site.op("Clip", twin.value, *bounds))
-    elif node.operator == "MaxPool" or OPS.has(node, Trait.MOVES):  # the largest integer stands for the largest number
+    elif node.operator == "MaxPool" or OPS.has(
+        node, Trait.MOVES
+    ):  # MaxPool: the largest integer stands for the largest value
         value = replace(twin.value, emitter=site.emitter)
         outputs = node.outputs if node.op == "Split" else node.outputs[:1]
         dtypes = [value.dtype] * len(outputs)
@@ -49,7 +51,7 @@ def follow(site: Site) -> None:
 
 def _quantize(site: Site) -> Var:
     x, zero = site.need(0), site.input(2)
-    site.refuse(x.value is not None)  # a weight: it is going to be folded
+    site.refuse(x.value is not None)  # a weight, which will be folded
     attrs = site.some("axis", "block_size", "saturate")
     if zero is None and site.get("output_dtype"):
         code = site.get("output_dtype")
@@ -66,7 +68,7 @@ def _dynamically_quantize(site: Site) -> Result:
 
 
 def _by_own_range(site: Site, x: Var, names: Sequence[str]) -> Result:
-    """Quantize ``x`` by its own range, which counts as constant, to integers, scale and zero of given names."""
+    """Quantize ``x`` by its own range, treated as constant; ``names`` of integers, scale and zero point."""
     dtypes, shapes = ["uint8", "float32", "uint8"], [x.shape, (), ()]
     unused = site.emitter.fresh("integers")
     _, scale, zero = site.emitter.ops(
@@ -153,7 +155,7 @@ def _dynamic_matmul(site: Site) -> Var:
 
 
 def _scaled_product(site: Site) -> Var:
-    """Mul(Cast(MatMulInteger(a, b)), Mul(scale of a, scale of b)), and the same with ConvInteger."""
+    """Expand Mul(Cast(MatMulInteger(a, b)), Mul(scale of a, scale of b)), or the same with ConvInteger."""
     nodes = site.scope.nodes
     for product, factor in (site.node.inputs, site.node.inputs[::-1]):
         cast = nodes.get(product)
@@ -164,7 +166,7 @@ def _scaled_product(site: Site) -> Var:
 
 
 def _without_bias(site: Site, name: str) -> tuple[Node | None, Var | None]:
-    """Older tools add a bias to the integers: Reshape(Cast(Floor(bias / scale))). It stands for the bias itself."""
+    """Find the product and the bias of an Add: older tools add Reshape(Cast(Floor(bias / scale))) to the integers."""
     nodes = site.scope.nodes
     node = nodes.get(name)
     if node is None or node.op != "Add":
@@ -179,7 +181,7 @@ def _without_bias(site: Site, name: str) -> tuple[Node | None, Var | None]:
 
 
 def _product(site: Site, scales: Node | None, scale: Var, bias: Var | None) -> Var:
-    """The product of what both operands of an integer product stand for; ``scale`` is the product of their scales."""
+    """Multiply the twins of both operands of an integer product; ``scale`` is the product of their scales."""
     twin = site.scope.twins.get(site.node.inputs[0])
     if twin is None:
         raise StaysError
@@ -200,7 +202,7 @@ def _product(site: Site, scales: Node | None, scale: Var, bias: Var | None) -> V
 
 
 def _lstm(site: Site) -> Result:
-    """DynamicQuantizeLSTM, without the rounding of what it reads and of its state, which differs from step to step."""
+    """Expand DynamicQuantizeLSTM, without the rounding of its input and state, which differs from step to step."""
     weights = [_recurrent(site, i, scale) for i, scale in ((1, 8), (2, 10))]
     dtypes = ["float32"] * len(site.node.outputs)
     inputs = [site.need(0), *weights, *(site.input(i) for i in range(3, 8))]
@@ -208,7 +210,7 @@ def _lstm(site: Site) -> Result:
 
 
 def _recurrent(site: Site, weight: int, scale: int) -> Var:
-    """A weight of DynamicQuantizeLSTM, whose last two axes LSTM has the other way round."""
+    """Dequantize a weight of DynamicQuantizeLSTM, and exchange its last two axes, as LSTM requires."""
     directions = site.op("Shape", site.need(weight), known=(1,), start=0, end=1)
     shape = concat([directions, site.emitter.ints([1, -1])])
     factor = site.need(scale).reshape(shape)
@@ -254,4 +256,4 @@ TABLE: dict[str, Expansion] = {
     "QuantizeLinear": _quantize,
 }
 
-PATTERNS: dict[str, Expansion] = {"Mul": _scaled_product}  # what ends a pattern, among much else
+PATTERNS: dict[str, Expansion] = {"Mul": _scaled_product}  # operator that may end a pattern of several nodes

@@ -1,4 +1,4 @@
-"""What the expansion of a node gets to see: the node, its tensors, and what its integers stand for."""
+"""A node to be expanded, with its tensors, and the floating-point values that integers stand for."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from onnxplain.graph.ir import Node
 from onnxplain.graph.var import Var
 from onnxplain.ops import OPS, Trait
 
-_PACKED = {"int4": (-8, 7), "uint4": (0, 15), "int2": (-2, 1), "uint2": (0, 3)}  # numpy does not know their ranges
+_PACKED = {
+    "int4": (-8, 7),
+    "uint4": (0, 15),
+    "int2": (-2, 1),
+    "uint2": (0, 3),
+}  # dtype -> range, which numpy does not know
 
 
 class StaysError(Exception):
-    """The node has no expansion into standard operators, or needs to know more than is known: it stays as it is."""
+    """The node is kept: it has no expansion into standard operators, or the expansion needs sizes that are unknown."""
 
 
 @dataclass(frozen=True)
 class Twin:
-    """What a tensor of integers stands for: ``value`` = (integers - zero) * scale."""
+    """The floating-point tensor that a tensor of integers stands for: ``value`` = (integers - zero) * scale."""
 
     value: Var
     scale: Var
@@ -35,8 +40,10 @@ class Scope:
 
     Attributes
     ----------
+    emitter
+        Writes the nodes that replace a node.
     nodes
-        Value name -> the node that computes it, in this graph and those around it.
+        Name of a value -> the node that computes it, in this graph and the graphs around it.
     twins
         Name of a tensor of integers -> its twin.
     """
@@ -46,7 +53,7 @@ class Scope:
     twins: dict[str, Twin] = field(default_factory=dict)
 
     def inner(self) -> Scope:
-        """Open the scope of a subgraph: it reads what is around it."""
+        """Open the scope of a subgraph, which reads values of the graphs around it."""
         return Scope(Emitter(outer=self.emitter), dict(self.nodes), dict(self.twins))
 
 
@@ -59,11 +66,11 @@ class Site:
 
     @property
     def emitter(self) -> Emitter:
-        """Writes the standard operators."""
+        """Writer of standard operators."""
         return self.scope.emitter
 
     def input(self, index: int, dtype: Any = None) -> Var | None:
-        """An input, None where it is missing; ``dtype`` is what the operator takes there, if not float."""
+        """An input; None if it is missing. ``dtype`` is the operator's dtype for this input, if not float."""
         name = self.node.inputs[index] if index < len(self.node.inputs) else ""
         if not name:
             return None
@@ -91,20 +98,20 @@ class Site:
         return self.node.attrs.get(attribute, default)
 
     def some(self, *attributes: str) -> dict[str, Any]:
-        """Those of the attributes that the node has."""
+        """The given attributes by name, without those that the node lacks."""
         return {k: self.node.attrs[k] for k in attributes if k in self.node.attrs}
 
     def refuse(self, *hindrances: object) -> None:
-        """Leave the node as it is if there is anything in ``hindrances``."""
+        """Keep the node (raise StaysError) if there is a tensor in ``hindrances``, or a value other than 0 and None."""
         if any(isinstance(h, Var) or (h is not None and h != 0) for h in hindrances):
             raise StaysError
 
     def op(self, op: str, *inputs: Var | None, **keywords: Any) -> Var:
-        """Write one standard operator; see `onnxplain.graph.emit.Emitter.op`."""
+        """Write one standard operator, with the keywords of `onnxplain.graph.emit.Emitter.op`."""
         return self.emitter.op(op, *inputs, **keywords)
 
     def cast(self, x: Var, dtype: Any) -> Var:
-        """Convert to another dtype, also where the dtype of ``x`` is not known for sure."""
+        """Convert to another dtype, even if that is the dtype noted for ``x``, which may be wrong."""
         return self.op("Cast", x, dtype=dtype, known=x.shape, to=np.dtype(dtype))
 
     def split(self, x: Var, axis: int, parts: int | Sequence[int]) -> tuple[Var, ...]:
@@ -122,11 +129,11 @@ class Site:
         return self.op("Unsqueeze", x, self.emitter.ints(axes))
 
     def real(self, index: int, scale: int, zero: int, axis: int = 1) -> Var:
-        """What the integers of an input stand for; ``scale`` and ``zero`` are the indices of its parameters."""
+        """Dequantize an input; ``scale`` and ``zero`` are the indices of its scale and zero point."""
         return self.dequantized(self.need(index), self.need(scale), self.input(zero), axis)
 
     def dequantized(self, x: Var, scale: Var, zero: Var | None, axis: int = 1, **attrs: Any) -> Var:
-        """What the integers of ``x`` stand for. Only constants, and the model's inputs, have no twin."""
+        """Dequantize ``x``: its twin, or a DequantizeLinear of constants and inputs of the model, which have none."""
         twin = self.scope.twins.get(x.name)
         if twin is None:
             return self.op("DequantizeLinear", x, scale, zero, dtype=scale.dtype, known=x.shape, axis=axis, **attrs)
@@ -140,10 +147,10 @@ class Site:
         return scale.like(0) if zero is None else self.cast(zero, scale.dtype)
 
     def quantized(self, y: Var, scale: Var, zero: Var | None, name: str = "", **attrs: Any) -> Var:
-        """Round ``y`` to integers called ``name``, by default the node's first output, and note what they stand for.
+        """Round ``y`` to integers with the name ``name`` (default: the node's first output), and note their twin.
 
-        A sum of one keeps what is rounded from the layer before: where the two meet, ONNX Runtime takes the layer for a
-        quantized one when it loads a program, and rounds its weights, dequantized ones, once more and more coarsely.
+        A Sum of one operand separates the rounding from the layer before: if the two were adjacent, ONNX Runtime would
+        treat the layer as quantized when it loads a program, and round its dequantized weights again, more coarsely.
         """
         name = name or self.node.outputs[0]
         dtype = attrs.pop("dtype", None) or (np.dtype(np.uint8) if zero is None else zero.dtype)
@@ -155,7 +162,7 @@ class Site:
         axis = {k: v for k, v in attrs.items() if k in ("axis", "block_size")}
         read, origin = q, zero
         if dtype == np.int8 and (zero is None or zero.value is not None):
-            # ONNX Runtime makes them unsigned when it loads a program, and fails where a MaxPool follows.
+            # ONNX Runtime makes them unsigned when it loads a program, and fails if a MaxPool follows.
             shift = np.zeros((), np.int8) if zero is None or zero.value is None else zero.value
             origin = self.emitter.const((shift.astype(np.int64) + 128).astype(np.uint8))
             read = self.op("QuantizeLinear", y, scale, origin, dtype=np.uint8, known=y.shape, **axis)
@@ -164,9 +171,9 @@ class Site:
         return q
 
     def _clipped(self, y: Var, bounds: tuple[float, float] | None) -> Var:
-        """What is beyond the bounds saturates and has no gradient; an operator of its own says so.
+        """Clip ``y`` to the bounds, since values beyond them saturate and have no gradient.
 
-        Quantization tools drop a ReLU whose zero is the least integer: it comes back.
+        Quantization tools drop a ReLU if the least integer stands for 0; it is written again.
         """
         if bounds is None:
             return y
@@ -176,17 +183,18 @@ class Site:
         return self.op("Clip", y, y.like(low), y.like(high))
 
     def producer(self, y: Var) -> str:
-        """The operator that calculates ``y``; empty where none does."""
+        """Operator of the node that computes ``y``; empty if no node does."""
         written = (n.op for n in reversed(self.emitter.nodes) if y.name in n.outputs)
         before = self.scope.nodes.get(y.name)
         return next(written, before.op if before else "")
 
 
-Result = Var | Sequence[Var | None]  # of a node's outputs; None: nobody asks for it
+Result = Var | Sequence[Var | None]  # the node's outputs; None for an unused one
 Expansion = Callable[[Site], Result]
 
 
 def _same(a: Var | None, b: Var | None) -> bool:
+    """Whether two scales or zero points are equal; a missing zero point is 0."""
     if a is None or b is None:
         return all(v is None or (v.value is not None and not v.value.any()) for v in (a, b))
     return a.name == b.name or (
@@ -195,7 +203,7 @@ def _same(a: Var | None, b: Var | None) -> bool:
 
 
 def _bounds(scale: Var, zero: Var | None, dtype: np.dtype[Any]) -> tuple[float, float] | None:
-    """Least and largest number that the integers can stand for; None where they differ between channels."""
+    """Smallest and largest number that the integers can stand for; None if they differ between channels."""
     if scale.value is None or scale.value.size != 1 or (zero is not None and zero.value is None):
         return None
     if dtype.kind in "iu":

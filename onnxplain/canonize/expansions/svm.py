@@ -1,4 +1,4 @@
-"""Support vector machines of the domain ai.onnx.ml in standard operators."""
+"""Support vector machines of the domain ai.onnx.ml as standard operators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnxplain.canonize.expansions.site import Expansion, Result, Site
 from onnxplain.graph.emit import Emitter
 from onnxplain.graph.var import Var, concat, where
 
-_SWEEPS = 100  # at most; a few are enough
+_SWEEPS = 100  # limit of the sweeps over all classes; a few are enough
 
 
 def _regressor(site: Site) -> Var:
@@ -30,7 +30,7 @@ def _classifier(site: Site) -> Result:
 
 
 def _by_scores(site: Site, rho: float) -> Result:
-    """One score per class, as liblinear has them."""
+    """Write a classifier with one score per class, as liblinear makes them."""
     classes = len(class_names(site.node.attrs))
     weights = np.reshape(site.get("coefficients"), (classes, -1)).T
     z = layer(site, features(site, len(weights)), weights, np.full(classes, rho))
@@ -42,7 +42,7 @@ def _by_scores(site: Site, rho: float) -> Result:
 
 
 def _by_votes(site: Site, sizes: list[int], rho: Array) -> Result:
-    """Each pair of classes has a machine of its own; its score votes for the first of the two if it is positive."""
+    """Write a classifier with a machine per pair of classes, which votes for the first if its score is positive."""
     classes, ends = len(sizes), np.cumsum(sizes)
     pairs = list(combinations(range(classes), 2))
     parts = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
@@ -67,16 +67,16 @@ def _by_votes(site: Site, sizes: list[int], rho: Array) -> Result:
 
 
 def _products(site: Site, count: int, weights: Array) -> tuple[Var, Array]:
-    """The kernel's products of the input with ``count`` support vectors, and the ``weights`` that these have.
+    """Apply the kernel to the input and ``count`` support vectors; also return the ``weights`` of these products.
 
-    Where the kernel is linear, the weights are made those of the features.
+    If the kernel is linear, return the input itself, and weights of its features.
     """
     vectors = np.reshape(site.get("support_vectors"), (count, -1))
     x, kernel = features(site, vectors.shape[1]), site.get("kernel_type", "LINEAR")
     gamma, offset, degree = site.get("kernel_params") or (0.0, 0.0, 0.0)
     if kernel == "LINEAR":
         return x, vectors.T @ weights
-    if kernel == "RBF":  # exp(-gamma |x - v|^2), from the vectors' middle, where squares do not cancel much
+    if kernel == "RBF":  # exp(-gamma |x - v|^2), centred at the vectors' mean, so that squares cancel less
         center = np.float32(vectors.mean(0))
         x, vectors = x - center, vectors - center
         squares = site.op("ReduceSumSquare", x, site.emitter.ints([1]), keepdims=1)
@@ -87,9 +87,9 @@ def _products(site: Site, count: int, weights: Array) -> tuple[Var, Array]:
 
 
 def _coupled(chances: Var, pairs: list[tuple[int, int]]) -> Var:
-    """Probabilities p of the classes from those of the pairs: minimise p'Qp, p adds up to 1 (Wu, Lin and Weng, 2004).
+    """Probabilities p of the classes from those of the pairs: minimise p'Qp, sum of p = 1 (Wu, Lin and Weng, 2004).
 
-    As in libsvm, coordinates are minimised in turn until a sample's p is good enough; then it stays.
+    As in libsvm, one coordinate after the other is minimised until a sample's p is good enough; then it is kept.
     """
     emitter, classes = chances.emitter, pairs[-1][1] + 1
     cells = np.zeros((2, len(pairs), classes, classes))
@@ -98,9 +98,9 @@ def _coupled(chances: Var, pairs: list[tuple[int, int]]) -> Var:
     first, second = (emitter.const(np.float32(c.reshape(len(pairs), -1))) for c in cells)
     flat = emitter.op("MatMul", chances, first) + emitter.op("MatMul", 1 - chances, second)
     rows = chances.shape[0] if chances.shape else None
-    r = flat.reshape([-1, classes, classes], known=(rows, classes, classes))  # of i against j, 0 where they are equal
-    own = (r * r).sum([1], keepdims=True)
-    q = own * np.eye(classes) - r * r.transpose([0, 2, 1])
+    r = flat.reshape([-1, classes, classes], known=(rows, classes, classes))  # of class i against class j; 0 if i = j
+    diagonal = (r * r).sum([1], keepdims=True)
+    q = diagonal * np.eye(classes) - r * r.transpose([0, 2, 1])
     start = emitter.op(
         "Expand",
         emitter.const(np.full((1, classes), 1 / classes, np.float32)),
@@ -119,7 +119,7 @@ def _coupled(chances: Var, pairs: list[tuple[int, int]]) -> Var:
 
 
 def _sweep(q: Var, p: Var) -> tuple[Var, Var]:
-    """Minimise one coordinate after the other; also return which samples need it."""
+    """Minimise one coordinate after the other; also return which samples are not good enough yet."""
     emitter, classes = p.emitter, (p.shape or ())[1]
     assert isinstance(classes, int)
     column = emitter.op("Unsqueeze", p, emitter.ints([2]))
@@ -128,10 +128,10 @@ def _sweep(q: Var, p: Var) -> tuple[Var, Var]:
     rough = emitter.op("ReduceMax", abs(qp - pqp), emitter.ints([1]), keepdims=1) >= 0.005 / classes
     for i, unit in enumerate(np.eye(classes, dtype=np.float32)):
         column = emitter.op("Gather", q, emitter.const(np.int64(i)), known=p.shape, axis=2)
-        own, slope = (emitter.op("Gather", v, emitter.ints([i]), axis=1) for v in (column, qp))
-        step = (pqp - slope) / own
+        diagonal, slope = (emitter.op("Gather", v, emitter.ints([i]), axis=1) for v in (column, qp))
+        step = (pqp - slope) / diagonal
         total = step + 1
-        pqp = (pqp + step * (step * own + slope * 2)) / total / total
+        pqp = (pqp + step * (step * diagonal + slope * 2)) / total / total
         qp = (qp + step * column) / total
         p = (p + step * unit) / total
     return p, rough
