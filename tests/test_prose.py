@@ -12,7 +12,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("onnxplain", "tools", "tests", "docs")
 QUOTING = {"CHANGELOG.md", "CONTRIBUTING.md", "test_prose.py"}  # they quote such phrases as examples
-REWRITTEN_LATER = ("onnxplain/canonize", "onnxplain/runtime", "onnxplain/storage")
 RIDDLES = re.compile(  # "#" may stand between two words of a comment
     r"nobody[\s#]+(?:knows|tells|minds)|what[\s#]+is[\s#]+none\b|of[\s#]+which[\s#]+it[\s#]+is[\s#]+told"
 )
@@ -21,9 +20,7 @@ EMPTY_SUMMARY = re.compile(r"(?:Attributes|Parameters|Nothing|None)\.?$|See\s|At
 
 def sources() -> list[Path]:
     inside = [p for folder in FOLDERS for ending in ("py", "md") for p in (ROOT / folder).rglob(f"*.{ending}")]
-    later = tuple(str(ROOT / folder) for folder in REWRITTEN_LATER)
-    chosen = (p for p in (*inside, *ROOT.glob("*.md")) if p.name not in QUOTING)
-    return sorted(p for p in chosen if not str(p).startswith(later))
+    return sorted(p for p in (*inside, *ROOT.glob("*.md")) if p.name not in QUOTING)
 
 
 def summaries(source: str) -> Iterator[tuple[str, str]]:
