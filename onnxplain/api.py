@@ -24,7 +24,7 @@ from onnxplain.questions.inputs import check_inputs
 from onnxplain.questions.quantities import Quantity, Target
 from onnxplain.result import Attribution, Single
 from onnxplain.runtime.batching import DEFAULT_MEMORY, parse_memory
-from onnxplain.runtime.device import Given, Tensor
+from onnxplain.runtime.device import AnyTensor, Tensor
 from onnxplain.runtime.providers import Provider, ProviderChoice, choose
 from onnxplain.storage import atomic, shared_weights, writer
 
@@ -184,12 +184,12 @@ class Explainer:
         if device and not execution.runs_on_device(batch.runner, self.method):
             what = f"{self.method.name} looks at several points, and adds up on the host"
             raise OptionError(what, "Leave device= out.")
-        feeds: Mapping[str, Given] = {**batch.feeds, **batch.tensors}
+        feeds: Mapping[str, AnyTensor] = {**batch.feeds, **batch.tensors}
         return execution.run(batch.runner, self.method, feeds, batch.target, progress, keep=device)
 
     def _result(self, request: Request, answer: execution.Answer) -> Attribution:
         canonical, question = self._specializer.question(request.specialization)
-        values: dict[str, Given] = {**answer.attributions, **answer.kept}
+        values: dict[str, AnyTensor] = {**answer.attributions, **answer.kept}
         parts = {name: Single(name, value, answer.errors.get(name)) for name, value in values.items()}
         trace = partial(self._specializer.trace, request, answer.target)
         resolved = quantities.unravel(answer.target, canonical.graph.value(question.explained), question.axis)

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxplain.errors import InputError, OptionError, did_you_mean
 from onnxplain.programs.program import Assignment
-from onnxplain.runtime.device import Given, Tensor
+from onnxplain.runtime.device import AnyTensor, Tensor
 
 Array = np.ndarray[Any, Any]
 
@@ -35,7 +35,7 @@ class Single:
     """
 
     name: str
-    _values: Given
+    _values: AnyTensor
     error: Array | None = None
 
     @cached_property

@@ -12,7 +12,7 @@ from onnxplain.execution.answer import Answer, sum_per_sample
 from onnxplain.execution.runner import Runner
 from onnxplain.methods.method import Method
 from onnxplain.runtime.chunked import Progress
-from onnxplain.runtime.device import Given
+from onnxplain.runtime.device import AnyTensor
 
 Array = np.ndarray[Any, Any]
 
@@ -21,7 +21,7 @@ def explain_point(
     runner: Runner,
     method: Method,
     distribution: Distribution,
-    feeds: Mapping[str, Given],
+    feeds: Mapping[str, AnyTensor],
     target: Array,
     progress: Progress | None,
 ) -> Answer:
@@ -35,7 +35,7 @@ def explain_point(
     return Answer(attributions, results[program.names.resolved], score, residual)
 
 
-def keep_point(runner: Runner, feeds: Mapping[str, Given], target: Array, progress: Progress | None) -> Answer:
+def keep_point(runner: Runner, feeds: Mapping[str, AnyTensor], target: Array, progress: Progress | None) -> Answer:
     """Attributions from one run of the program at the input, which stay where the session computes them."""
     names, room = runner.names, runner.room(len(target))
     results = runner.run(feeds, target, [names.resolved, names.score], progress, room)

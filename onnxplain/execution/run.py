@@ -35,7 +35,7 @@ from onnxplain.methods.method import Method
 from onnxplain.programs.program import Assignment
 from onnxplain.questions.question import Question
 from onnxplain.runtime.chunked import Progress
-from onnxplain.runtime.device import Given, Tensor
+from onnxplain.runtime.device import AnyTensor, Tensor
 
 Array = np.ndarray[Any, Any]
 
@@ -91,7 +91,7 @@ def check(method: Method, feeds: Mapping[str, Array], question: Question) -> Non
 def run(
     runner: Runner,
     method: Method,
-    feeds: Mapping[str, Given],
+    feeds: Mapping[str, AnyTensor],
     target: Array | None,
     progress: Progress | None,
     keep: bool = False,
@@ -153,7 +153,7 @@ def traced(runner: Runner, lines: Sequence[Assignment], feeds: Mapping[str, Arra
 def _explain(
     runner: Runner,
     method: Method,
-    feeds: Mapping[str, Given],
+    feeds: Mapping[str, AnyTensor],
     target: Array | None,
     progress: Progress | None = None,
 ) -> Answer:

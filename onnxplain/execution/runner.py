@@ -21,7 +21,7 @@ from onnxplain.programs.checkpointing import recomputed
 from onnxplain.programs.program import Names, Program
 from onnxplain.runtime.batching import GPU_RUNS_AT_ONCE, chunk_size, samples_that_fit
 from onnxplain.runtime.chunked import Chunked, Progress
-from onnxplain.runtime.device import Given, Tensor
+from onnxplain.runtime.device import AnyTensor, Tensor
 from onnxplain.runtime.providers import CPU, ProviderChoice
 from onnxplain.runtime.recent import Recent
 from onnxplain.runtime.session import Session
@@ -180,7 +180,7 @@ class Runner:
 
     def run(
         self,
-        feeds: Mapping[str, Given],
+        feeds: Mapping[str, AnyTensor],
         target: Array,
         outputs: Sequence[str],
         progress: Progress | None = None,

@@ -11,14 +11,14 @@ from onnxplain.canonize.prepare import names_of, rank_of, size_of
 from onnxplain.errors import InputError, did_you_mean
 from onnxplain.graph.axes import BatchAxes
 from onnxplain.graph.ir import Value
-from onnxplain.runtime.device import Given, received
+from onnxplain.runtime.device import AnyTensor, received
 
 Array = np.ndarray[Any, Any]
 
 
 def check_inputs(
     x: Any, inputs: Sequence[Value], axes: BatchAxes, nan: bool = False, gpu: bool = False
-) -> tuple[dict[str, Given], int, dict[str, int]]:
+) -> tuple[dict[str, AnyTensor], int, dict[str, int]]:
     """Check input arrays against the model's declarations.
 
     Parameters
@@ -75,7 +75,7 @@ def _named(x: Any, declared: Mapping[str, Value]) -> Mapping[str, Any]:
     return x
 
 
-def _samples(feeds: Mapping[str, Given], axes: BatchAxes) -> int:
+def _samples(feeds: Mapping[str, AnyTensor], axes: BatchAxes) -> int:
     """Number of samples; 1 if no input has a batch axis."""
     samples: dict[str, int] = {}
     for name in (name for name in feeds if name in axes):
@@ -87,7 +87,7 @@ def _samples(feeds: Mapping[str, Given], axes: BatchAxes) -> int:
     return next(iter(samples.values()), 1)
 
 
-def _sizes(feeds: Mapping[str, Given], declared: Mapping[str, Value]) -> dict[str, int]:
+def _sizes(feeds: Mapping[str, AnyTensor], declared: Mapping[str, Value]) -> dict[str, int]:
     """Sizes of the free dimensions, by their names, and of inputs without a declared shape."""
     sizes: dict[str, int] = {}
     taken = names_of(value.shape for value in declared.values())
@@ -102,7 +102,7 @@ def _sizes(feeds: Mapping[str, Given], declared: Mapping[str, Value]) -> dict[st
     return sizes
 
 
-def _checked(array: Given, value: Value, batch_axis: int | None) -> Given:
+def _checked(array: AnyTensor, value: Value, batch_axis: int | None) -> AnyTensor:
     """The array with the dtype that the canonical graph takes."""
     expected = " x ".join("?" if d is None else str(d) for d in value.shape or ())
     half = value.is_float and value.dtype.itemsize == 2

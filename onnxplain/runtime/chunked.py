@@ -14,7 +14,7 @@ import numpy as np
 from onnxplain.errors import InputError, RunError
 from onnxplain.graph.axes import BatchAxes
 from onnxplain.runtime.batching import chunks
-from onnxplain.runtime.device import Given, Tensor
+from onnxplain.runtime.device import AnyTensor, Tensor
 from onnxplain.runtime.session import Session
 
 Array = np.ndarray[Any, Any]
@@ -50,7 +50,7 @@ class Chunked:
 
     def run(
         self,
-        feeds: Mapping[str, Given],
+        feeds: Mapping[str, AnyTensor],
         count: int,
         outputs: Sequence[str],
         progress: Progress | None = None,
@@ -91,7 +91,7 @@ class Chunked:
 
     def _chunks(
         self,
-        feeds: Mapping[str, Given],
+        feeds: Mapping[str, AnyTensor],
         count: int,
         outputs: Sequence[str],
         progress: Progress | None,
@@ -106,7 +106,7 @@ class Chunked:
         return {n: np.concatenate([p[n] for p in joined]) for n in outputs} if len(joined) > 1 else joined[0]
 
     def _chunk(
-        self, feeds: Mapping[str, Given], outputs: Sequence[str], into: Mapping[str, Tensor], part: slice
+        self, feeds: Mapping[str, AnyTensor], outputs: Sequence[str], into: Mapping[str, Tensor], part: slice
     ) -> dict[str, Array]:
         rows = np.arange(part.start, part.stop)
         size = len(rows)
@@ -129,7 +129,7 @@ class Chunked:
             raise InputError(f"{what}, and {why}", "Give an array, or another number of samples.")
         return tensor.rows(slice(int(rows[0]), int(rows[-1]) + 1))
 
-    def _fed(self, name: str, array: Given, rows: Array) -> Given:
+    def _fed(self, name: str, array: AnyTensor, rows: Array) -> AnyTensor:
         if name not in self.axes:
             return array
         if isinstance(array, Tensor):

@@ -98,10 +98,10 @@ class Tensor:
         return int(kind), int(number)
 
 
-Given = Array | Tensor
+AnyTensor = Array | Tensor  # on the host, or in memory of a provider
 
 
-def received(x: Any, name: str, gpu: bool) -> Given:
+def received(x: Any, name: str, gpu: bool) -> AnyTensor:
     """Convert what a user passes for an input to an array on the host, or to a tensor on a GPU.
 
     Memory is shared where that is possible.

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxplain.graph.ir import Graph, Node, Value
 from onnxplain.runtime import ort
-from onnxplain.runtime.device import Device, Given, Tensor
+from onnxplain.runtime.device import AnyTensor, Device, Tensor
 from onnxplain.runtime.providers import CUDA
 from onnxplain.storage import writer
 
@@ -70,7 +70,7 @@ class Replays:
         self._captured: dict[Any, _Captured] = {}
 
     def run(
-        self, feeds: Mapping[str, Given], names: Sequence[str], into: Mapping[str, Tensor], options: Any
+        self, feeds: Mapping[str, AnyTensor], names: Sequence[str], into: Mapping[str, Tensor], options: Any
     ) -> list[Array] | None:
         """Run as `Session.run` does; None if this run is not captured, and ``options`` are those of a plain run."""
         sizes = tuple((name, feed.dtype.str, feed.shape) for name, feed in feeds.items())
@@ -95,7 +95,7 @@ class Replays:
             _copy(Tensor(results[name], tensor.dtype, tensor.shape), tensor)
         return [results[name].numpy() for name in names]
 
-    def _prepared(self, feeds: Mapping[str, Given]) -> _Captured:
+    def _prepared(self, feeds: Mapping[str, AnyTensor]) -> _Captured:
         """Allocate the inputs, and bind them and the outputs, which ONNX Runtime allocates in the first run."""
         inputs = {
             name: Tensor.empty(feed.shape, feed.dtype, ("cpu", 0) if name in self._on_host else self._device)

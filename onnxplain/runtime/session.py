@@ -17,7 +17,7 @@ import numpy as np
 from onnxplain.errors import ModelError, ProviderError, RunError
 from onnxplain.graph.ir import Graph, Value
 from onnxplain.runtime import ort
-from onnxplain.runtime.device import Device, Given, Tensor
+from onnxplain.runtime.device import AnyTensor, Device, Tensor
 from onnxplain.runtime.options import Level, save_rewritten, session_options
 from onnxplain.runtime.providers import CPU, CUDA, ProviderChoice
 from onnxplain.runtime.replay import Replays, worker
@@ -118,7 +118,7 @@ class Session:
 
     def run(
         self,
-        feeds: Mapping[str, Given],
+        feeds: Mapping[str, AnyTensor],
         outputs: Sequence[str] | None = None,
         into: Mapping[str, Tensor] | None = None,
     ) -> Arrays:
@@ -161,7 +161,7 @@ class Session:
             raise RunError(f"ONNX Runtime failed to run the program: {str(error).strip()}", hint) from None
 
     def _run(
-        self, feeds: Mapping[str, Given], names: Sequence[str], into: Mapping[str, Tensor], options: Any
+        self, feeds: Mapping[str, AnyTensor], names: Sequence[str], into: Mapping[str, Tensor], options: Any
     ) -> Sequence[Array]:
         if self._replays:
             results = self._replays.run(feeds, names, into, options)
