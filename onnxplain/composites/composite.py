@@ -17,7 +17,8 @@ from onnxplain.errors import NoRuleError, OptionError
 from onnxplain.ops import Call, Kind
 from onnxplain.rules.attention import ConservativeUniform, Signal, Uniform
 from onnxplain.rules.base import Gradient, Rule
-from onnxplain.rules.lrp import Folded, LinearRule, Norm, Pass
+from onnxplain.rules.lrp import Folded, LinearRule
+from onnxplain.rules.sums import Norm, Pass
 
 EVERYTHING = functools.reduce(lambda a, b: a | b, Kind)  # all kinds of nodes
 

@@ -26,20 +26,8 @@ from onnxplain.errors import OptionError
 from onnxplain.ops import Kind
 from onnxplain.rules.attention import ConservativeUniform, SoftmaxTaylor, Standardize, Uniform
 from onnxplain.rules.base import Gradient, Rule
-from onnxplain.rules.lrp import (
-    AlphaBeta,
-    Epsilon,
-    Flat,
-    Gamma,
-    Interpolated,
-    Norm,
-    Pass,
-    RelativeEpsilon,
-    Terms,
-    Unbiased,
-    WSquare,
-    ZBox,
-)
+from onnxplain.rules.lrp import AlphaBeta, Epsilon, Flat, Gamma, Interpolated, RelativeEpsilon, Unbiased, WSquare, ZBox
+from onnxplain.rules.sums import Norm, Pass, Terms
 
 Bound = float | np.ndarray
 

@@ -1,8 +1,8 @@
 """Rules: how a node redistributes the relevance of its output to its inputs.
 
-One module per family: `lrp` (linear layers), `attention` (products, softmax, normalisation), `relu` (rectifiers),
-`deeplift` and `exact` (DeepLIFT), and `base` (the protocol, the gradient). A composite (`onnxplain.composites`)
-assigns a rule to each node; the reverse walk (`onnxplain.backward`) applies them.
+One module per family: `lrp` (linear layers), `sums` (sums, activations), `attention` (products, softmax,
+normalisation), `relu` (rectifiers), `deeplift` and `exact` (DeepLIFT), and `base` (the protocol, the gradient). A
+composite (`onnxplain.composites`) assigns a rule to each node; the reverse walk (`onnxplain.backward`) applies them.
 """
 
 from onnxplain.rules.attention import ConservativeUniform, Signal, SoftmaxTaylor, Standardize, Uniform
@@ -15,15 +15,13 @@ from onnxplain.rules.lrp import (
     Gamma,
     Interpolated,
     LinearRule,
-    Norm,
-    Pass,
     RelativeEpsilon,
-    Terms,
     Unbiased,
     WSquare,
     ZBox,
 )
 from onnxplain.rules.relu import BetaSmooth, Deconvnet, GuidedBackprop, RectGrad
+from onnxplain.rules.sums import Norm, Pass, Terms
 
 __all__ = [
     "AlphaBeta",

@@ -1,4 +1,4 @@
-"""Layer-wise relevance propagation (LRP): rules for linear layers, and `Norm`, `Terms` and `Pass` for other nodes.
+"""Layer-wise relevance propagation (LRP): rules for linear layers. `onnxplain.rules.sums` has those for other nodes.
 
 The letters are the papers': x_i the layer's input, w_ij and b_j its weights and biases (W, b), R_j the relevance of its
 output, z_j the denominator, s = R / z the quotient. W+ = max(W, 0), W- = min(W, 0), x+ and x- likewise;
@@ -32,17 +32,16 @@ from onnxplain.ops import Call
 from onnxplain.ops.table import Cotangent
 from onnxplain.rules.base import (
     AffineNeighbours,
-    Gradient,
     LinearMap,
     keep,
     negative,
     positive,
-    proportional,
     root_mean_square,
     stabilize,
     stabilized,
 )
 from onnxplain.rules.signs import is_never_negative, rectified
+from onnxplain.rules.sums import Norm
 
 
 class LinearRule(ABC):
@@ -407,60 +406,3 @@ class Flat(LinearRule):
         """Write 1^T (R / S(1 1)): every weight replaced by 1, no bias."""
         ones = f.map(lambda w: w * 0.0 + 1.0)
         return ones.vjp(r / stabilize(ones(f.everywhere(1.0)), self.epsilon))
-
-
-@dataclass(frozen=True)
-class Norm:
-    """The rule for sums y (Add, means, average pooling): R_i = x_i J_i^T (R / S(y)), the input's share of the sum.
-
-    Parameters
-    ----------
-    epsilon
-        Stabilizer of the denominator, in the units of y.
-    """
-
-    epsilon: float = 1e-6
-
-    def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """Write x_i J_i^T (R / S(y)) for each active input."""
-        return proportional(call, cotangents[0], self.epsilon)
-
-
-@dataclass(frozen=True)
-class Terms:
-    """The rule for reductions of a sum of terms t_i: R_i = t_i R / sum_k t_k, the element's share of the sum.
-
-    The terms are x^2 in a sum of squares and an L2 norm, |x| in an L1 norm, |x|^p in an Lp norm, x in a log-sum, exp(x)
-    in a log-sum-exp, and in a determinant the element's part of the expansion.
-
-    Parameters
-    ----------
-    epsilon
-        Stabilizer of the denominator, in the units of y.
-    """
-
-    epsilon: float = 1e-6
-
-    def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """Write x_i J_i^T (R / (k y)) for a y that is homogeneous of degree k, and t_i R / sum_k t_k for logarithms."""
-        r = cotangents[0]
-        assert r is not None
-        if call.node.op == "ReduceLogSumExp":
-            return Gradient()(call, r)
-        if call.node.op == "ReduceLogSum":
-            return [None if ct is None else call.x * ct for ct in Gradient()(call, r)]
-        if call.node.op == "ReduceSumSquare":
-            r = r * 0.5
-        if call.node.op == "Det":
-            r = r / call.x.size(-1).cast(r.dtype)
-        return proportional(call, r, self.epsilon)
-
-
-@dataclass(frozen=True)
-class Pass:
-    """The rule for activations and for scales and shifts by constants: R passes unchanged to the first active input."""
-
-    def __call__(self, call: Call, *cotangents: Cotangent) -> Sequence[Cotangent]:
-        """Return R for the first active input, None for the others."""
-        first = call.active.index(True)
-        return [cotangents[0] if i == first else None for i in range(len(call.active))]

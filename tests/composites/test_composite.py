@@ -22,8 +22,9 @@ from onnxplain.errors import NoRuleError, OptionError
 from onnxplain.ops import Kind
 from onnxplain.rules.attention import SoftmaxTaylor, Uniform
 from onnxplain.rules.base import Gradient
-from onnxplain.rules.lrp import AlphaBeta, Epsilon, Flat, Gamma, Norm, Pass, RelativeEpsilon, Unbiased, WSquare, ZBox
+from onnxplain.rules.lrp import AlphaBeta, Epsilon, Flat, Gamma, RelativeEpsilon, Unbiased, WSquare, ZBox
 from onnxplain.rules.relu import Deconvnet, GuidedBackprop
+from onnxplain.rules.sums import Norm, Pass
 from tests.models import model
 from tests.reference import rng
 

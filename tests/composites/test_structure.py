@@ -16,7 +16,8 @@ from onnxplain.composites import COMPOSITES, LRP_RULES, everywhere
 from onnxplain.graph.emit import Emitter
 from onnxplain.ops import Kind
 from onnxplain.rules.attention import Signal, Uniform
-from onnxplain.rules.lrp import AlphaBeta, Folded, Norm, Pass
+from onnxplain.rules.lrp import AlphaBeta, Folded
+from onnxplain.rules.sums import Norm, Pass
 from onnxplain.storage.reader import read
 from tests.models import model
 from tests.reference import relative_error, rng, run_ort

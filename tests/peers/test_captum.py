@@ -15,7 +15,8 @@ import onnxplain
 from onnxplain.composites import Composite, Row
 from onnxplain.ops import Kind
 from onnxplain.rules.base import Gradient, Rule
-from onnxplain.rules.lrp import AlphaBeta, Epsilon, Gamma, Norm, Pass
+from onnxplain.rules.lrp import AlphaBeta, Epsilon, Gamma
+from onnxplain.rules.sums import Norm, Pass
 from tests.peers.nets import Peer, ResNet, StackSum, Vgg, calibrated, check, exported
 from tests.reference import rng
 

@@ -13,7 +13,8 @@ from onnxplain.ops import OPS, Kind
 from onnxplain.programs.assembly import compile_program, report
 from onnxplain.questions.question import ask
 from onnxplain.rules.base import Gradient
-from onnxplain.rules.lrp import AlphaBeta, Epsilon, Flat, Pass
+from onnxplain.rules.lrp import AlphaBeta, Epsilon, Flat
+from onnxplain.rules.sums import Pass
 from onnxplain.storage.reader import read
 from onnxplain.storage.writer import to_proto
 from tests.methods.test_table import OPTIONS

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from onnxplain.rules.lrp import Norm, Pass, Terms
+from onnxplain.rules.sums import Norm, Pass, Terms
 from tests.reference import Case, relative_error, rng
 from tests.rules.dense import Array, stabilized
 from tests.rules.one import relevances
