@@ -76,8 +76,8 @@ class Session:
         graph = graph.scheduled() if isinstance(graph, Graph) else graph
         self.outputs = [v.name for v in (graph.proto.graph.output if isinstance(graph, Source) else graph.outputs)]
         options = session_options(_level(graph, lean))
-        # After a run, its threads would go on spinning for a while, and slow down whatever runs next in the process:
-        # the model's own session, or another one of this explainer, by up to three times.
+        # Otherwise the session's threads would spin for a while after a run, and slow down the next run in the process,
+        # of the model's own session or another one of this explainer, by up to three times.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if saved:
             save_rewritten(options, saved)

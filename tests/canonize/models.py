@@ -1,4 +1,4 @@
-"""Tiny models in ONNX's text syntax, and the check that a canonical graph calculates what its model does."""
+"""Tiny models in ONNX's text syntax, and the check that a canonical graph computes the same as its model."""
 
 from __future__ import annotations
 

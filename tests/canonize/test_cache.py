@@ -162,7 +162,7 @@ def test_sizes_and_software_have_entries_of_their_own(tmp_path: Path, monkeypatc
     assert len(found(tmp_path)) == 4
 
 
-def test_off_unless_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_off_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(entries.VARIABLE, raising=False)
     assert ox.load(large()).cache is None
     monkeypatch.setenv(entries.VARIABLE, str(tmp_path / "by" / "environment"))

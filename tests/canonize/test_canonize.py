@@ -1,4 +1,4 @@
-"""What deployed files look like: every opset, functions, control flow, odd declarations, other precisions."""
+"""Models as they are deployed: every opset, functions, control flow, odd declarations, other precisions."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class Samples(CalibrationDataReader):
 
 
 def extended(source: Path, target: Path, level: Any = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED) -> None:
-    """What ONNX Runtime saves at an optimisation level."""
+    """The model that ONNX Runtime saves at an optimisation level."""
     options = ort.SessionOptions()
     options.graph_optimization_level = level
     options.optimized_model_filepath = str(target)
@@ -201,7 +201,7 @@ def test_half_precision(net: Path, inside: bool) -> None:
 
 
 def test_weights_in_blocks_for_one_processor_are_refused(net: Path) -> None:
-    """What ONNX Runtime saves at its highest level; all nodes are named."""
+    """The model that ONNX Runtime saves at its highest optimisation level, with names for all nodes."""
     saved = net.with_suffix(".all.onnx")
     extended(net, saved, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
     blocked = [n for n in onnx.load(saved).graph.node if n.domain == "com.microsoft.nchwc"]

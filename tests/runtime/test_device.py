@@ -29,7 +29,7 @@ X = IMAGES.x(5)
 
 
 class OnGpu:
-    """What a library says about a tensor that is on a GPU, which is not here."""
+    """A tensor that claims to be on a GPU, for machines without one."""
 
     dtype = np.dtype(np.float32)
 
@@ -95,7 +95,7 @@ def test_tensors_on_the_host_are_views() -> None:
     assert received([[1.0], [2.0]], "x", gpu=False).shape == (2, 1)
 
 
-def test_tensors_that_cannot_be_taken_over() -> None:
+def test_tensors_that_cannot_be_exchanged() -> None:
     for given in (torch.ones(2, requires_grad=True), torch.ones(2, dtype=torch.bfloat16)):
         with pytest.raises(
             InputError, match=r"tensor for input 'x' cannot be exchanged by DLPack: .*\n.*detach\(\).float\(\)"
@@ -159,7 +159,7 @@ def test_methods_that_add_up_on_the_host_say_so() -> None:
 
 @pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Every tensor that is given is taken for one where the sessions calculate; collects what sessions are fed."""
+    """Treat every tensor as being on the sessions' device; collect the inputs that sessions get."""
     fed: list[dict[str, Any]] = []
     run = Session.run
 
@@ -273,7 +273,7 @@ def test_tensors_on_the_gpu(method: str, memory: int | str) -> None:
 
 
 @pytest.mark.gpu
-def test_tensor_float_32_is_off_unless_asked_for() -> None:
+def test_tensor_float_32_is_off_by_default() -> None:
     expected = ox.Explainer(IMAGES.proto(), "gradient", providers=[CPU])(X).values
     for options in ({}, {"use_tf32": 1}):
         found = ox.Explainer(IMAGES.proto(), "gradient", providers=[(CUDA, options), CPU])(X).values

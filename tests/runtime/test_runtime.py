@@ -139,7 +139,7 @@ def test_the_gpu_is_chosen_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -
     assert choose([CPU]).names == [CPU]
 
 
-def test_what_was_asked_for_comes_in_that_order_with_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requested_providers_come_in_order_with_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     available(monkeypatch, CPU)
     choice = choose([(CUDA, {"device_id": 1}), CPU])
     assert choice.names == [CPU]
@@ -152,7 +152,7 @@ def test_what_was_asked_for_comes_in_that_order_with_reasons(monkeypatch: pytest
     assert choose([(CUDA, {"use_tf32": 1})]).providers == ((CUDA, {"use_tf32": 1}),)
 
 
-def test_cuda_graphs_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_graphs_are_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     available(monkeypatch, CUDA, CPU)
     for wanted in (1, "1", True, "true"):
         assert choose([(CUDA, {"enable_cuda_graph": wanted}), CPU]).replays
@@ -164,7 +164,7 @@ def test_cuda_graphs_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.gpu
 def test_a_bad_option_of_a_provider_is_an_error() -> None:
-    """Where ONNX Runtime itself would print the error and go on with other providers."""
+    """ONNX Runtime itself would print the error and continue with other providers."""
     with pytest.raises(ModelError, match=r"cannot load the program: .*nonsense"):
         Session(doubled(), choose([(CUDA, {"nonsense": 1}), CPU]))
 
@@ -204,7 +204,7 @@ def doubled() -> Graph:
 ON_CPU = ProviderChoice((CPU,), ("",))
 
 
-def test_session_computes_what_is_asked_for() -> None:
+def test_session_computes_the_requested_outputs() -> None:
     session = Session(doubled(), ON_CPU)
     assert session.provider == CPU
     assert session.outputs == ["y", "z"]

@@ -129,6 +129,6 @@ UNKNOWN: list[Any] = [
 
 
 @pytest.mark.parametrize("value", UNKNOWN, ids=lambda value: type(value).__name__)
-def test_what_nobody_knows_has_none(value: Any) -> None:
+def test_values_of_unknown_content_have_none(value: Any) -> None:
     with pytest.raises(NoDigestError, match="has no digest"):
         digest(value)

@@ -112,7 +112,7 @@ def test_what_the_explainer_alone_needs_stays_in_it(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_weights_that_begin_alike_are_told_apart(tmp_path: Path) -> None:
+def test_weights_that_begin_alike_are_distinguished(tmp_path: Path) -> None:
     first = np.zeros((6, 300), np.float32)
     second = first.copy()
     second[-1, -1] = 1

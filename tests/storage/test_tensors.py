@@ -100,7 +100,7 @@ def test_what_is_taken_out_is_all_that_changes():
     assert all(array.flags.aligned and array.flags.writeable for array in weights.values())
 
 
-def test_fields_that_nobody_knows_are_kept():
+def test_unknown_fields_are_kept():
     extra = b"\xfa\x3f\x03abc" + b"\xf9\x3f12345678" + b"\xfd\x3f1234" + b"\xf0\x3f\x96\x01"  # fields 1023, 1022
     data = manifold().SerializeToString() + extra
     light, _ = tensors.take_out(BytesIO(data))
@@ -108,7 +108,7 @@ def test_fields_that_nobody_knows_are_kept():
 
 
 def test_wherever_it_is_cut_off_it_is_no_model():
-    """As far as protobuf notices: what ends between two fields is a message."""
+    """Unless it is cut off between two fields, which leaves a message that protobuf accepts."""
     data = manifold().SerializeToString()
     for end in {*range(0, len(data), 97), *range(len(data) - 40, len(data))}:
         try:

@@ -222,7 +222,7 @@ def test_attention_without_bias():
 
 @pytest.mark.parametrize("both", [False, True])
 def test_relative_position_bias(both):
-    """The buckets as T5's own code calculates them."""
+    """The buckets as T5's own code computes them."""
     table = normal(16, 2)
     buckets, exact, far = (8, 4, 20) if both else (16, 8, 20)
     expected = np.zeros((1, 2, 30, 28))

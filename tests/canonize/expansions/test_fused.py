@@ -1,4 +1,4 @@
-"""Operators of ONNX Runtime's own: taken apart, they calculate what its kernels do, or what its documentation says."""
+"""Expansions of ONNX Runtime's operators compute the same as its kernels, or as its documentation says."""
 
 from __future__ import annotations
 

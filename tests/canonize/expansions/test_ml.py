@@ -1,4 +1,4 @@
-"""Classical machine learning in standard operators calculates what ONNX Runtime's kernels do; the rest is named."""
+"""Expansions of classical machine learning compute the same as ONNX Runtime's kernels; errors name the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantized operators calculate in floating point, and give the same integers."""
+"""Quantized operators compute in floating point, with the same integers as results."""
 
 from __future__ import annotations
 

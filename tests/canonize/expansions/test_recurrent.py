@@ -60,7 +60,7 @@ def test_samples_first(op: str, direction: str) -> None:
         assert relative_error(result[name].values, expected[name].values) < 1e-6
 
 
-def test_what_nobody_asks_for_is_left_out() -> None:
+def test_unused_outputs_are_left_out() -> None:
     text = """m (float[N,T,4] x) => (float[N,1,6] y) { , y = GRU<hidden_size=6, layout=1>(x, w, r) }"""
     graph = canonize(read(model(text, **weights(w=(1, 18, 4), r=(1, 18, 6))))).graph
     assert [n.op for n in graph.nodes] == ["Transpose", "GRU", "Transpose"]
