@@ -307,7 +307,7 @@ def test_bad_targets(tmp_path: Path) -> None:
         (mlp, -1, "out of range"),
         (mlp, "inptu", "does not name its classes"),
         (mlp, [1, 2], "2 targets"),
-        (sizes, (0, 1, 1), "not known before"),
+        (sizes, (0, 1, 1), "is unknown before it runs"),
     ):
         with pytest.raises(TargetError, match=message):
             explainer.export(tmp_path / "a.onnx", target=target)
