@@ -1,1 +1,1 @@
-"""A method and a canonical graph become a program: one graph for ONNX Runtime."""
+"""Programs: a method and a canonical graph, written as one graph for ONNX Runtime."""

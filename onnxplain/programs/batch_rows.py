@@ -1,4 +1,4 @@
-"""Where the samples of a batch are in the tensors of a graph, as long as they stay apart from each other."""
+"""`Rows`: where the samples of a batch are in the tensors of a graph, as long as samples are not mixed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from onnxplain.graph.var import Var, concat
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a tensor along the axis of the batch: of every sample ``size``, in ``blocks``.
+    """The rows of a tensor along the batch axis: each sample has ``size`` rows, in ``blocks`` blocks.
 
-    Each block has rows of all samples, one sample after the other, as they come when a Reshape has made one axis of
+    Each block has rows of all samples, one sample after the other: the layout of a Reshape that makes one axis of
     (blocks, batch, rows).
     """
 
@@ -24,7 +24,7 @@ class Rows:
     blocks: int = 1
 
     def repeated(self, row: Var, like: Var) -> Var:
-        """Repeat what one sample has for all samples of ``like``."""
+        """Repeat the rows of one sample for all samples of ``like``."""
         if self.size == 1:
             return row
         emitter, sizes = row.emitter, [row.size(axis) for axis in range(row.rank)]
@@ -35,14 +35,14 @@ class Rows:
         return emitter.op("Expand", apart, concat(ones)).reshape_like(like)
 
 
-Found = dict[str, Rows | None]  # for integers, nothing needs to be known
+Found = dict[str, Rows | None]  # None for integers, whose rows are not needed
 Lookup = Callable[[str], Value | None]
 
 
 def rows_of_samples(graph: Graph, tensors: Iterable[str], needed: set[str]) -> Found | None:
-    """Find the rows of all ``needed`` values that depend on some tensors; None if these do not stay apart.
+    """Find the rows of all ``needed`` values that depend on some tensors; None if samples may be mixed.
 
-    Then other inputs take part, or samples share an axis that is not told apart, or a size is not known.
+    They may if other inputs take part, if samples share an axis in an unknown layout, or if a size is unknown.
     """
     found = {name: _rows(graph.value(name)) for name in tensors}
     if any(rows != Rows(rows.axis if rows else 0) for rows in found.values()):
@@ -51,12 +51,12 @@ def rows_of_samples(graph: Graph, tensors: Iterable[str], needed: set[str]) -> F
 
 
 def grows(value: Value | None) -> bool:
-    """Whether a value's sizes depend on the number of samples; those of an unknown shape may."""
+    """Whether a value's sizes depend on the number of samples, or may, because its shape is unknown."""
     return value is not None and (value.shape is None or any(rows_per_sample(d) for d in value.shape))
 
 
 def per_sample(shape: Shape) -> Shape:
-    """The shape of what one sample has."""
+    """The shape with the rows of one sample."""
     return tuple(rows_per_sample(d) or d for d in shape)
 
 
@@ -67,7 +67,7 @@ def _rows(value: Value) -> Rows | None:
 
 
 def _follow(graph: Graph, found: Found, needed: set[str], lookup: Lookup) -> bool:
-    """Complement ``found`` by what depends on it; return whether samples stay apart."""
+    """Add the values that depend on ``found`` to it; return whether samples are not mixed."""
     for node in graph.nodes:
         if found.keys().isdisjoint(node.reads) or needed.isdisjoint(node.outputs):
             continue
@@ -105,7 +105,7 @@ def _product(dims: Sequence[object]) -> int:
 
 
 def _trips(node: Node, found: Found, lookup: Lookup) -> bool:
-    """Whether samples stay apart in the trips of a Loop, and do not change their number."""
+    """Whether the trips of a Loop do not mix samples, and their number does not depend on the samples."""
     body: Graph = node.attrs["body"]
     if not node.each_slice and not found.keys().isdisjoint(node.inputs[:2]):
         return False

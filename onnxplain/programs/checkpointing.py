@@ -1,8 +1,8 @@
-"""Less memory for one more forward pass: activations that the reverse walk reads are computed again, not kept.
+"""Checkpointing: activations that the reverse walk reads are computed again instead of kept.
 
-Also known as checkpointing (Griewank and Walther 2000; Chen et al. 2016, "Training deep nets with sublinear memory
-cost"): the forward pass is cut into segments, what crosses a cut is kept, and the rest of a segment is computed again
-when the reverse walk arrives at it.
+This takes less memory, and one more forward pass (Griewank and Walther 2000; Chen et al. 2016, "Training deep nets with
+sublinear memory cost"). The forward pass is cut into segments. Values that cross a cut are kept; the other values of a
+segment are computed again when the reverse walk arrives at it.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from onnxplain.graph.memory import peak_per_sample, size_per_sample
 from onnxplain.graph.var import Var, concat
 from onnxplain.ops import OPS, Trait
 
-# What one segment may hold, as a part of what the whole forward pass computes; the best one is taken.
+# Candidates for the bytes of a segment: the whole forward pass, divided by these. The best candidate is taken.
 _PARTS = (2, 3, 4, 6, 8, 12, 16, 24)
 
 
 def recomputed(graph: Graph, seeds: Collection[str], ends: Iterable[str]) -> Graph:
-    """The graph that needs the least memory among those that compute activations again; itself, if none needs less.
+    """Rewrite a program to compute activations again, so that it needs the least memory; itself if nothing needs less.
 
     Parameters
     ----------
     graph
-        A program.
+        Graph of a program.
     seeds
-        The inputs that all of its reverse walk, and nothing of its forward pass, depends on.
+        Names of the inputs on which the whole reverse walk, and nothing of the forward pass, depends.
     ends
-        What the forward pass is there for, but for the walk: the score, for one.
+        Names of the results of the forward pass, such as the score.
     """
     walk = _Walk(graph, seeds, ends)
     if not walk.forward:
@@ -43,7 +43,7 @@ def recomputed(graph: Graph, seeds: Collection[str], ends: Iterable[str]) -> Gra
 
 
 class _Walk:
-    """A program, taken apart.
+    """The nodes of a program, split into forward pass and reverse walk.
 
     Attributes
     ----------
@@ -53,17 +53,20 @@ class _Walk:
         The nodes of the forward pass that depend on an input, by their distance from the inputs. ONNX Runtime runs them
         before the walk.
     aside
-        The other nodes that depend on an input: the walk alone asks for them (masks, sizes), and ONNX Runtime runs them
-        only then.
+        The other nodes that depend on an input: only the walk reads them (masks, sizes), and ONNX Runtime runs them
+        when the walk needs them.
     before
-        All nodes that are not in ``backward``: these, and those that depend on weights alone or must not run twice.
+        All nodes that are not in ``backward``: ``forward``, ``aside``, and the nodes that depend on weights alone or
+        must not run twice.
     roots
-        Name of a value of a node aside -> the values of ``forward`` that it is made of.
+        Name of a value of a node in ``aside`` -> the values of ``forward`` from which it is computed.
     place
-        Name of a value -> place in ``forward`` of the node that computes it, or, for one aside, of the last node there
-        that it needs.
+        Name of a value -> index in ``forward`` of the node that computes it; for a value of ``aside``, of the last node
+        in ``forward`` that it needs.
     sizes
-        By place: bytes that are computed there.
+        Bytes per sample that each node in ``forward`` computes, with the values of ``aside`` at its place.
+    crossing
+        Bytes per sample of earlier values that are read at each place in ``forward`` or later.
     """
 
     def __init__(self, graph: Graph, seeds: Collection[str], ends: Iterable[str]) -> None:
@@ -92,10 +95,10 @@ class _Walk:
             if name in last and name not in self.roots:
                 change[place + 1] += size
                 change[last[name] + 1] -= size
-        self.crossing = list(accumulate(change))  # by place: bytes from before that are read there or behind
+        self.crossing = list(accumulate(change))
 
     def cuts(self, limit: float) -> tuple[int, ...]:
-        """Places that segments begin at: little crosses there, and at most ``limit`` bytes lie between two."""
+        """Places at which segments begin: few bytes cross there, and a segment has at most ``limit`` bytes."""
         cuts, start, held = [], 0, [0, *accumulate(self.sizes)]
         for place in range(len(self.forward)):
             if held[place + 1] - held[start] > limit and place > start:
@@ -105,7 +108,7 @@ class _Walk:
         return tuple(cuts)
 
     def written(self, cuts: Sequence[int]) -> Graph:
-        """The graph that computes the segments between the cuts again; not the last, which the walk begins with."""
+        """The graph that computes all segments again but the last, with which the walk begins."""
         emitter = Emitter(self.graph)
         emitter.nodes = list(self.before)
         number = np.searchsorted(cuts, range(len(self.forward)), side="right").tolist()
@@ -113,8 +116,8 @@ class _Walk:
         kept = {v.name for v in self.graph.outputs} | {name for node in self.graph.nodes for name in node.captured}
         for node in self.before:
             if self.roots.keys().isdisjoint(node.outputs):
-                here = min(segment.get(name, len(cuts)) for name in node.outputs if name)
-                kept.update(name for name in node.inputs if segment.get(name, here) < here)
+                first = min(segment.get(name, len(cuts)) for name in node.outputs if name)
+                kept.update(name for name in node.inputs if segment.get(name, first) < first)
         for name, roots in self.roots.items():
             kept.update(root for root in roots if segment.get(root, len(cuts)) < number[self.place[name]])
         lost = segment.keys() - kept
@@ -132,10 +135,10 @@ class _Walk:
         return graph.pruned([v.name for v in self.graph.outputs])
 
     def _again(self, emitter: Emitter, wanted: Sequence[str], lost: Collection[str], arrived: Var) -> Mapping[str, str]:
-        """Compute values once more, as soon as ``arrived`` is there; their names -> those of the copies.
+        """Write copies of the nodes that compute values, which run after ``arrived``; return their names by value.
 
-        What the copies read goes through a Reshape to its own sizes, to which no number at all of ``arrived`` is
-        appended: so ONNX Runtime neither runs them before nor takes them for the originals.
+        The inputs of the copies pass a Reshape to their own sizes, with zero elements of ``arrived`` appended to the
+        sizes. So ONNX Runtime cannot run the copies before ``arrived``, nor merge them with the originals.
         """
         needed, nodes = set(wanted), []
         for node in (*reversed(self.aside), *reversed(self.forward)):
@@ -162,7 +165,7 @@ class _Walk:
 
 
 def _by_depth(nodes: Iterable[Node]) -> list[Node]:
-    """The nodes by their distance from the inputs: what hangs on a value stands next to it."""
+    """Sort nodes by their distance from the inputs, so that the nodes that read a value follow it closely."""
     depth: dict[str, int] = {"": 0}
     levels: dict[int, list[Node]] = {}
     for node in nodes:
@@ -173,6 +176,6 @@ def _by_depth(nodes: Iterable[Node]) -> list[Node]:
 
 
 def _stays(graph: Graph, node: Node) -> bool:
-    """Whether a node is not to run twice, or works on what is no tensor."""
+    """Whether a node must not run twice (bodies, random numbers), or reads or writes a sequence."""
     values = [graph.values.get(name) for name in (*node.reads, *node.outputs)]
     return bool(node.subgraphs) or OPS.has(node, Trait.RANDOM) or any(v is not None and v.is_sequence for v in values)

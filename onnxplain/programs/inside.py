@@ -81,7 +81,7 @@ class Inside:
         return self.emitter.graph(self.inputs, {name: self.emitter.var(name) for name in names} | dict(outputs))
 
     def baselines(self, baseline: Baseline) -> dict[str, Var]:
-        """The tensors at the baseline: itself, or what the model makes of it where it stands for an input."""
+        """The tensors that move, at the baseline: the baseline itself, or the model's values with it as an input."""
         emitter, parts = self.emitter, self.program.slices
         given = {part.name: baseline_of(emitter.var(part.name), baseline) for part in parts}
         if all(part.direct for part in parts):
@@ -91,11 +91,11 @@ class Inside:
         inner = [v.name for v in front.outputs]
         inputs = {v.name: emitter.var(v.name) for v in self.graph.inputs}
         full = {n: emitter.op("Expand", b, inputs[n].sizes(), known=inputs[n].shape) for n, b in given.items()}
-        found = dict(zip(inner, emitter.inline(front, {**inputs, **full}, inner), strict=True))
-        return {name: found[name] if name in found else given[name] for name in self.program.points}
+        values = dict(zip(inner, emitter.inline(front, {**inputs, **full}, inner), strict=True))
+        return {name: values[name] if name in values else given[name] for name in self.program.points}
 
     def loop(self, trips: Var, initial: list[Var], step: LoopStep) -> tuple[Var, ...]:
-        """An ONNX Loop whose state is ``initial``; ``step(body, index, state)`` writes one trip."""
+        """Write an ONNX Loop with this initial state; ``step(body, index, state)`` writes one trip."""
         body = Emitter(outer=self.emitter)
         with body.within("step"):
             index = body.input("index", "int64", ())
@@ -116,7 +116,7 @@ class Inside:
         )
 
     def __call__(self, body: Emitter, points: Mapping[str, Var], outputs: list[str]) -> list[Var]:
-        """The program's outputs at ``points``, in a loop body; its other inputs and its weights come from outside."""
+        """Call the program at ``points``, in a loop body; other inputs and weights come from the outer graph."""
         program = self.program.graph.pruned(outputs)
         given = {v.name: body.var(v.name) for v in program.inputs if v.name not in {**points, **self.target}}
         target = {name: body.var(var.name) for name, var in self.target.items()}
@@ -124,7 +124,7 @@ class Inside:
 
 
 def baseline_of(x: Var, baseline: Baseline) -> Var:
-    """A baseline as a constant that broadcasts to x; one per sample makes no sense in a model for any input."""
+    """A baseline as a constant that broadcasts to x; baselines per sample would fix the samples, and are refused."""
     array = as_baseline(baseline, x.dtype, x.name)
     if not fits(array.shape, x.shape and (1, *x.shape[1:])):
         raise OptionError(f"a baseline of shape {array.shape} does not fit one sample of the input {x}")

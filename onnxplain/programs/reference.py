@@ -1,12 +1,11 @@
-"""A graph that calculates everything twice: at the input, and at a reference that the input is compared with.
+"""`paired`: a graph that runs at the input, and at a reference with which the input is compared.
 
-What depends on the explained tensors gets a copy behind their baselines; everything else is shared. Control-flow nodes
-calculate both in the same bodies. Tokens stay what they are for everything but the floats that stand for them, such as
-masks and positions (as for integrated gradients).
+Nodes that depend on the explained tensors get a copy that reads their baselines; all other nodes are shared.
+Control-flow nodes calculate both in the same bodies. Of tokens, only the floats that stand for them have a baseline:
+masks and positions, which are also made of tokens, are shared (as for integrated gradients).
 
-A baseline that is the same for all samples makes a reference of one row wherever the graph allows. Nothing of it then
-depends on the input, and ONNX Runtime calculates it once, when it loads the graph; loops, which it would not, are
-calculated here.
+If the baseline is the same for all samples, and the graph does not mix samples, the reference has one row. It then does
+not depend on the input: ONNX Runtime constant-folds it when it loads the graph, except for loops, which are run here.
 """
 
 from __future__ import annotations
@@ -34,14 +33,16 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Pair:
-    """A graph that holds a reference.
+    """A graph with a reference.
 
     Attributes
     ----------
+    graph
+        The graph at both points.
     names
-        Tensor -> its name at the reference; those missing are the same there.
+        Name of a tensor -> its name at the reference; tensors that are missing are the same there.
     inputs
-        Name of a slice -> the input of the graph for its baseline, one per sample; empty if baselines are built in.
+        Name of a slice -> the graph's input for its baseline, one per sample; empty if baselines are built in.
     """
 
     graph: Graph
@@ -50,7 +51,7 @@ class Pair:
 
 
 def is_shared(baseline: Baseline, value: Value, axis: int) -> bool:
-    """Whether a baseline is the same for all samples: whether it broadcasts to one."""
+    """Whether a baseline is the same for all samples, because it broadcasts to one sample."""
     return not is_named(baseline, value.dtype) and fits(np.shape(baseline), _one_row(value.shape, axis))
 
 
@@ -60,39 +61,37 @@ def paired(graph: Graph, question: Question, baseline: Baseline | None) -> Pair:
     Parameters
     ----------
     baseline
-        Of all slices, for all samples; None makes baselines inputs of the graph, one per sample.
+        The baseline of all slices and samples. None: the graph has inputs for baselines, one per sample.
 
     Raises
     ------
     OptionError
         The baseline does not fit a slice.
     UnsupportedModelError
-        Input and reference may take different ways, or have different sizes.
+        Input and reference may take different branches, or have different sizes.
     """
     emitter = Emitter(graph.replace(nodes=()))
     emitter.reserve(graph.nodes)
     needed = graph.needed_for([question.explained])
-    direct = all(part.direct for part in question.slices)  # masks, for one, are made of the tokens themselves
+    direct = all(
+        part.direct for part in question.slices
+    )  # otherwise masks, for example, depend on the tokens of each sample
     rows = rows_of_samples(graph, question.tensors, needed) if direct and baseline is not None else None
     copies = _Copies(needed, rows is not None)
     names: dict[str, str] = {}
-    front: dict[str, str] = {}  # tokens, and what leads from them to floats
+    front: dict[str, str] = {}  # tokens, and the values between them and the floats that stand for them
     indirect = {tensor for part in question.slices if not part.direct for tensor in part.tensors}
     leading = graph.needed_for(indirect)
     inputs: dict[str, str] = {}
 
     def start(name: str) -> None:
-        for part in question.slices:
-            if part.name == name:
-                x = emitter.var(name)
-                if baseline is None:
-                    sizes = x.shape and tuple(d if k == part.axis else None for k, d in enumerate(x.shape))
-                    given = emitter.input(f"{name}/baseline", x.dtype, sizes)
-                    inputs[name] = given.name
-                    var = emitter.op("Expand", given, x.sizes(), known=x.shape)
-                else:
-                    var = _expanded(baseline, x, part.axis, copies.one_row)
-                (names if part.direct else front)[name] = var.name
+        for part in (part for part in question.slices if part.name == name):
+            x = emitter.var(name)
+            if baseline is None:
+                inputs[name], var = _baseline_input(x, part.axis)
+            else:
+                var = _expanded(baseline, x, part.axis, copies.one_row)
+            (names if part.direct else front)[name] = var.name
 
     for value in graph.inputs:
         start(value.name)
@@ -118,7 +117,7 @@ def paired(graph: Graph, question: Question, baseline: Baseline | None) -> Pair:
 
 
 def _calculated(graph: Graph) -> Graph:
-    """The graph with the results of loops in their places, where these depend on nothing but constants."""
+    """Constant-fold the loops that depend on constants only."""
     moving = graph.reachable_from(v.name for v in graph.inputs)
     loops = [n for n in graph.nodes if n.op == "Loop" and moving.isdisjoint(n.outputs)]
     names = [name for loop in loops for name in loop.outputs]
@@ -134,7 +133,7 @@ def _calculated(graph: Graph) -> Graph:
 
 
 def constant_at(graph: Graph, slices: Sequence[Slice], explained: str, baseline: Baseline) -> Array | None:
-    """The explained tensor at a baseline that is the same for all samples, one row; None where it is no constant."""
+    """One row of the explained tensor at a baseline that is the same for all samples; None if it is not constant."""
     names = [part.name for part in slices]
     graph = graph.cut(names, [explained]).pruned([explained])
     values = [graph.value(name) for name in names]
@@ -153,6 +152,13 @@ def constant_at(graph: Graph, slices: Sequence[Slice], explained: str, baseline:
     except TrialError:
         return None
     return found
+
+
+def _baseline_input(x: Var, axis: int) -> tuple[str, Var]:
+    """Add an input for the baseline of x, which broadcasts to x: its name, and the baseline in the shape of x."""
+    sizes = x.shape and tuple(d if k == axis else None for k, d in enumerate(x.shape))
+    given = x.emitter.input(f"{x.name}/baseline", x.dtype, sizes)
+    return given.name, x.emitter.op("Expand", given, x.sizes(), known=x.shape)
 
 
 def _expanded(baseline: Baseline, x: Var, axis: int, one_row: bool) -> Var:
@@ -174,16 +180,16 @@ def _one_row(shape: Shape | None, axis: int) -> Shape | None:
 
 @dataclass(frozen=True)
 class _Copies:
-    """Writes nodes and their copies.
+    """Writes nodes, and their copies at the reference.
 
     Attributes
     ----------
     needed
-        Names of the values that the explained one depends on; others need no copy.
+        Names of the values that the explained tensor depends on; others need no copy.
     one_row
-        Whether the reference has one row; otherwise sizes are the same at both points, and need no copy.
+        Whether the reference has one row. Otherwise sizes are the same at both points, and need no copy.
     inside
-        The names of tensors in bodies, which are unique, at the reference.
+        Name of a tensor in a body -> its name at the reference; names are unique over all bodies.
     """
 
     needed: set[str]
@@ -191,9 +197,9 @@ class _Copies:
     inside: dict[str, str] = field(default_factory=dict)
 
     def write(self, node: Node, emitter: Emitter, names: dict[str, str], keep: Iterable[str] = ()) -> None:
-        """Write a node, and its copy if it reads what has another name at the reference.
+        """Write a node, and its copy if it reads a tensor that differs at the reference.
 
-        ``names`` is complemented; what is in ``keep`` has a reference of its own.
+        Names of the copies are added to ``names``. Tensors in ``keep`` have baselines of their own.
         """
         same_sizes = OPS.has(node, Trait.SIZES) and not self.one_row
         wanted = self.needed.difference(keep).intersection(node.outputs)
@@ -207,17 +213,17 @@ class _Copies:
             emitter.nodes.append(self.copy(node, emitter, names))
 
     def copy(self, node: Node, emitter: Emitter, names: dict[str, str]) -> Node:
-        """Name a node's copy, and complement ``names``."""
+        """A node's copy, whose outputs are added to ``names``."""
         if OPS.has(node, Trait.DATA_SIZED):
             raise UnsupportedModelError(
-                f"the sizes of what {node.label} gives depend on what is explained, and may differ at the baseline"
+                f"the output sizes of {node.label} depend on the explained tensors, and may differ at the baseline"
             )
         read = tuple(names.get(i, i) for i in node.inputs)
         names |= {o: self._beside(emitter, o) for o in node.outputs if o}
         return replace(node, inputs=read, outputs=tuple(names.get(o, o) for o in node.outputs), name="")
 
     def _beside(self, emitter: Emitter, name: str) -> str:
-        """A name for a value's copy."""
+        """Declare a value's copy, and return its name."""
         value = emitter.values[name]
         shape = value.shape
         if self.one_row and shape is not None:
@@ -251,7 +257,7 @@ class _Copies:
             raise _parting(node)
         scans = [k for k in range(1 + count, len(body.outputs)) if body.outputs[k].name in inside]
         body = _finished(body, inner, inside, [1 + k for k in kept] + scans)
-        # In a body, states come before scanned outputs, and so they do in what the node gives.
+        # In a body, and among the node's outputs, states come before scanned outputs.
         old, new = body.outputs[: len(body.outputs) - len(kept) - len(scans)], body.outputs[-len(kept) - len(scans) :]
         outputs = (*old[: 1 + count], *new[: len(kept)], *old[1 + count :], *new[len(kept) :])
         changed = [node.outputs[k] for k in kept] + [node.outputs[k - 1] for k in scans]
@@ -266,7 +272,7 @@ class _Copies:
         )
 
     def _apart(self, node: Node, emitter: Emitter, names: dict[str, str]) -> Node:
-        """A Loop that reads what another one has calculated at the reference, which is written before it."""
+        """A Loop that reads the values of a second Loop, which runs at the reference and is written before it."""
         body: Graph = node.attrs["body"]
         inner = Emitter(body.replace(nodes=()), emitter)
         inner.reserve(body.nodes)
@@ -310,7 +316,7 @@ class _Copies:
     def _body(
         self, body: Graph, outer: Emitter, names: Mapping[str, str], states: Sequence[str] = ()
     ) -> tuple[Graph, Emitter, dict[str, str]]:
-        """A body with copies of its nodes, and of some of its inputs; an emitter that holds it, and its names."""
+        """A body with copies of its nodes and of some inputs, an emitter that holds it, and names at the reference."""
         inner = Emitter(body.replace(nodes=()), outer)
         inner.reserve(body.nodes)
         inside = dict(names)
@@ -324,9 +330,9 @@ class _Copies:
 
 
 def _finished(body: Graph, inner: Emitter, names: Mapping[str, str], copied: Sequence[int]) -> Graph:
-    """A body that also gives what some of its outputs are at the reference, behind all others.
+    """A body with further outputs: some of its outputs at the reference, behind all others.
 
-    As in `Emitter.body`, only what is not computed in the body, or given already, is copied.
+    As in `Emitter.body`, values that are not computed in the body, or are outputs already, are copied by Identity.
     """
     computed = {output for node in inner.nodes for output in node.outputs}
     outputs = {v.name: v for v in body.outputs}
@@ -343,5 +349,5 @@ def _finished(body: Graph, inner: Emitter, names: Mapping[str, str], copied: Seq
 
 def _parting(node: Node) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"{node.label} may take another way at the baseline: its condition depends on what is explained"
+        f"{node.label} may take another branch at the baseline: its condition depends on the explained tensors"
     )

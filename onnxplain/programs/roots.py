@@ -1,4 +1,4 @@
-"""Root points: where the score is zero, next to the input; the simple Taylor decomposition expands the score there."""
+"""Root points: points near the input with a score of zero, where the simple Taylor decomposition expands the score."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def compile_rooted(
 def _search(
     root: Root, inside: Inside, score: Var, x: dict[str, Var], ways: dict[str, Var], axes: dict[str, int]
 ) -> Var:
-    """How far along the way the score is zero, per sample: by doubling until its sign changes, then by bisection.
+    """Distance to the root along ``ways``, per sample: doubled until the score changes its sign, then bisected.
 
-    On a segment, which ends at 1, nothing is doubled. Where the sign does not change, the end is as near as it gets.
+    A segment ends at distance 1, so nothing is doubled there. If the sign does not change, the farthest point is taken.
     """
     emitter = inside.emitter
     sign = emitter.op("Sign", score)

@@ -1,4 +1,4 @@
-"""Class activation maps of forward passes only: the score of what is left behind one mask after another."""
+"""Class activation maps from forward passes: the scores of masked inputs or activations, one mask after another."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def compile_masked(graph: Graph, method: Method, cam: Cam, question: Question, m
 
 
 def _by_places(graph: Graph, inside: Inside, part: Slice) -> Var:
-    """At each place, the score of the layer with nothing but its activations there."""
+    """At each place of the layer, the score with the activations at all other places set to zero."""
     emitter, (layer,) = inside.emitter, part.tensors
     activation = emitter.var(layer)
     axis = channel_axes(graph).get(layer, 1)
     space = [a for a in range(1, activation.rank) if a != axis]
     if len(space) != len(graph.value(part.name).shape or ()) - 2:
-        raise UnsupportedModelError(f"{graph.value(layer)} is no feature map whose places could be masked")
+        raise UnsupportedModelError(f"{graph.value(layer)} is not a feature map with places that can be masked")
     one = emitter.ints([1])
     shape = activation.shape or ()
     own = concat([activation.size(a) if a in space else one for a in range(activation.rank)])
@@ -58,10 +58,10 @@ def _by_places(graph: Graph, inside: Inside, part: Slice) -> Var:
     places = emitter.op("Range", count.like(0), count, count.like(1), known=(None,))
 
     def step(body: Emitter, index: Var, sums: list[Var]) -> list[Var]:
-        here = body.var(places.name).equal(index).cast(activation.dtype)
-        mask = here.reshape(body.var(own.name), known)
+        chosen = body.var(places.name).equal(index).cast(activation.dtype)
+        mask = chosen.reshape(body.var(own.name), known)
         (score,) = inside(body, {layer: body.var(layer) * mask}, [inside.program.names.score])
-        place = here.reshape(body.var(first.name))
+        place = chosen.reshape(body.var(first.name))
         return [sums[0] + score.reshape([-1, *[1] * (activation.rank - 1)]) * place]
 
     zeros = (activation * 0.0).sum([axis], keepdims=True)
@@ -70,7 +70,10 @@ def _by_places(graph: Graph, inside: Inside, part: Slice) -> Var:
 
 
 def _by_channels(graph: Graph, inside: Inside, part: Slice) -> Var:
-    """Sum over channels of A w; w: softmax of the scores of the input times A, scaled to 0 ... 1 and to its size."""
+    """The sum over channels of A w, where w is the softmax of the scores of the input times mask.
+
+    The mask of a channel is A, scaled to 0 ... 1 and resized to the input.
+    """
     emitter, (layer,) = inside.emitter, part.tensors
     x, maps = emitter.var(part.name), channels_first(graph, emitter.var(layer), layer, emitter.var(part.name))
     count = emitter.op("Squeeze", maps.size(1), emitter.ints([0]), known=())

@@ -1,4 +1,4 @@
-"""What each node gets and gives on the way back, to see where relevance is lost: in biases, stabilizers, rules."""
+"""`Trace`: the relevance that arrives at each node and that is passed on, which shows where relevance is lost."""
 
 from __future__ import annotations
 
@@ -17,24 +17,28 @@ Named = Sequence[tuple[str, Var]]
 
 
 class Trace:
-    """Watches a walk (see `onnxplain.backward.backward`).
+    """Sums up the relevance at the nodes of a reverse walk (see `onnxplain.backward.walk.walked`).
+
+    Relevance is lost in biases, in stabilizers and by some rules.
 
     Parameters
     ----------
     graph
         The forward graph.
+    emitter
+        Writes the sums.
     readout
-        (cotangent, x, baseline) -> attribution: what is summed up at each tensor.
+        (cotangent, x, baseline) -> relevance at a tensor.
     reference
-        Tensor -> its name at the reference, for methods that compare with one.
+        Name of a tensor -> its name at the reference, for methods that compare with one.
 
     Attributes
     ----------
     outputs
-        Name -> a sum per sample, shape (N,): what is to be added to the outputs of the graph.
+        Name -> a sum per sample, shape (N,): further outputs of the graph.
     names
-        First output of a node -> the names of two of these: what arrives at its outputs, and what it gives to its
-        inputs.
+        First output of a node -> the names of two sums: of the relevance that arrives at its outputs, and of the
+        relevance that it passes on to its inputs.
     """
 
     def __init__(
@@ -45,7 +49,7 @@ class Trace:
         self.names: dict[str, tuple[str, str]] = {}
 
     def add(self, call: Call, arrived: Named, given: Named) -> None:
-        """Note what a node gets and gives."""
+        """Add the two sums of a node."""
         node = call.node.outputs[0]
         names = tuple(self._emitter.fresh(f"{node}/{what}") for what in ("arrived", "given"))
         self.outputs |= dict(zip(names, map(self._total, (arrived, given)), strict=True))
@@ -55,9 +59,9 @@ class Trace:
         total: Var | None = None
         for name, ct in tensors:
             x = self._emitter.var(name)
-            there = self._emitter.var(self._reference[name]) if name in self._reference else None
-            value = self._readout(ct, x, there)
+            baseline = self._emitter.var(self._reference[name]) if name in self._reference else None
+            relevance = self._readout(ct, x, baseline)
             axis = batch_axis(self._graph, name)
-            part = value.sum([a for a in range(x.rank) if a != axis]).reshape([-1])
+            part = relevance.sum([a for a in range(x.rank) if a != axis]).reshape([-1])
             total = part if total is None else total + part
         return self._emitter.const(np.zeros(1, np.float32)) if total is None else total

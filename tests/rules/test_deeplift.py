@@ -341,7 +341,7 @@ def test_branches_hold_both() -> None:
 
 
 def test_a_way_that_depends_on_the_input_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="another way at the baseline"):
+    with pytest.raises(UnsupportedModelError, match="another branch at the baseline"):
         ox.explain(REPEATED.proto(), REPEATED.x(2), "deeplift")
     text = "m (float[N] x) => (float[K] y) { k = NonZero(x) f = Transpose(k) g = GatherND(x, f) y = Exp(g) }"
     with pytest.raises(UnsupportedModelError, match="NonZero"):
