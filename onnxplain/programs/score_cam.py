@@ -18,7 +18,7 @@ from onnxplain.questions.question import Question, Slice
 
 
 def compile_masked(graph: Graph, method: Method, cam: Cam, question: Question, model_outputs: bool) -> Program:
-    """Write the program: the masks are those of `onnxplain.methods.cams.Cam.masks`, in a loop."""
+    """Write the program of a map that masks, with a loop over the masks of `onnxplain.methods.cams.Cam.masks`."""
     (part,) = question.slices
     masked = part.name if cam.masks == "channels" else part.tensors[0]
     points = replace(question, slices=(Slice(masked, (masked,)),))
