@@ -45,7 +45,7 @@ COLUMNS = ("question", "method", "hidden", "score", "most relevant", "at random"
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """A question to a model.
 
     Attributes
@@ -137,7 +137,7 @@ def inside(shape: tuple[int, ...], left: float, top: float, right: float, bottom
     return np.broadcast_to(box, shape)
 
 
-def detector(cache: Path) -> Asked:
+def detector(cache: Path) -> Question:
     """Questions to a YOLO detector: its output has 4 coordinates and 18 class probabilities for each of 2100 places."""
     path = extract(Case("nudenet==3.4.2", "nudenet/320n.onnx", dict), cache)
     session, model = session_of(str(path)), ox.load(path)
@@ -154,7 +154,7 @@ def detector(cache: Path) -> Asked:
         picture = heatmap.picture(values, photo)
         heatmap.save(path.with_suffix(".png"), heatmap.with_boxes(picture, [(*box, names[kind].lower())]))
 
-    return Asked(
+    return Question(
         question=f"detector: why {names[kind].lower()} in this box",
         model=model,
         x=x,
@@ -174,7 +174,7 @@ def detector(cache: Path) -> Asked:
     )
 
 
-def recogniser(cache: Path) -> Asked:
+def recogniser(cache: Path) -> Question:
     """A question to a text recogniser: its output has the probability of each character per column of the line."""
     path = extract(Case("rapidocr==3.10.0", "rapidocr/models/PP-OCRv6_rec_small.onnx", dict), cache)
     session, model = session_of(str(path)), ox.load(path)
@@ -202,7 +202,7 @@ def recogniser(cache: Path) -> Asked:
         picture = heatmap.picture(cv2.resize(values.sum(axis=0), large.shape[1::-1])[None], large)
         heatmap.save(path.with_suffix(".png"), heatmap.with_boxes(picture, [(start * 3, 0, stop * 3, 144)]))
 
-    return Asked(
+    return Question(
         question=f"recogniser: why '{known[letter]}' at column {step} of '{read}'",
         model=model,
         x=x,
@@ -255,7 +255,7 @@ def recording_model(path: Path) -> onnx.ModelProto:
     return model
 
 
-def voice(cache: Path) -> Asked:
+def voice(cache: Path) -> Question:
     """The question why 0.352 s to 0.384 s are speech, in silence with a vowel from 0.3 s to 0.6 s.
 
     The window is soon after the beginning. In the middle of the vowel, no sixteenth of a second matters: hiding one
@@ -274,7 +274,7 @@ def voice(cache: Path) -> Asked:
     def draw(values: Array, path: Path) -> None:
         heatmap.save(path.with_suffix(".png"), heatmap.waveform(values, x[0]))
 
-    return Asked(
+    return Question(
         question=f"voice: what made {window * WINDOW / 16000:.3f} s speech",
         model=ox.load(proto),
         x=x,
@@ -294,7 +294,7 @@ def voice(cache: Path) -> Asked:
     )
 
 
-def bytes_of(name: str, content: bytes, cache: Path, part: float) -> Asked:
+def bytes_of(name: str, content: bytes, cache: Path, part: float) -> Question:
     """The question why a file is of its type, for a model that reads the 1024 bytes of its beginning and of its end."""
     folder = "magika/models/standard_v3_3"
     path, config = (extract(Case("magika==1.0.3", f"{folder}/{f}", dict), cache) for f in FILES)
@@ -310,7 +310,7 @@ def bytes_of(name: str, content: bytes, cache: Path, part: float) -> Asked:
         page = heatmap.page(f"{name}: {labels[label]}", heatmap.html(values, heatmap.characters(x[0])))
         path.with_suffix(".html").write_text(page)
 
-    return Asked(
+    return Question(
         question=f"bytes of {name}: why {labels[label]}",
         model=model,
         x=x,
@@ -331,12 +331,12 @@ def bytes_of(name: str, content: bytes, cache: Path, part: float) -> Asked:
 FILES = ("model.onnx", "config.min.json")
 
 
-def png(cache: Path) -> Asked:
+def png(cache: Path) -> Question:
     """The question about a picture file."""
     return bytes_of("cat.png", (Path(__file__).parent.parent / "models" / "cat.png").read_bytes(), cache, 0.02)
 
 
-def python(cache: Path) -> Asked:
+def python(cache: Path) -> Question:
     """The question about a Python source, of which much must be hidden, as all of it is typical of Python."""
     return bytes_of("examples.py", Path(__file__).read_bytes(), cache, 0.4)
 

@@ -1,4 +1,4 @@
-"""What the tests of the command line share: running a command that must work, or must refuse."""
+"""Shared parts of the tests of the command line: running a command that must work, or must refuse."""
 
 from __future__ import annotations
 

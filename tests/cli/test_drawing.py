@@ -1,4 +1,4 @@
-"""What the command line draws and prints of text, tables, signals and volumes."""
+"""The command line draws and prints text, tables, signals and volumes."""
 
 from __future__ import annotations
 

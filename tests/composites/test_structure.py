@@ -1,4 +1,4 @@
-"""What several nodes are together: layers with the scales and shifts around them, and the signals of products."""
+"""Multi-node patterns: layers with the scales and shifts next to them, and the signals of products."""
 
 from __future__ import annotations
 

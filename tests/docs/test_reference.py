@@ -20,7 +20,7 @@ CLASSES = [name for name in ox.__all__ if inspect.isclass(getattr(ox, name))]
 
 
 def resolved(name):
-    """What a full name stands for."""
+    """Return the object with a full name."""
     found = ox
     for part in name.split(".")[1:]:
         found = getattr(found, part)

@@ -124,7 +124,7 @@ class MobileNet(nn.Module):
 
 
 class StackSum(nn.Module):
-    """What zennit's Sum does."""
+    """A sum as a module, like zennit's Sum."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.sum(-1)

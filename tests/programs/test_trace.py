@@ -1,4 +1,4 @@
-"""What each node gets and gives."""
+"""The report: relevance that each node receives and passes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked: names, defaults, batch axes."""
+"""Questions: names, defaults, batch axes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""LRP of one linear layer, written out densely in float64: every weight of the layer's Jacobian, every rule's formula.
+"""LRP of one linear layer in float64 with the layer's dense Jacobian: every rule as its formula, weight by weight.
 
-Nothing here knows the package: torch calculates the layers, rules work on the matrix of contributions c_ji = w_ji x_i.
+Nothing here uses the package but the type of a case: torch computes the layers, and the rules work on the matrix of
+contributions c_ji = w_ji x_i.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Dense:
-    """``z = W x + b`` of a whole batch at once, flattened. ``connected``: which outputs see which inputs."""
+    """``z = W x + b`` of a flattened batch; ``connected``: which outputs depend on which inputs, for any weights."""
 
     W: Array
     x: Array
@@ -38,7 +39,7 @@ class Dense:
 
 
 def dense(case: Case) -> Dense:
-    """The layer of a case as a matrix. What is seen is what a layer whose weights are all 1 multiplies."""
+    """Return the layer of a case as a matrix; ``connected`` comes from the same layer with all weights set to 1."""
     at = data_index(case)
     arrays = [None if a is None else torch.tensor(np.asarray(a, np.float32), dtype=torch.float64) for a in case.inputs]
     x = arrays[at]
@@ -56,13 +57,13 @@ def dense(case: Case) -> Dense:
 
 
 def data_index(case: Case) -> int:
-    """Which input is not constant."""
+    """Return the position of the only input that is not constant."""
     (index,) = (i for i, a in enumerate(case.inputs) if a is not None and i not in case.constant)
     return index
 
 
 def evaluate(case: Case, inputs: list[torch.Tensor | None]) -> torch.Tensor:
-    """A linear operator in torch."""
+    """Evaluate a linear operator with torch."""
     x, w, *rest = inputs
     bias = rest[0] if rest else None
     if case.op == "MatMul":

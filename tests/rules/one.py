@@ -1,4 +1,4 @@
-"""One rule at one node, in ONNX Runtime."""
+"""Runs one rule at one node, in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.rules.dense import Array
 
 
 def relevances(case: Case, rule: Rule, r: Array, free: bool) -> dict[str, Array]:
-    """What a rule makes of ``r`` at the output of a node: input name -> relevance. ``free``: no size is known."""
+    """Apply a rule to relevance ``r`` of a node's output; return relevance by input. ``free``: no size is known."""
     model, feeds = single_node(case, free)
     graph = to_graph(model)
     emitter = Emitter(graph)

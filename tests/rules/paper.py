@@ -1,4 +1,4 @@
-"""DeepLIFT as its paper writes it down, for chains of layers: float64, dense matrices, one contribution at a time."""
+"""DeepLIFT as in its paper, for chains of layers: float64, dense matrices, one contribution at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Function] = {
 
 
 def contributions(layers: Sequence[Layer], x: Array, x0: Array, target: int, rule: str) -> Array:
-    """C of each input to the change of one output of the last, linear layer; section 3 and appendix of the paper."""
+    """Return each input's contribution to the change of one output of the last, linear layer (section 3, appendix)."""
     values, values0 = [x.astype(np.float64)], [x0.astype(np.float64)]
     for layer in layers:
         for v in (values, values0):
@@ -42,7 +42,7 @@ def contributions(layers: Sequence[Layer], x: Array, x0: Array, target: int, rul
 
 
 def _parts(W: Array, d: Array) -> tuple[Array, Array]:
-    """Dy+ and Dy-: the positive and the negative ones of the w_i Dx_i (3.5.1)."""
+    """Return Dy+ and Dy-: the sums of the positive and of the negative w_i Dx_i (3.5.1)."""
     each = W * d
     return np.where(each > 0, each, 0).sum(1), np.where(each < 0, each, 0).sum(1)
 

@@ -103,7 +103,7 @@ def test_rules_are_the_papers(net: str, f: str, rule: str) -> None:
 
 
 def test_the_rules_differ_and_an_error_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the comparison above would miss is nothing: neither the other rule, nor a layer that forgets its parts."""
+    """The comparison above fails for the other rule, and for a layer that ignores the two parts."""
     arrays, _ = dense()
     x = rng(1).normal(size=(3, 6)).astype(np.float32)
     text = DENSE.replace("F(", "Relu(")

@@ -29,7 +29,7 @@ def positive(*shape: int, seed: int = 0) -> Array:
 
 
 def multipliers(case: Case, before: Sequence[Array], r: Array, free: bool, rule: Any = None) -> dict[str, Array]:
-    """What comes of multipliers ``r`` of a node's output; ``before``: its active inputs at the reference."""
+    """Return the multipliers of a node's inputs from ``r``, its output's; ``before``: inputs at the reference."""
     proto, feeds = single_node(case, free)
     graph = to_graph(proto)
     emitter = Emitter(graph)

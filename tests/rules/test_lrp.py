@@ -229,7 +229,7 @@ def test_gamma_from_zero_to_one() -> None:
 
 
 def lost(layer: Dense, name: str, r: Array) -> float:
-    """What a rule keeps from the input, by its formula: the bias' share, and epsilon's."""
+    """Return the relevance that a rule loses, by its formula: the shares of the bias and of epsilon."""
     c, b, z = layer.contributions, layer.b, layer.z
     up, down = np.maximum, np.minimum
 

@@ -1,4 +1,4 @@
-"""What the base rules of LRP do with the relevance of every operator, on ONNX's own node tests."""
+"""LRP's base rules at every operator, on ONNX's own node tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the counts of the package's structure count."""
+"""tools.structure counts rooms, floors and checks of classes correctly."""
 
 from __future__ import annotations
 

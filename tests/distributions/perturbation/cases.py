@@ -1,4 +1,4 @@
-"""What the tests of masked copies share."""
+"""Shared parts of the tests of masked copies."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def network() -> torch.nn.Module:
 
 
 def contributions(x: Array, target: int, baseline: float, labels: Array) -> Array:
-    """What each feature of one sample adds, in every order: shape (orders, features)."""
+    """Return the change of the score by each feature of one sample, in every order: shape (orders, features)."""
     count = labels.max() + 1
     sets = np.array(list(product([False, True], repeat=count)))
     scores = MLP.evaluate({"x": np.where(sets[:, labels], x, np.float32(baseline))})[:, target]
@@ -71,7 +71,7 @@ def contributions(x: Array, target: int, baseline: float, labels: Array) -> Arra
 def made(
     perturbation: Perturbation, here: Mapping[str, Array], fills: Mapping[str, Array], jobs: Array, axis: int = 0
 ) -> dict[str, Array]:
-    """What the graph makes for pairs of a sample and the number of its copy; ``axis``: of the batch in the model."""
+    """Return the masked copies that the graph makes for (sample, copy number) pairs; ``axis``: the batch axis."""
     emitter = Emitter()
     shapes = {n: (*x.shape[1 : axis + 1], "batch", *x.shape[axis + 1 :]) for n, x in here.items()}
     inputs = [emitter.input(n, x.dtype, shapes[n]) for n, x in here.items()]

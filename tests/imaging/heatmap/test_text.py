@@ -71,7 +71,7 @@ def test_letters_have_contrast(colors):
 
 
 class Reader(HTMLParser):
-    """What a browser would show, and the spans that make it."""
+    """Return the text that a browser would show, and its spans."""
 
     def __init__(self):
         super().__init__()
