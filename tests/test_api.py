@@ -226,6 +226,40 @@ def test_the_report_names_rules() -> None:
     assert ox.Explainer(load("mlp"), "occlusion").report() == []
 
 
+def test_the_program_can_be_inspected() -> None:
+    explainer = ox.Explainer(load("two_inputs"), "lrp", rule="epsilon")
+    program = explainer.program()
+    assert [value.name for value in program.graph.inputs] == ["a", "b", program.names.target]
+    assert list(program.names.attributions) == list(explainer.explained) == ["a", "b"]
+    outputs = {value.name for value in program.graph.outputs}
+    assert {*program.names.attributions.values(), program.names.score, program.names.resolved} <= outputs
+
+
+TIME_MAJOR = """time_major (float[4,N,3] x, float[N,2] a) => (float[N,5] y) {
+    t = Transpose<perm=[1,0,2]>(x)
+    f = Flatten(t)
+    g = Concat<axis=1>(f, a)
+    h = MatMul(g, w1)
+    r = Relu(h)
+    y = MatMul(r, w2)
+}"""
+
+
+@pytest.mark.parametrize("memory", [1, "1 GiB"])
+@pytest.mark.parametrize("method", ["gradient", "lrp", "deeplift", "integrated_gradients", "smoothgrad", "lime"])
+def test_the_batch_may_be_any_axis(method: str, memory: int | str) -> None:
+    given = weights(w1=(14, 6), w2=(6, 5))
+    plain = TIME_MAJOR.replace("[4,N,3] x", "[N,4,3] t").replace("    t = Transpose<perm=[1,0,2]>(x)\n", "")
+    t, a = (rng(3).normal(size=shape).astype(np.float32) for shape in ((3, 4, 3), (3, 2)))
+    options: Any = {"memory": memory, **OPTIONS[method]}
+    inner = ox.explain(model(TIME_MAJOR, **given), {"x": np.moveaxis(t, 0, 1), "a": a}, method, **options)
+    front = ox.explain(model(plain, **given), {"t": t, "a": a}, method, **options)
+    np.testing.assert_array_equal(inner.target, front.target)
+    assert inner["x"].values.shape == (4, 3, 3)
+    assert relative_error(np.moveaxis(inner["x"].values, 1, 0), front["t"].values) < 2e-5
+    assert relative_error(inner["a"].values, front["a"].values) < 2e-5
+
+
 # What is refused, and when: before anything is run or even loaded.
 
 

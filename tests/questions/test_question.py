@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from onnxplain.errors import OptionError, UnsupportedModelError
-from onnxplain.graph.axes import BatchAxes, rows
-from onnxplain.graph.ir import Graph, Shape, Value
+from onnxplain.graph.axes import rows
+from onnxplain.graph.ir import Graph, Value
 from onnxplain.questions.question import Question, Slice, ask
 from tests.models import MLP, SIGMOID, SOFTMAX, TOKENS, TWO_INPUTS, weights
 from tests.programs.test_assembly import graph_of, several
@@ -62,27 +62,6 @@ def test_wrong_names(options: dict[str, Any], message: str) -> None:
 
 def value(*shape: Any, name: str = "x") -> Value:
     return Value(name, np.dtype(np.float32), shape)
-
-
-INPUTS: list[tuple[list[Shape | None], dict[str, int]]] = [
-    ([("batch", 3), ("batch",), (5,), ()], {"0": 0, "1": 0}),
-    ([(1, 3), (1, 2), (4, 4), ()], {"0": 0, "1": 0}),
-    ([(4, 3), (8, 2)], {"0": 0}),
-    ([None, (5,)], {"0": 0}),
-    ([("t", "batch", 3), ("batch", 3)], {"0": 1, "1": 0}),
-    ([(), ()], {}),
-    ([], {}),
-]
-
-
-@pytest.mark.parametrize(("shapes", "batched"), INPUTS)
-def test_batch_axes(shapes: list[Shape | None], batched: dict[str, int]) -> None:
-    assert BatchAxes.of([Value(str(i), np.dtype(np.float32), s) for i, s in enumerate(shapes)]) == batched
-
-
-def test_rows() -> None:
-    assert [rows(v) for v in (value("batch", 3), value(4), value())] == ["batch", 4, 1]
-    assert rows(Value("x", np.dtype(np.float32), None)) is None
 
 
 def reshaped(inputs: str, *shape: int, rows: str = "N") -> Graph:
