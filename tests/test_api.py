@@ -16,7 +16,7 @@ import onnxplain as ox
 from onnxplain.execution import runner
 from onnxplain.ops import OPS
 from onnxplain.runtime.recent import KEPT
-from tests.methods.test_table import OPTIONS, load, parts
+from tests.methods.tiny import OPTIONS, load, parts
 from tests.models import BRANCHES, FREE_SIZES, IMAGES, MLP, SEGMENTATION, SOFTMAX, TWO_INPUTS, model, weights
 from tests.reference import relative_error, rng
 

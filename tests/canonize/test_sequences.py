@@ -11,7 +11,7 @@ from onnxplain.canonize import canonize
 from onnxplain.errors import UnsupportedOperatorError
 from onnxplain.storage.reader import read
 from onnxplain.storage.writer import to_proto
-from tests.backward.control.test_control import differences
+from tests.backward.control.checks import differences
 from tests.models import model, weights
 from tests.reference import relative_error, rng, run_ort
 

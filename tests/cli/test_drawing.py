@@ -30,13 +30,6 @@ AXES = {"axes": np.array([1])}
 METHOD = ("-m", "gradient_x_input")
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """The folder that the commands run in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def table():
     np.save("x.npy", np.float32([[1, 2, -3], [4, 0.5, 6]]))
     Path("names.txt").write_text("age\nheight\nGröße\n", encoding="utf-8")

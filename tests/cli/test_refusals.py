@@ -13,13 +13,6 @@ import onnxplain as ox
 from tests.cli.command import DIGIT, DIGITS, STEPS, TWO, digits, refuse, run, saved
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """The folder that the commands run in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_wrong_files(folder):
     (folder / "cut.onnx").write_bytes(Path(DIGITS).read_bytes()[:5000])
     (folder / "text.onnx").write_text("hello")

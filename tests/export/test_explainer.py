@@ -17,8 +17,8 @@ import onnxplain as ox
 from onnxplain.distributions.sampling import Noise
 from onnxplain.errors import OptionError, OutputError, TargetError, UnsupportedModelError, UnsupportedOperatorError
 from onnxplain.ops import OPS
-from tests.methods.test_table import OPTIONS as ALL_OPTIONS
-from tests.methods.test_table import last_classes, load, parts, target_of
+from tests.methods.tiny import OPTIONS as ALL_OPTIONS
+from tests.methods.tiny import last_classes, load, parts, target_of
 from tests.models import BRANCHES, FIXED_BATCH, FREE_SIZES, IMAGES, MLP, TINY, TOKENS, TWO_INPUTS, Array, Tiny, model
 from tests.reference import relative_error, rng
 

@@ -21,7 +21,7 @@ from onnxplain.imaging.preprocessing import Preprocessing
 from onnxplain.ops import OPS
 from tests.cli.command import CAT, LITE
 from tests.export.test_explainer import assert_same, bare, check_plain
-from tests.methods.test_table import MAPS, load
+from tests.methods.tiny import MAPS, load
 from tests.models import FREE_SIZES, IMAGES, MLP, RESIDUAL, SEGMENTATION, SIGNAL, TINY, VOLUME, Array, Tiny, weights
 from tests.models import model as parsed
 from tests.peers.nets import ResNet, StackSum, Vgg, calibrated, check, exported

@@ -17,7 +17,7 @@ from onnxplain.rules.lrp import AlphaBeta, Epsilon, Flat
 from onnxplain.rules.sums import Pass
 from onnxplain.storage.reader import read
 from onnxplain.storage.writer import to_proto
-from tests.methods.test_table import OPTIONS
+from tests.methods.tiny import OPTIONS
 from tests.models import IMAGES, SOFTMAX, TWO_INPUTS, Tiny, model, weights
 from tests.reference import run_ort
 

@@ -17,7 +17,7 @@ from onnxplain.methods import make
 from onnxplain.programs.checkpointing import _Walk, recomputed
 from onnxplain.runtime.providers import choose
 from onnxplain.runtime.session import Session
-from tests.methods.test_table import OPTIONS
+from tests.methods.tiny import OPTIONS
 from tests.models import BRANCHES, FIXED_BATCH, FREE_SIZES, IMAGES, REPEATED, RESIDUAL, TOKENS, Tiny, weights
 from tests.reference import relative_error
 
